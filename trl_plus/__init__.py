@@ -1,0 +1,40 @@
+"""trl_plus: direct alignment on top of TRL.
+
+The public names are imported on first use, so that `import trl_plus`, the command line's help and the validation of a
+recipe cost no import of torch.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from trl_plus._version import __version__
+
+_PUBLIC = {
+    "DPOConfig": "trl_plus.configs",
+    "SimPOConfig": "trl_plus.configs",
+    "ORPOConfig": "trl_plus.configs",
+    "CPOConfig": "trl_plus.configs",
+    "KTOConfig": "trl_plus.configs",
+    "DPOTrainer": "trl_plus.trainers",
+    "SimPOTrainer": "trl_plus.trainers",
+    "ORPOTrainer": "trl_plus.trainers",
+    "CPOTrainer": "trl_plus.trainers",
+    "KTOTrainer": "trl_plus.trainers",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+if TYPE_CHECKING:
+    from trl_plus.configs import CPOConfig, DPOConfig, KTOConfig, ORPOConfig, SimPOConfig
+    from trl_plus.trainers import CPOTrainer, DPOTrainer, KTOTrainer, ORPOTrainer, SimPOTrainer
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'trl_plus' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,21 @@
+"""Trainers. Imported lazily: the package `trl_plus.configs` needs only `trainers.upstream`."""
+
+from typing import Any
+
+_PUBLIC = {
+    "DPOTrainer": "trl_plus.trainers.paired",
+    "SimPOTrainer": "trl_plus.trainers.paired",
+    "ORPOTrainer": "trl_plus.trainers.paired",
+    "CPOTrainer": "trl_plus.trainers.paired",
+    "KTOTrainer": "trl_plus.trainers.unpaired",
+}
+
+__all__ = list(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'trl_plus.trainers' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_PUBLIC[name]), name)
