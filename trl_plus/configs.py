@@ -169,7 +169,7 @@ class CPOConfig(_Checks, upstream.TRLDPOConfig):
     _method: ClassVar[str] = "CPO"
     _without_effect: ClassVar[tuple[str, ...]] = _DPO_ONLY_FIELDS
 
-    beta: float = field(default=0.1, metadata={"help": "Scale of the log-likelihood difference, CPO eq. 3."})
+    beta: float = field(default=0.1, metadata={"help": "Scale of the log-likelihood difference."})
     loss_type: list[str] = field(
         default_factory=lambda: ["sigmoid"],
         metadata={"help": "'sigmoid' (CPO), 'hinge' or 'ipo'.", "choices": ["sigmoid", "hinge", "ipo"]},
@@ -178,7 +178,7 @@ class CPOConfig(_Checks, upstream.TRLDPOConfig):
         default=0.0, metadata={"help": "Probability that a preference label is flipped; only with 'sigmoid'."}
     )
     cpo_alpha: float = field(
-        default=1.0, metadata={"help": "Weight of the token-mean NLL of the chosen completions (CPO eq. 5: 1)."}
+        default=1.0, metadata={"help": "Weight of the token-mean NLL of the chosen completions (the paper: 1)."}
     )
     overlong: str = _overlong_field()
 
@@ -204,7 +204,7 @@ class ORPOConfig(_Checks, upstream.TRLDPOConfig):
     odds: str = field(
         default="sequence",
         metadata={
-            "help": "'sequence': odds of the length-normalised likelihood (ORPO eq. 3 and 4). 'token': mean over "
+            "help": "'sequence': odds of the length-normalised likelihood (ORPO eq. 4). 'token': mean over "
             "tokens of each token's own log-odds.",
             "choices": ["sequence", "token"],
         },

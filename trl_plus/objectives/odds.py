@@ -29,5 +29,5 @@ def log1mexp(log_p: Tensor) -> Tensor:
 
 
 def log_odds(log_p: Tensor) -> Tensor:
-    """log(p / (1 - p)) from log p <= 0, elementwise; at most -log(eps) (15.9 in float32), by the clamp of `log1mexp`."""
+    """log(p / (1 - p)) from log p <= 0, elementwise. `log1mexp` bounds it by -log(eps): 15.9 in float32."""
     return at_least_float32(log_p) - log1mexp(log_p)

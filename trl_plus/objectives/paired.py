@@ -30,7 +30,7 @@ def dpo(chosen: Completions, rejected: Completions, *, beta: float, label_smooth
 
 
 def robust(chosen: Completions, rejected: Completions, *, beta: float, label_smoothing: float) -> Tensor:
-    """(-(1-e) ls(beta d) + e ls(-beta d)) / (1 - 2e). rDPO, eq. 12 (https://huggingface.co/papers/2403.00409)."""
+    """(-(1-e) ls(beta d) + e ls(-beta d)) / (1 - 2e). rDPO (https://huggingface.co/papers/2403.00409)."""
     margin = beta * (chosen.log_ratio - rejected.log_ratio)
     e = label_smoothing
     return (-(1 - e) * logsigmoid(margin) + e * logsigmoid(-margin)) / (1 - 2 * e)
@@ -49,12 +49,12 @@ def ipo(chosen: Completions, rejected: Completions, *, beta: float, reduction: s
 
 
 def hinge(chosen: Completions, rejected: Completions, *, beta: float) -> Tensor:
-    """relu(1 - beta d). SLiC-HF's calibration on log-ratios, as in RSO, eq. 7 (https://huggingface.co/papers/2309.06657)."""
+    """relu(1 - beta d). SLiC-HF's hinge on log-ratios, as in RSO (https://huggingface.co/papers/2309.06657)."""
     return torch.relu(1 - beta * (chosen.log_ratio - rejected.log_ratio))
 
 
 def dpo_norm(chosen: Completions, rejected: Completions, *, beta: float) -> Tensor:
-    """-ls(beta (c/|yw| - r/|yl|)). Length-normalised DPO (Tulu 3, section 5, https://huggingface.co/papers/2411.15124)."""
+    """-ls(beta (c/|yw| - r/|yl|)). Length-normalised DPO of Tulu 3 (https://huggingface.co/papers/2411.15124)."""
     return -logsigmoid(beta * (chosen.mean_log_ratio - rejected.mean_log_ratio))
 
 
@@ -95,9 +95,9 @@ def cpo(
     label_smoothing: float = 0.0,
     loss_type: str = "sigmoid",
 ) -> Tensor:
-    """-ls(beta (Sw - Sl)). CPO's preference term, eq. 3 (https://huggingface.co/papers/2401.08417). No reference.
+    """-ls(beta (Sw - Sl)). CPO's preference term (https://huggingface.co/papers/2401.08417). No reference.
 
-    The paper adds the NLL of the chosen completions with weight 1 (eq. 5); that token mean is the trainer's.
+    The paper adds the NLL of the chosen completions with weight 1; that token mean is the trainer's.
     `loss_type="hinge"`: relu(1 - beta (Sw - Sl)); `"ipo"`: (Mw - Ml - 1 / (2 beta))^2, both of the author's trainer.
     """
     if loss_type == "ipo":
@@ -107,7 +107,7 @@ def cpo(
 
 
 def log_odds_ratio(chosen: Completions, rejected: Completions, *, odds: str = "sequence") -> Tensor:
-    """o(yw) - o(yl), the logarithm of ORPO's odds ratio, eq. 4 (https://huggingface.co/papers/2403.07691).
+    """o(yw) - o(yl), the logarithm of ORPO's odds ratio, eq. 4 and 5 (https://huggingface.co/papers/2403.07691).
 
     `odds="sequence"`: o = log odds of exp(M), the length-normalised likelihood, as in the paper.
     `odds="token"`: o = the mean over tokens of each token's own log-odds.
@@ -120,7 +120,7 @@ def log_odds_ratio(chosen: Completions, rejected: Completions, *, odds: str = "s
 
 
 def odds_ratio(chosen: Completions, rejected: Completions, *, beta: float, odds: str = "sequence") -> Tensor:
-    """-beta ls(o(yw) - o(yl)). ORPO's odds-ratio term with its weight, eq. 6 (https://huggingface.co/papers/2403.07691).
+    """-beta ls(o(yw) - o(yl)). ORPO's odds-ratio term, eq. 7, with its weight in eq. 6 (https://huggingface.co/papers/2403.07691).
 
     The paper adds the NLL of the chosen completions; that token mean is the trainer's.
     """

@@ -7,7 +7,7 @@ from trl_plus.objectives.completions import Completions, at_least_float32
 
 
 def reference_point(log_ratio_sum: Tensor, weight_sum: Tensor) -> Tensor:
-    """z_ref = max(0, mean log-ratio of mismatched completions). KTO, section 4.1 (https://huggingface.co/papers/2402.01306).
+    """z_ref = max(0, mean log-ratio of mismatched completions). KTO (https://huggingface.co/papers/2402.01306).
 
     Args:
         log_ratio_sum: scalar, the (weighted) sum of policy minus reference log-likelihood over the KL rows of the
@@ -42,7 +42,7 @@ def kto(
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
 ) -> Tensor:
-    """w (1 - s(+-beta (ratio - z_ref))), + for desirable rows. KTO, eq. 8 (https://huggingface.co/papers/2402.01306).
+    """w (1 - s(+-beta (ratio - z_ref))), + for desirable rows. KTO, eq. 7 (https://huggingface.co/papers/2402.01306).
 
     Args:
         completions: B rows, with reference.

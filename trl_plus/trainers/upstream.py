@@ -1,6 +1,13 @@
-"""Everything private or version-dependent of TRL and transformers that trl_plus touches. The only such file."""
+"""Everything private or version-dependent of TRL and transformers that trl_plus touches. The only such file.
 
+`Seams` turns the private methods that TRL's two trainers share into hooks with public names; our trainers override
+the hooks and never a private method.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
+from typing import Any
 
 from packaging.version import Version
 
@@ -13,7 +20,185 @@ if not Version(SUPPORTED_TRL[0]) <= _installed < Version(SUPPORTED_TRL[1]):
         f"pip install 'trl>={SUPPORTED_TRL[0]},<{SUPPORTED_TRL[1]}'."
     )
 
-from trl import DPOConfig as TRLDPOConfig  # noqa: E402
+from trl import DPOConfig as TRLDPOConfig  # noqa: E402, F401 (our configurations' base)
 from trl import KTOConfig as TRLKTOConfig  # noqa: E402
 
-__all__ = ["SUPPORTED_TRL", "TRLDPOConfig", "TRLKTOConfig"]
+
+class Seams:
+    """Mixed in before a TRL trainer: its private seams under public names. Each hook's default is TRL's behaviour."""
+
+    # TRL's loss is a mean over a micro-batch that the Trainer divides by the accumulation steps; ours is exact already
+    loss_is_scaled_for_ga = True
+
+    extra_columns: tuple[str, ...] = ()
+
+    # What the model card names; TRL's own where None
+    method_name: str | None = None
+    paper_title: str | None = None
+    paper_id: str | None = None
+
+    # -- hooks ------------------------------------------------------------------------------------------------------
+
+    def micro_batch_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
+        """The scalar to call backward on, for one micro-batch."""
+        return self.upstream_loss(model, inputs)
+
+    def prepare_rows(self, dataset: Any, name: str) -> Any:
+        """Rows before TRL tokenizes them."""
+        return dataset
+
+    def finish_rows(self, dataset: Any, name: str, rows_before: int | None) -> Any:
+        """Rows after TRL tokenized them; `rows_before` is None for a stream."""
+        return dataset
+
+    def metric_means(self, mode: str) -> dict[str, float]:
+        """Our metrics since the last call, by TRL's names; `mode` is "train" or "eval"."""
+        return {}
+
+    # -- TRL's and transformers' private names ------------------------------------------------------------------------
+
+    def upstream_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
+        """TRL's own loss of a micro-batch: a mean over its rows."""
+        return super()._compute_loss(model, inputs, False)
+
+    def take_upstream_metrics(self, mode: str) -> dict[str, float]:
+        """What the last `upstream_loss` recorded: name -> mean over its micro-batch. Clears TRL's record."""
+        taken = {name: values[-1] for name, values in self._metrics[mode].items() if name != "num_tokens"}
+        self._metrics[mode].clear()
+        return taken
+
+    def count_tokens(self, tokens: int) -> int:
+        """Adds to TRL's count of training tokens (all ranks), and returns it."""
+        self._total_train_tokens += tokens
+        return self._total_train_tokens
+
+    @property
+    def tokenizer(self) -> Any:
+        return self._tokenizer
+
+    @property
+    def has_images(self) -> bool:
+        return self._is_vision_dataset
+
+    @property
+    def _name(self) -> str:
+        return self.method_name or super()._name
+
+    @property
+    def _tag_names(self) -> list[str]:
+        return ["trl", "trl_plus", self._name.lower()]
+
+    @property
+    def _paper(self) -> dict[str, str]:
+        return {"title": self.paper_title, "id": self.paper_id} if self.paper_id else super()._paper
+
+    def _send_telemetry(self) -> None:
+        """Nothing: a run of ours reports to nobody unless the recipe says so."""
+
+    def _compute_loss(self, model, inputs, return_outputs):
+        if not return_outputs:
+            return self.micro_batch_loss(model, inputs)
+        # `compute_metrics` wants logits, which a fused head never builds: TRL's own deprecated path computes them
+        _, outputs = super()._compute_loss(model, inputs, True)
+        self._metrics["train" if self.model.training else "eval"].clear()
+        return self.micro_batch_loss(model, inputs), outputs
+
+    def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
+        self.processing_class_for_rows = processing_class
+        dataset = self.prepare_rows(dataset, dataset_name)
+        rows_before = len(dataset) if hasattr(dataset, "__len__") else None
+        dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        return self.finish_rows(dataset, dataset_name, rows_before)
+
+    def _set_signature_columns_if_needed(self):
+        super()._set_signature_columns_if_needed()
+        self._signature_columns += [c for c in self.extra_columns if c not in self._signature_columns]
+
+    def _precompute_ref_logps(self, dataset, name, batch_size):
+        self.wrap_collator()  # TRL calls this inside its constructor, before ours can
+        return super()._precompute_ref_logps(dataset, name, batch_size)
+
+    def log(self, logs, start_time=None):
+        mode = "train" if self.model.training else "eval"
+        for name, value in self.metric_means(mode).items():
+            self._metrics[mode][name] = [value]
+        super().log(logs, start_time)
+
+
+@contextmanager
+def no_reference_model(policy_is_a_path: bool) -> Iterator[None]:
+    """Within this context, TRL's DPOTrainer builds no reference model.
+
+    Its constructor has no option for it: without PEFT it loads one (or hashes the policy, when it precomputes). All
+    loading goes through one function, called for the policy (where that is given as a path) and then for the reference;
+    here that second call answers None, which the rest of the constructor understands as "no reference". Nothing is
+    loaded, copied or hashed, whatever the engine.
+    """
+    from trl.trainer import dpo_trainer
+
+    load = dpo_trainer.create_model_from_path
+    loads_left = 1 if policy_is_a_path else 0
+
+    def load_policy_only(*args: Any, **kwargs: Any) -> Any:
+        nonlocal loads_left
+        loads_left -= 1
+        return load(*args, **kwargs) if loads_left >= 0 else None
+
+    dpo_trainer.create_model_from_path = load_policy_only
+    try:
+        yield
+    finally:
+        dpo_trainer.create_model_from_path = load
+
+
+@contextmanager
+def no_fixed_kl_rows(args: TRLKTOConfig) -> Iterator[None]:
+    """Within this context, TRL's KTOTrainer is built as for a loss without a KL term.
+
+    It then neither rotates completions inside the dataset map nor asks for a sequential order and a batch above one
+    row; our trainer draws the mismatched completions itself, inside each effective batch.
+    """
+    loss_type, args.loss_type = args.loss_type, "apo_zero_unpaired"
+    try:
+        yield
+    finally:
+        args.loss_type = loss_type
+
+
+def model_id(model: Any) -> str:
+    """The path or hub id that a model was loaded from, for the default output folder."""
+    from trl.trainer.utils import get_config_model_id
+
+    return model if isinstance(model, str) else get_config_model_id(model.config)
+
+
+def is_peft(model: Any) -> bool:
+    from accelerate.utils import is_peft_model
+
+    return is_peft_model(model)
+
+
+def drop_reference_adapter(model: Any) -> None:
+    """Deletes the copy of a pretrained adapter that TRL makes as a reference."""
+    if is_peft(model) and "ref" in model.peft_config:
+        model.delete_adapter("ref")
+
+
+def without_checkpointing(model: Any, args: Any) -> Any:
+    """Context in which gradient checkpointing is off, for passes without gradient."""
+    from trl.models.utils import disable_gradient_checkpointing
+
+    return disable_gradient_checkpointing(model, args.gradient_checkpointing_kwargs)
+
+
+def tokenize_messages(processing_class: Any, messages: list[dict[str, Any]], **kwargs: Any) -> list[int]:
+    """Token ids of a conversation, by the very function that TRL tokenizes rows with."""
+    from trl.data_utils import _tokenize
+
+    return _tokenize(processing_class, messages, **kwargs)["input_ids"]
+
+
+def common_prefix(a: list[int], b: list[int]) -> int:
+    from trl.data_utils import common_prefix_length
+
+    return common_prefix_length(a, b)

@@ -1,0 +1,131 @@
+"""A tiny random chat model, its tokenizer, and preference rows of ragged lengths, made in seconds without a hub."""
+
+import os
+import random
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+
+WORDS = (
+    "anchor basil cedar dune elm fern garnet heath indigo jasper kite larch meadow nickel olive pebble quill reed "
+    "sage thistle upland violet wren yew zinc"
+).split()
+TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def _text(rng, low, high):
+    return " ".join(rng.choice(WORDS) for _ in range(rng.randint(low, high)))
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+def make_pairs(n, seed=0):
+    """n conversational pairs with prompts of their own."""
+    rng = random.Random(seed)
+    return [
+        {
+            "prompt": [user(f"{i} {_text(rng, 2, 9)}?")],
+            "chosen": [assistant(_text(rng, 2, 12))],
+            "rejected": [assistant(_text(rng, 1, 15))],
+        }
+        for i in range(n)
+    ]
+
+
+def make_unpaired(n, seed=0):
+    """n conversational rows, every second one desirable, two rows to a prompt."""
+    pairs = make_pairs((n + 1) // 2, seed)
+    rows = [
+        {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}
+        for row in pairs
+        for side in ("chosen", "rejected")
+    ]
+    return rows[:n]
+
+
+def build_tokenizer():
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tok = Tokenizer(models.BPE())
+    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tok.decoder = decoders.ByteLevel()
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    texts = [m["content"] for row in make_pairs(200, 7) for m in (*row["prompt"], *row["chosen"], *row["rejected"])]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tok.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=400, special_tokens=specials, initial_alphabet=alphabet)
+    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tok, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    fast.chat_template = TEMPLATE
+    return fast
+
+
+def build_model(tokenizer, seed=0):
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+    )
+    model = Qwen2ForCausalLM(config)
+    # the log-ratios of freshly initialised models are all alike; larger weights make the rows differ
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(3.0)
+    return model
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return build_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory, tokenizer):
+    """Path of a folder with the tiny model and its tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    build_model(tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def other_model_dir(tmp_path_factory, tokenizer):
+    """Path of a second model: a reference that differs from the policy, so that no log-ratio is zero."""
+    folder = tmp_path_factory.mktemp("tiny") / "other"
+    build_model(tokenizer, seed=4).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def pair_rows():
+    return make_pairs
+
+
+@pytest.fixture(scope="session")
+def unpaired_rows():
+    return make_unpaired

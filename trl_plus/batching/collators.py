@@ -1,0 +1,38 @@
+"""What our rows carry beyond TRL's: an example weight, and how much of a multi-turn completion is only context."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+# Row columns that this module reads. `*_context` counts the leading tokens of a completion that are earlier turns.
+EXTRA_COLUMNS = ("weight", "chosen_context", "rejected_context", "completion_context")
+
+
+@dataclass
+class RowExtras:
+    """Wraps any collator of TRL's (or a user's) and adds what it does not know.
+
+    - `weight` of the rows becomes a float32 tensor `"weight"`, (B,).
+    - `chosen_context`, `rejected_context` or `completion_context` (tokens) shorten the `"completion_mask"`, so that
+      only the last assistant turn is the response where the two sides of a pair have different histories.
+
+    >>> collator = RowExtras(DataCollatorForPreference(pad_token_id=0))
+    >>> collator([{"prompt_ids": [1], "chosen_ids": [2, 3], "rejected_ids": [4], "weight": 0.5, "chosen_context": 1}])
+    {'input_ids': tensor([[1, 2, 3], [1, 4, 0]]), 'attention_mask': tensor([[1, 1, 1], [1, 1, 0]]),
+     'completion_mask': tensor([[0, 0, 1], [0, 1, 0]]), 'weight': tensor([0.5000])}
+    """
+
+    collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = self.collator([{k: v for k, v in row.items() if k not in EXTRA_COLUMNS} for row in examples])
+        if "weight" in examples[0]:
+            batch["weight"] = torch.tensor([float(row["weight"]) for row in examples])
+        sides = ("completion",) if "completion_context" in examples[0] else ("chosen", "rejected")
+        if f"{sides[0]}_context" in examples[0]:
+            skip = torch.tensor([row.get(f"{side}_context") or 0 for side in sides for row in examples])
+            mask = batch["completion_mask"]
+            batch["completion_mask"] = mask * (mask.cumsum(1) > skip[:, None])
+        return batch

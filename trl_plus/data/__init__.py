@@ -1,0 +1,1 @@
+"""Datasets: loading, and the formats that preference data comes in."""

@@ -1,0 +1,125 @@
+"""What paired and unpaired trainers share: construction, the reference's scores, metrics, and an exact eval loss."""
+
+import copy
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from trl_plus.scoring import Scores
+from trl_plus.trainers import upstream
+from trl_plus.trainers.exact_step import ExactSteps
+from trl_plus.trainers.metrics import Meters
+from trl_plus.trainers.rows import PreferenceRows
+
+# The mean of the per-row losses: a part of the loss that is logged only as the loss
+OBJECTIVE = "objective"
+HIDDEN = {OBJECTIVE}
+
+
+class PreferenceTrainer(ExactSteps, PreferenceRows, upstream.Seams):
+    """Everything of our trainers that does not depend on rows being pairs or singles."""
+
+    config_class: type
+
+    def loss_parts(self) -> dict[str, float]:
+        """Meters whose means, times these factors, make up the loss: what `eval_loss` is put together from."""
+        return {OBJECTIVE: 1.0}
+
+    def _begin(self, model: Any, args: Any) -> Any:
+        """Before TRL's constructor: the configuration, and what the hooks that run inside it need."""
+        if args is None:
+            args = self.config_class(f"{upstream.model_id(model).split('/')[-1]}-{self.config_class._method}")
+        self.args_for_rows = args
+        self._meters: dict[str, Meters] = defaultdict(Meters)
+        return args
+
+    def _finish(self) -> None:
+        """After TRL's constructor."""
+        self.wrap_collator()
+
+    @staticmethod
+    def copy_as_reference(model: Any, peft_config: Any, args: Any) -> PreTrainedModel | None:
+        """A frozen copy of a model given as an instance, or None where no copy is the right reference.
+
+        TRL would load the checkpoint named in the model's config again, which is another model if this one was edited
+        in memory and no model at all if it was built there. Adapters need none: they are switched off. A model given
+        as a path is loaded twice by TRL, which is right. Under ZeRO-3 the parameters are partitioned and cannot be
+        copied, so TRL's way stays.
+        """
+        if not isinstance(model, PreTrainedModel) or peft_config is not None or upstream.is_peft(model):
+            return None
+        plugin = args.deepspeed_plugin
+        if plugin is not None and plugin.zero_stage == 3:
+            return None
+        return copy.deepcopy(model).eval().requires_grad_(False)
+
+    # -- scores -----------------------------------------------------------------------------------------------------
+
+    def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
+        # TRL passes what it does not know on to the model; a row's weight is nothing for a model
+        return super().compute_ref_log_probs(model, {k: v for k, v in inputs.items() if k not in ("weight", "label")})
+
+    def reference_log_probs(self, inputs: dict[str, Any]) -> Any:
+        """TRL's reference pass: the reference model, or the policy with its adapter switched off or back."""
+        return self.compute_ref_log_probs(self.ref_model or self.model, inputs)
+
+    def add_router_loss(self, loss: Tensor, scores: Scores, weights: Tensor) -> Tensor:
+        """Mixture-of-experts load balancing, weighed by this micro-batch's share of the rows.
+
+        It is a statistic of the micro-batch, so unlike everything else it does depend on how the batch is cut.
+        """
+        if scores.aux_loss is None:
+            return loss
+        self.note("aux_loss", scores.aux_loss, weights.sum())
+        return loss + self.router_aux_loss_coef * self.totals.share(scores.aux_loss.expand_as(weights), weights)
+
+    # -- metrics ----------------------------------------------------------------------------------------------------
+
+    @property
+    def mode(self) -> str:
+        return "train" if self.model.training else "eval"
+
+    def note(self, name: str, values: Tensor, weights: Tensor) -> None:
+        """Records a metric of some rows or tokens."""
+        self._meters[self.mode].add(name, values, weights)
+
+    def note_statistics(self, scores: Scores, sides: dict[str, Tensor]) -> None:
+        """TRL's token statistics; `sides` gives the rows (indices) of "chosen" and "rejected"."""
+        mask = scores.mask.float()
+        if scores.entropy is not None:
+            self.note("entropy", scores.entropy, mask)
+        for side, rows in sides.items():
+            if scores.mean_logits is not None:
+                self.note(f"logits/{side}", scores.mean_logits[rows], mask[rows])
+        if scores.is_top1 is not None:
+            self.note("mean_token_accuracy", scores.is_top1[sides["chosen"]].float(), mask[sides["chosen"]])
+
+    def note_tokens(self, inputs: dict[str, Any]) -> None:
+        """Tokens that the model sees in training, for TRL's running count."""
+        if self.mode == "train":
+            tokens = inputs["attention_mask"].sum()
+            self.note("num_tokens", tokens, torch.ones_like(tokens))
+
+    def metric_means(self, mode: str) -> dict[str, float]:
+        readings = self._meters[mode].read(self.accelerator)
+        self._meters[mode].clear()
+        tokens = readings.pop("num_tokens", None)
+        means = {name: reading.mean for name, reading in readings.items() if name not in HIDDEN}
+        if tokens is not None:
+            means["num_tokens"] = self.count_tokens(int(tokens.total))
+        if {"rewards/chosen", "rewards/rejected"} <= means.keys():
+            means["rewards/margins"] = means["rewards/chosen"] - means["rewards/rejected"]
+        return means
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """TRL's loop; the loss it reports is a mean over all rows and tokens, whatever the evaluation batch size."""
+        self._meters["eval"].clear()
+        output = super().evaluation_loop(*args, **kwargs)
+        readings = self._meters["eval"].read(self.accelerator)
+        exact = [factor * readings[name].mean for name, factor in self.loss_parts().items() if name in readings]
+        if exact:
+            output.metrics[f"{kwargs.get('metric_key_prefix', 'eval')}_loss"] = sum(exact)
+        return output

@@ -1,0 +1,87 @@
+"""What the whole effective batch of an optimizer step holds, and the loss of a micro-batch as its exact share of it.
+
+The loss of a step is a mean over its effective batch: sum_i w_i l_i / sum_i w_i over the rows of all micro-batches and
+ranks, plus token means sum_i w_i nll_i / sum_i w_i n_i. Each micro-batch contributes its sums divided by these global
+denominators, so the gradient does not depend on how the batch is cut, the last short window included.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_TINY = torch.finfo(torch.float32).tiny
+
+
+def row_weights(batch: dict[str, Any]) -> Tensor:
+    """(B,) float32: the `weight` column, or ones. B is the number of rows: pairs of a paired batch."""
+    if "weight" in batch:
+        return batch["weight"].float()
+    rows = batch["input_ids"].size(0)
+    if "label" not in batch:  # chosen and rejected of each pair are stacked
+        rows //= 2
+    return torch.ones(rows, device=batch["input_ids"].device)
+
+
+@dataclass(frozen=True)
+class StepTotals:
+    """Denominators of one optimizer step, over all of its micro-batches and ranks.
+
+    Args:
+        weight: scalar, the sum of row weights (the number of rows where there are none).
+        tokens: scalar, the weighted number of tokens of the NLL term; zero for a loss without one.
+        ranks: gradients are averaged over this many processes afterwards, which each loss undoes.
+        z_ref: scalar, KTO's reference point; None for other losses.
+    """
+
+    weight: Tensor
+    tokens: Tensor
+    ranks: int = 1
+    z_ref: Tensor | None = None
+
+    def share(self, losses: Tensor, weights: Tensor) -> Tensor:
+        """This micro-batch's part of the weighted mean of `losses`, (B,), over the step's rows."""
+        return self.ranks * (losses * weights).sum() / self.weight.clamp(min=_TINY)
+
+    def token_share(self, nll: Tensor, weights: Tensor) -> Tensor:
+        """This micro-batch's part of the token mean; `nll` (B,) is summed over each row's tokens."""
+        return self.ranks * (nll * weights).sum() / self.tokens.clamp(min=_TINY)
+
+
+class ExactSteps:
+    """Mixed in before a trainer: counts the window before its first backward and hands the totals to every loss."""
+
+    _totals: StepTotals | None = None
+
+    def nll_tokens(self, batch: dict[str, Any]) -> Tensor:
+        """(B,): tokens of each row's NLL term; zeros for a loss without one."""
+        return torch.zeros_like(row_weights(batch))
+
+    def measure(self, batches: list[dict[str, Any]], *, local: bool = False) -> StepTotals:
+        """The totals of a window; `local` counts this process only (evaluation, a loss called by hand)."""
+        sums = torch.zeros(2, device=self.args.device)
+        for batch in batches:
+            weights = row_weights(batch)
+            tokens = (weights * self.nll_tokens(batch)).sum()
+            sums += torch.stack([weights.sum(), tokens]).to(sums.device)
+        ranks = 1 if local else self.accelerator.num_processes
+        if ranks > 1:
+            sums = self.accelerator.reduce(sums, reduction="sum")
+        return StepTotals(weight=sums[0], tokens=sums[1], ranks=ranks)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return batches, self.measure(batches) if batches else None
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        # transformers hands what `get_batch_samples` returned to every micro-batch of the window, and nothing in
+        # evaluation, where a micro-batch stands for itself
+        exact = isinstance(num_items_in_batch, StepTotals)
+        self._totals = num_items_in_batch if exact else self.measure([inputs], local=True)
+        return super().compute_loss(model, inputs, return_outputs=return_outputs)
+
+    @property
+    def totals(self) -> StepTotals:
+        """The totals of the step that the current micro-batch belongs to."""
+        return self._totals

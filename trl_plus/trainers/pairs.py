@@ -1,0 +1,93 @@
+"""The loss of a micro-batch of pairs, for every method on pairs."""
+
+from typing import Any
+
+import torch
+import trl
+from torch import Tensor
+
+from trl_plus.objectives import Completions
+from trl_plus.scoring import score
+from trl_plus.trainers.base import OBJECTIVE, PreferenceTrainer
+from trl_plus.trainers.exact_step import row_weights
+
+
+class PairedTrainer(PreferenceTrainer, trl.DPOTrainer):
+    """The loss of a micro-batch of pairs: a mean of per-pair losses, plus a token-mean NLL of the chosen side."""
+
+    # -- what a method defines ----------------------------------------------------------------------------------------
+
+    def pair_losses(self, chosen: Completions, rejected: Completions) -> Tensor:
+        """(B,): the loss of each pair, without an NLL term."""
+        raise NotImplementedError
+
+    def rewards(self, side: Completions) -> Tensor:
+        """(B,): the implicit reward of each completion, for the metrics."""
+        raise NotImplementedError
+
+    def logged_logps(self, side: Completions) -> Tensor:
+        """(B,): what `logps/chosen` and `logps/rejected` show."""
+        return side.total
+
+    nll_weight: float = 0.0
+    nll_on_prompt: bool = False
+    nll_per_row: bool = False  # mean over rows of each row's token mean, instead of a mean over all tokens
+
+    def reference(self, inputs: dict[str, Any]) -> tuple[Tensor | None, Tensor | None]:
+        """The reference's summed log-probabilities of both sides, (B,) each."""
+        return None, None
+
+    # -- the loss -----------------------------------------------------------------------------------------------------
+
+    def loss_parts(self) -> dict[str, float]:
+        return {OBJECTIVE: 1.0, "nll_loss": self.nll_weight}
+
+    def nll_tokens(self, batch: dict[str, Any]) -> Tensor:
+        if not self.nll_weight:
+            return super().nll_tokens(batch)
+        # the first token of a row has no predecessor that could predict it
+        return self.nll_mask(batch)[:, 1:].sum(-1)
+
+    def nll_mask(self, batch: dict[str, Any]) -> Tensor:
+        """(B, T): the tokens of the NLL term, on the chosen half of the batch."""
+        mask = batch["attention_mask" if self.nll_on_prompt else "completion_mask"]
+        return mask[: len(mask) // 2]
+
+    def micro_batch_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        weights, pairs = row_weights(inputs), len(inputs["input_ids"]) // 2
+        scored = None
+        if self.nll_weight and self.nll_on_prompt:
+            rejected_mask = inputs["completion_mask"][pairs:]
+            scored = torch.cat([self.nll_mask(inputs), rejected_mask])
+        scores = score(model, inputs, scored=scored, router=self.aux_loss_enabled)
+        ref_chosen, ref_rejected = self.reference(inputs)
+        chosen = scores.rows(slice(None, pairs), ref_chosen)
+        rejected = scores.rows(slice(pairs, None), ref_rejected)
+
+        losses = self.pair_losses(chosen, rejected)
+        self.note(OBJECTIVE, losses, weights)
+        loss = self.totals.share(losses, weights)
+        if self.nll_weight:
+            loss = loss + self.nll_weight * self.nll(chosen, inputs, weights)
+        self.note_pairs(chosen, rejected, weights)
+        self.note_statistics(scores, {"chosen": slice(None, pairs), "rejected": slice(pairs, None)})
+        self.note_tokens(inputs)
+        return self.add_router_loss(loss, scores, weights)
+
+    def nll(self, chosen: Completions, inputs: dict[str, Any], weights: Tensor) -> Tensor:
+        """This micro-batch's part of the negative log-likelihood of the chosen side."""
+        over = Completions(chosen.logps, self.nll_mask(inputs)[:, 1:])
+        if self.nll_per_row:
+            self.note("nll_loss", -over.mean, weights)
+            return self.totals.share(-over.mean, weights)
+        self.note("nll_loss", -over.mean, weights * over.length)
+        return self.totals.token_share(-over.total, weights)
+
+    @torch.no_grad()
+    def note_pairs(self, chosen: Completions, rejected: Completions, weights: Tensor) -> None:
+        """TRL's metrics of a batch of pairs."""
+        rewards = {"chosen": self.rewards(chosen), "rejected": self.rewards(rejected)}
+        for name, side in (("chosen", chosen), ("rejected", rejected)):
+            self.note(f"rewards/{name}", rewards[name], weights)
+            self.note(f"logps/{name}", self.logged_logps(side), weights)
+        self.note("rewards/accuracies", (rewards["chosen"] > rewards["rejected"]).float(), weights)

@@ -1,0 +1,99 @@
+"""The rows of both trainers: last assistant turn as the response, lengths reported, weights carried along."""
+
+import json
+import logging
+from typing import Any
+
+from accelerate import PartialState
+
+from trl_plus.batching import RowExtras
+from trl_plus.batching.collators import EXTRA_COLUMNS
+from trl_plus.data.lengths import LengthReport, apply_overlong
+from trl_plus.data.responses import is_conversation, is_plain, sides_of, split_batch, split_response
+from trl_plus.trainers import upstream
+
+logger = logging.getLogger("trl_plus")
+
+
+class PreferenceRows:
+    """Mixed in before a trainer. `length_reports` says what `max_length` did to each dataset, by name."""
+
+    extra_columns = EXTRA_COLUMNS
+
+    @property
+    def length_reports(self) -> dict[str, LengthReport]:
+        return self.__dict__.setdefault("_length_reports", {})
+
+    def wrap_collator(self) -> None:
+        """Puts `RowExtras` round the collator, once."""
+        if not isinstance(self.data_collator, RowExtras):
+            self.data_collator = RowExtras(self.data_collator)
+
+    def prepare_rows(self, dataset: Any, name: str) -> Any:
+        first = next(iter(dataset), None)
+        if first is None:
+            raise ValueError(f"The {name} dataset is empty: check its path, split and filters.")
+        sides = sides_of(list(first))
+        if not is_conversation(first.get(sides[0])):
+            return dataset
+        with PartialState().main_process_first():
+            if not hasattr(dataset, "__len__"):
+                return dataset.map(split_response, fn_kwargs={"sides": sides})
+            if "prompt" in dataset.column_names and all(is_plain(row, sides) for row in dataset):
+                return dataset
+            return dataset.map(
+                split_batch,
+                fn_kwargs={"sides": sides},
+                batched=True,
+                with_indices=True,
+                desc=f"Finding the response in {name} dataset",
+            )
+
+    def finish_rows(self, dataset: Any, name: str, rows_before: int | None) -> Any:
+        if rows_before is None:
+            return dataset
+        if rows_before and not len(dataset):
+            raise ValueError(
+                f"All {rows_before} rows of the {name} dataset were dropped: every prompt fills max_length "
+                f"{self.args_for_rows.max_length}. Raise max_length."
+            )
+        sides = sides_of(dataset.column_names)
+        with PartialState().main_process_first():
+            dataset = self._mark_contexts(dataset, sides, name)
+        max_length = self.args_for_rows.max_length
+        if max_length is None:
+            return dataset
+        overlong = getattr(self.args_for_rows, "overlong", "truncate")
+        dataset, report = apply_overlong(dataset, sides, max_length, overlong, rows_before)
+        self.length_reports[name] = report
+        sentence = report.sentence(name, max_length)
+        if sentence and PartialState().is_main_process:
+            logger.warning(sentence)
+        return dataset
+
+    def _mark_contexts(self, dataset: Any, sides: tuple[str, ...], name: str) -> Any:
+        """Adds `<side>_context` where sides have histories of their own in front of the response."""
+        texts = [dataset[0].get(side) for side in sides]
+        if not all(map(is_conversation, texts)) or all(len(row[side]) == 1 for row in dataset for side in sides):
+            return dataset
+        return dataset.map(
+            context_tokens,
+            fn_kwargs={"sides": sides, "processing_class": self.processing_class_for_rows},
+            desc=f"Masking earlier turns in {name} dataset",
+        )
+
+
+def context_tokens(row: dict[str, Any], sides: tuple[str, ...], processing_class: Any) -> dict[str, int]:
+    """How many leading tokens of each `<side>_ids` are earlier turns rather than the last assistant message."""
+    tools = row.get("tools")
+    kwargs = {
+        "tools": json.loads(tools) if isinstance(tools, str) else tools,
+        **(row.get("chat_template_kwargs") or {}),
+    }
+    found = {}
+    for side in sides:
+        context = [*row["prompt"], *row[side][:-1]]
+        before = upstream.tokenize_messages(processing_class, context, add_generation_prompt=True, **kwargs)
+        ids = [*row["prompt_ids"], *row[f"{side}_ids"]]
+        found[f"{side}_context"] = max(0, upstream.common_prefix(before, ids) - len(row["prompt_ids"]))
+    return found

@@ -1,0 +1,177 @@
+"""KTOTrainer: TRL's, with one reference point z_ref for the whole effective batch and freely shuffled rows."""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+import trl
+from accelerate.utils import gather_object
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from peft import PeftConfig
+from torch import Tensor
+from transformers import (
+    BitsAndBytesConfig,
+    DataCollator,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    TrainerCallback,
+)
+
+from trl_plus import objectives
+from trl_plus.batching import KLRow, kl_batch, mismatched_partners, rows_of
+from trl_plus.configs import KTOConfig
+from trl_plus.objectives import Completions
+from trl_plus.scoring import score
+from trl_plus.trainers import upstream
+from trl_plus.trainers.base import OBJECTIVE, PreferenceTrainer
+from trl_plus.trainers.exact_step import StepTotals, row_weights
+
+logger = logging.getLogger("trl_plus")
+Rows = Dataset | IterableDataset
+
+
+class KTOTrainer(PreferenceTrainer, trl.KTOTrainer):
+    """TRL's KTOTrainer with exact steps: z_ref over the whole effective batch, drawn from rows of other prompts.
+
+    Constructor arguments, losses and metrics are TRL's (`kl` is also logged as `z_ref`). What differs: rows are
+    shuffled every epoch with the run's seed; mismatched completions are drawn inside each effective batch, never from
+    the row's own prompt; a per-device batch of one row works, as do one-label and short last windows; in evaluation
+    z_ref is the mean over the whole evaluation set.
+    """
+
+    config_class = KTOConfig
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | Any,
+        ref_model: PreTrainedModel | None = None,
+        args: KTOConfig | None = None,
+        data_collator: DataCollator | None = None,
+        train_dataset: Rows | None = None,
+        eval_dataset: Rows | DatasetDict | IterableDatasetDict | dict[str, Rows] | None = None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+        compute_metrics: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        quantization_config: BitsAndBytesConfig | None = None,
+        peft_config: PeftConfig | None = None,
+    ):
+        args = self._begin(model, args)
+        if not isinstance(args, KTOConfig) and args.train_sampling_strategy == "sequential":
+            # TRL's own configuration knows no other order for this loss, so it says nothing about what is wanted
+            logger.warning("Rows are shuffled: `sequential` of trl.KTOConfig is what TRL's fixed KL rows need.")
+            args.train_sampling_strategy = "random"
+        # Mismatched rows change every epoch, so their reference scores cannot be precomputed: the reference stays
+        if ref_model is None and (not args.precompute_ref_log_probs or args.loss_type == "kto"):
+            ref_model = self.copy_as_reference(model, peft_config, args)
+        with upstream.no_fixed_kl_rows(args):
+            super().__init__(
+                model=model,
+                ref_model=ref_model,
+                args=args,
+                data_collator=data_collator,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                compute_metrics=compute_metrics,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                quantization_config=quantization_config,
+                peft_config=peft_config,
+            )
+        self.loss_type = args.loss_type
+        self._finish()
+
+    # -- the reference point ------------------------------------------------------------------------------------------
+
+    _eval_z_ref: Tensor | None = None  # of the whole evaluation set, while an evaluation runs
+
+    @property
+    def needs_z_ref(self) -> bool:
+        return self.loss_type == "kto"
+
+    def measure(self, batches: list[dict[str, Any]], *, local: bool = False) -> StepTotals:
+        totals = super().measure(batches, local=local)
+        if not self.needs_z_ref:
+            return totals
+        known = self._eval_z_ref if local else None
+        return replace(totals, z_ref=self.z_ref(batches, local=local) if known is None else known)
+
+    @torch.no_grad()
+    def z_ref(self, batches: Iterable[dict[str, Any]], *, local: bool = False) -> Tensor:
+        """The reference point of the rows of these micro-batches, and of the other ranks' unless `local`.
+
+        One pass without gradient over every row's prompt with its partner's completion, by policy and reference.
+        """
+        own = [row for batch in batches for row in rows_of(batch)]
+        ranks, rank = (1, 0) if local else (self.accelerator.num_processes, self.accelerator.process_index)
+        # Partners depend on the rows' contents only, so every rank finds the same ones
+        counts = gather_object([len(own)]) if ranks > 1 else [len(own)]
+        everyone = gather_object(own) if ranks > 1 else own
+        partners = mismatched_partners(everyone)
+        first = sum(counts[:rank])
+        pairs = [
+            (everyone[i], everyone[partners[i]]) for i in range(first, first + len(own)) if partners[i] is not None
+        ]
+        sums = self.kl_sums(pairs)
+        if ranks > 1:
+            sums = self.accelerator.reduce(sums, reduction="sum")
+        return objectives.reference_point(sums[0], sums[1])
+
+    def kl_sums(self, pairs: list[tuple[KLRow, KLRow]]) -> Tensor:
+        """(2,): the weighted sum of log-ratios over mismatched rows, and the sum of their weights."""
+        size = self.args.per_device_train_batch_size if self.model.training else self.args.per_device_eval_batch_size
+        sums = torch.zeros(2, device=self.args.device)
+        for start in range(0, len(pairs), size):
+            rows = pairs[start : start + size]
+            batch = kl_batch(rows, self.tokenizer.pad_token_id, self.args.max_length, self.args.device)
+            with self.compute_loss_context_manager(), upstream.without_checkpointing(self.model, self.args):
+                scores = score(self.model_wrapped, batch)
+                ratio = scores.rows(slice(None), self.reference_log_probs(batch)[0]).log_ratio
+            weights = torch.tensor([row.weight for row, _ in rows], device=ratio.device)
+            sums += torch.stack([(ratio * weights).sum(), weights.sum()])
+        return sums
+
+    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.needs_z_ref:
+            self.model.eval()
+            self._eval_z_ref = self.z_ref(dataloader)
+        try:
+            return super().evaluation_loop(dataloader, *args, **kwargs)
+        finally:
+            self._eval_z_ref = None
+
+    # -- the loss -----------------------------------------------------------------------------------------------------
+
+    def micro_batch_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        weights, label = row_weights(inputs), inputs["label"].bool()
+        scores = score(model, inputs, router=self.aux_loss_enabled)
+        ref = inputs["ref_logps"] if self.precompute_ref_logps else self.reference_log_probs(inputs)[0]
+        rows = scores.rows(slice(None), ref)
+        kwargs = {
+            "beta": self.beta,
+            "desirable_weight": self.desirable_weight,
+            "undesirable_weight": self.undesirable_weight,
+        }
+        if self.needs_z_ref:
+            losses = objectives.kto(rows, label, self.totals.z_ref, **kwargs)
+        else:
+            losses = objectives.apo_zero_unpaired(rows, label, **kwargs)
+        self.note(OBJECTIVE, losses, weights)
+        self.note_rows(rows, label, weights)
+        self.note_statistics(scores, {"chosen": label.nonzero()[:, 0], "rejected": (~label).nonzero()[:, 0]})
+        self.note_tokens(inputs)
+        return self.add_router_loss(self.totals.share(losses, weights), scores, weights)
+
+    @torch.no_grad()
+    def note_rows(self, rows: Completions, label: Tensor, weights: Tensor) -> None:
+        """TRL's metrics; every rank notes both labels, with weight zero where it has no such row."""
+        if self.needs_z_ref:
+            for name in ("kl", "z_ref"):
+                self.note(name, self.totals.z_ref, weights.sum())
+        for name, of_label in (("chosen", label), ("rejected", ~label)):
+            self.note(f"rewards/{name}", self.beta * rows.log_ratio, weights * of_label)
+            self.note(f"logps/{name}", rows.total, weights * of_label)
