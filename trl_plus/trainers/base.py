@@ -2,12 +2,15 @@
 
 import copy
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from trl_plus.lm_head import CompletionHead
 from trl_plus.scoring import Scores
 from trl_plus.trainers import upstream
 from trl_plus.trainers.exact_step import ExactSteps
@@ -36,9 +39,12 @@ class PreferenceTrainer(ExactSteps, PreferenceRows, upstream.Seams):
         self._meters: dict[str, Meters] = defaultdict(Meters)
         return args
 
-    def _finish(self) -> None:
-        """After TRL's constructor."""
+    def _finish(self, own_head: bool = True) -> None:
+        """After TRL's constructor. `own_head=False` where TRL's loss reads statistics that only TRL's head computes."""
         self.wrap_collator()
+        upstream.keep_trainable(self.model)
+        models = (self.model, self.ref_model) if own_head else ()
+        self._heads = [CompletionHead(upstream.base_model(model)) for model in models if model is not None]
 
     @staticmethod
     def copy_as_reference(model: Any, peft_config: Any, args: Any) -> PreTrainedModel | None:
@@ -64,7 +70,19 @@ class PreferenceTrainer(ExactSteps, PreferenceRows, upstream.Seams):
 
     def reference_log_probs(self, inputs: dict[str, Any]) -> Any:
         """TRL's reference pass: the reference model, or the policy with its adapter switched off or back."""
-        return self.compute_ref_log_probs(self.ref_model or self.model, inputs)
+        with self.without_statistics():
+            return self.compute_ref_log_probs(self.ref_model or self.model, inputs)
+
+    @contextmanager
+    def without_statistics(self) -> Iterator[None]:
+        """Passes whose entropy and top-1 hits nobody reads."""
+        for head in self._heads:
+            head.statistics = False
+        try:
+            yield
+        finally:
+            for head in self._heads:
+                head.statistics = True
 
     def add_router_loss(self, loss: Tensor, scores: Scores, weights: Tensor) -> Tensor:
         """Mixture-of-experts load balancing, weighed by this micro-batch's share of the rows.
@@ -108,8 +126,7 @@ class PreferenceTrainer(ExactSteps, PreferenceRows, upstream.Seams):
         self._meters[mode].clear()
         tokens = readings.pop("num_tokens", None)
         means = {name: reading.mean for name, reading in readings.items() if name not in HIDDEN}
-        if tokens is not None:
-            means["num_tokens"] = self.count_tokens(int(tokens.total))
+        means["num_tokens"] = self.count_tokens(int(tokens.total) if tokens else 0)
         if {"rewards/chosen", "rewards/rejected"} <= means.keys():
             means["rewards/margins"] = means["rewards/chosen"] - means["rewards/rejected"]
         return means

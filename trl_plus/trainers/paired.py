@@ -76,8 +76,8 @@ class DPOTrainer(PairedTrainer):
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
-        self._finish()
         self._row_wise = reads_only_rows(args)
+        self._finish(own_head=self._row_wise)
         if not self._row_wise:
             self._explain_upstream_loss()
         factors = dict(zip(self.loss_types, self.loss_weights, strict=True))

@@ -129,7 +129,8 @@ class KTOTrainer(PreferenceTrainer, trl.KTOTrainer):
             rows = pairs[start : start + size]
             batch = kl_batch(rows, self.tokenizer.pad_token_id, self.args.max_length, self.args.device)
             with self.compute_loss_context_manager(), upstream.without_checkpointing(self.model, self.args):
-                scores = score(self.model_wrapped, batch)
+                with self.without_statistics():
+                    scores = score(self.model_wrapped, batch)
                 ratio = scores.rows(slice(None), self.reference_log_probs(batch)[0]).log_ratio
             weights = torch.tensor([row.weight for row, _ in rows], device=ratio.device)
             sums += torch.stack([(ratio * weights).sum(), weights.sum()])

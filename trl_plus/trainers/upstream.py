@@ -178,6 +178,30 @@ def is_peft(model: Any) -> bool:
     return is_peft_model(model)
 
 
+def base_model(model: Any) -> Any:
+    """The causal language model inside a PEFT wrapper, or the model itself."""
+    return model.get_base_model() if is_peft(model) else model
+
+
+def keep_trainable(model: Any) -> None:
+    """Stops bitsandbytes from repacking 4-bit weights on a CPU.
+
+    With AVX512-bfloat16 a forward pass in evaluation mode repacks them for inference only, and the next training step
+    fails (bitsandbytes 0.50).
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def ignore_bool_buffers(model: Any) -> None:
+    """TRL's remedy, under `ignore_bias_buffers`, for DDP's refusal of boolean buffers (transformers issue 22482)."""
+    import torch
+
+    names = [name for name, buffer in model.named_buffers() if buffer.dtype == torch.bool]
+    model._ddp_params_and_buffers_to_ignore = names
+
+
 def drop_reference_adapter(model: Any) -> None:
     """Deletes the copy of a pretrained adapter that TRL makes as a reference."""
     if is_peft(model) and "ref" in model.peft_config:
