@@ -1,0 +1,163 @@
+"""The commands: what they print and how they exit. Nothing here trains."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from trl_plus.cli import app
+from trl_plus.cli.arguments import normalise
+from trl_plus.recipes.package_data import recipe_names
+
+SLACK = 2.0 if os.environ.get("CI") else 1.0  # shared machines
+GOOD = "method: simpo\nmodel_name_or_path: org/model\ndataset_name: org/data\noutput_dir: out\n"
+
+
+def call(*words):
+    return CliRunner().invoke(app, normalise(words))
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--version"], ["schema"], ["recipes", "list"], ["train", "--help"], ["train", "none.yaml"]]
+)
+def test_fast_and_without_torch(words):
+    code = (
+        "import sys\nfrom trl_plus.cli import main\n"
+        f"sys.argv = ['trl-plus', *{words!r}]\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'trl', 'transformers', 'datasets', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    best = 99.0
+    for _ in range(3):  # other processes share the machine
+        start = time.perf_counter()
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        best = min(best, time.perf_counter() - start)
+        assert result.returncode == 0, result.stderr
+    assert best < SLACK
+
+
+def test_version():
+    assert re.fullmatch(r"trl-plus \d+\.\d+\.\d+\S*\n", call("--version").output)
+
+
+def test_every_command_has_an_example():
+    commands = [["train"], ["recipes", "list"], ["recipes", "show"], ["recipes", "copy"], ["schema"], ["env"]]
+    for words in commands:
+        assert "trl-plus " + " ".join(words) in call(*words, "--help").output
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "none.yaml"],
+        ["train", "simpo_lora", "learning_rat=1"],
+        ["train", "simpo_lora", "--beta"],
+        ["train", "--beta", "1"],
+        ["train"],
+        ["nothing"],
+        ["recipes", "show", "none"],
+        ["train", "simpo_lora", "--resume", "output_dir=/none"],
+        ["train", "simpo_lora", "--accelerate-config", "none"],
+    ],
+)
+def test_wrong_usage_is_2(words):
+    result = call(*words)
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
+    assert result.output.strip()
+
+
+def test_recipes(tmp_path):
+    listed = call("recipes", "list").output
+    assert all(name in listed for name in recipe_names())
+    assert call("recipes", "show", "simpo_lora").output.startswith("# SimPO")
+    target = tmp_path / "new" / "my.yaml"
+    assert call("recipes", "copy", "simpo_lora", str(target)).exit_code == 0
+    assert target.read_text() == call("recipes", "show", "simpo_lora").output
+    assert call("recipes", "copy", "simpo_lora", str(target)).exit_code == 2
+    assert call("recipes", "copy", "simpo_lora", str(tmp_path)).exit_code == 0
+    assert (tmp_path / "simpo_lora.yaml").is_file()
+
+
+def test_schema_is_json():
+    schema = json.loads(call("schema").output)
+    assert "learning_rate" in schema["properties"]
+
+
+def test_env():
+    output = call("env").output
+    assert all(f"{name}: " in output for name in ("python", "torch", "trl", "trl-plus", "cpu"))
+
+
+def test_resume_with_and_without_a_path():
+    assert normalise(["train", "r", "--resume"]) == ["train", "r", "--resume=newest"]
+    assert normalise(["train", "r", "--resume", "--dry_run"]) == ["train", "r", "--resume=newest", "--dry-run"]
+    assert normalise(["train", "r", "--resume", "a=b"]) == ["train", "r", "--resume=newest", "a=b"]
+    assert normalise(["train", "r", "--resume", "out/checkpoint-1"]) == ["train", "r", "--resume", "out/checkpoint-1"]
+    assert normalise(["train", "r", "--resume=x", "--beta_x=1"]) == ["train", "r", "--resume=x", "--beta_x=1"]
+
+
+@pytest.mark.parametrize(
+    "error, code, shown", [(KeyboardInterrupt(), 130, "Interrupted"), (RuntimeError("bug"), 1, "bug")]
+)
+def test_exit_codes_of_a_run(monkeypatch, tmp_path, capfd, error, code, shown):
+    def fail(*_):
+        raise error
+
+    path = tmp_path / "r.yaml"
+    path.write_text(GOOD)
+    monkeypatch.setattr("trl_plus.recipes.run.run", fail)
+    result = call("train", str(path))
+    assert result.exit_code == code
+    text = result.output + capfd.readouterr().err
+    assert shown in text
+    assert ("Traceback" in text) == (code == 1)
+
+
+def test_launch(monkeypatch, tmp_path):
+    commands = []
+
+    class Done:
+        returncode = 3
+
+    monkeypatch.setattr(subprocess, "run", lambda command, check: commands.append(command) or Done)
+    (tmp_path / "r.yaml").write_text(GOOD)
+    (tmp_path / "a.yaml").write_text("num_processes: 2\n")
+    recipe, config = str(tmp_path / "r.yaml"), str(tmp_path / "a.yaml")
+    result = call("train", recipe, "beta=1", "--accelerate_config", config, "--resume")
+    assert result.exit_code == 1
+    (command,) = commands
+    assert command[1:4] == ["-m", "accelerate.commands.launch", "--config_file"]
+    assert command[-6:] == ["-m", "trl_plus.cli", "train", recipe, "beta=1", "--resume=newest"]
+    assert command[command.index("--num_processes") + 1] == "2"
+    assert "--accelerate-config" not in command
+
+
+def test_a_launched_process_does_not_launch(monkeypatch, tmp_path):
+    ran = []
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setattr("trl_plus.recipes.run.run", lambda *words: ran.append(words))
+    (tmp_path / "r.yaml").write_text(GOOD)
+    assert call("train", str(tmp_path / "r.yaml"), "--accelerate-config", "zero2").exit_code == 0
+    assert len(ran) == 1
+
+
+def test_unknown_accelerate_config_lists_the_known_ones():
+    assert "multi_gpu" in call("train", "simpo_lora", "--accelerate-config", "none").output
+
+
+def test_module_entry_point():
+    result = subprocess.run([sys.executable, "-m", "trl_plus.cli", "--version"], capture_output=True, text=True)
+    assert result.stdout.startswith("trl-plus ")
+
+
+def test_wheel_ships_the_recipes():
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    assert '"recipes" = "trl_plus/recipes/bundled"' in text

@@ -1,0 +1,202 @@
+"""Local files to splits, formats by their columns, held-out rows, and one sentence for whatever cannot be read."""
+
+import json
+
+import pytest
+
+from trl_plus.data.files import DataError, is_local, split_files
+from trl_plus.data.formats import detect, prepare
+from trl_plus.data.loading import DataRequest, load
+
+USER, GOOD, BAD = (
+    {"role": role, "content": text} for role, text in (("user", "q"), ("assistant", "a"), ("assistant", "b"))
+)
+PAIR = {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}
+TEXT_PAIR = {"prompt": "q", "chosen": "a", "rejected": "b"}
+LABELLED = {"prompt": [USER], "completion": [GOOD], "label": True}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def _write(name, rows):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(rows if isinstance(rows, str) else "".join(json.dumps(row) + "\n" for row in rows))
+        return path
+
+    return _write
+
+
+def request(name, paired=True, **keys):
+    return DataRequest(paired_method=paired, name=str(name), **keys)
+
+
+# -- files and splits --------------------------------------------------------------------------------------------------
+
+
+def test_splits_of_files(write, tmp_path):
+    for name in ("pairs_train.jsonl", "pairs_test.jsonl", "other_train.jsonl"):
+        write(name, [PAIR])
+    assert set(split_files(str(tmp_path / "pairs"))) == {"train", "test"}
+    assert set(split_files(str(tmp_path / "other"))) == {"train"}
+    assert set(split_files(str(tmp_path / "pairs_test.jsonl"))) == {"train"}
+    with pytest.raises(DataError, match="several datasets"):
+        split_files(str(tmp_path))
+    write("shards/part-0.jsonl", [PAIR])
+    write("shards/part-1.jsonl", [PAIR])
+    assert len(split_files(str(tmp_path / "shards"))["train"]) == 2
+    assert not is_local("org/data")
+
+
+def test_test_split_is_held_out(write, tmp_path):
+    write("train.jsonl", [PAIR] * 6)
+    write("test.jsonl", [PAIR] * 3)
+    data = load(request(tmp_path))
+    assert (len(data.train), len(data.eval)) == (6, 3)
+    assert load(request(tmp_path, max_eval_rows=0)).eval is None
+    assert len(load(request(tmp_path, max_eval_rows=2)).eval) == 2
+    with pytest.raises(DataError, match=r"set `dataset_test_split` to test or train|to train or test"):
+        load(request(tmp_path, test_split="held", test_split_required=True))
+    with pytest.raises(DataError, match="no split 'learn'"):
+        load(request(tmp_path, train_split="learn"))
+
+
+def test_eval_fraction_is_seeded(write):
+    path = write("rows.jsonl", [{**TEXT_PAIR, "prompt": str(i)} for i in range(20)])
+    first, again = (load(request(path, eval_fraction=0.25, seed=3)) for _ in range(2))
+    assert first.eval["prompt"] == again.eval["prompt"]
+    assert (len(first.train), len(first.eval)) == (15, 5)
+    assert not set(first.train["prompt"]) & set(first.eval["prompt"])
+    assert load(request(path)).eval is None
+
+
+def test_eval_dataset(write):
+    train, held_out = write("a.jsonl", [PAIR] * 2), write("b.jsonl", [PAIR])
+    assert len(load(request(train, eval_name=str(held_out))).eval) == 1
+    labelled = write("c.jsonl", [LABELLED])
+    with pytest.raises(DataError, match="use one kind"):
+        load(request(train, paired=False, eval_name=str(labelled)))
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "parquet"])
+def test_kinds_of_files(tmp_path, kind):
+    from datasets import Dataset
+
+    path = tmp_path / f"rows.{kind}"
+    getattr(Dataset.from_list([TEXT_PAIR] * 4), f"to_{kind}")(str(path))
+    assert len(load(request(path)).train) == 4
+
+
+def test_streaming(write):
+    path = write("rows.jsonl", [PAIR] * 3)
+    data = load(request(path, streaming=True))
+    assert next(iter(data.train))["chosen"] == [GOOD]
+    with pytest.raises(DataError, match="remove `dataset_streaming`"):
+        load(request(path, streaming=True, eval_fraction=0.5))
+
+
+# -- what cannot be read -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name, text, words",
+    [
+        ("a.jsonl", '{"prompt": "a"}\n{"prompt": \n', "line 2 is not JSON"),
+        ("a.jsonl", "", "is empty"),
+        (
+            "a.jsonl",
+            '{"chosen": "a", "rejected": "b"}\n{"chosen": [1], "rejected": "b"}\n',
+            "`chosen` of row 1 of",
+        ),
+        ("a.txt", "x", "its name must end in"),
+        (
+            "a.jsonl",
+            '{"question": "a", "answer": "b"}\n',
+            "has the columns question, answer, but the method needs pairs",
+        ),
+        ("a.jsonl", '{"conversations": [], "label": true}\n', "maybe_convert_to_chatml"),
+    ],
+)
+def test_unreadable(write, name, text, words):
+    with pytest.raises(DataError, match=words):
+        load(request(write(name, text)))
+
+
+def test_missing(tmp_path):
+    with pytest.raises(DataError, match="does not exist"):
+        load(request(tmp_path / "none.jsonl"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="has no file ending in"):
+        load(request(tmp_path / "empty"))
+
+
+def test_hub_failure_is_one_sentence():
+    with pytest.raises(DataError, match="could not be loaded from the hub"):
+        load(request("trl-plus-tests/no-such-dataset"))
+
+
+# -- formats -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "row, words",
+    [
+        (PAIR, "conversational pairs, explicit prompt"),
+        (TEXT_PAIR, "text pairs, explicit prompt"),
+        ({"chosen": [USER, GOOD], "rejected": [USER, BAD]}, "conversational pairs, implicit prompt"),
+        ({"chosen": "q a", "rejected": "q b"}, "text pairs, implicit prompt"),
+        ({"prompt": "q", "chosen": [USER, GOOD], "rejected": [USER, BAD]}, "conversational pairs, text prompt"),
+        (LABELLED, "conversational labelled completions, explicit prompt"),
+        ({"prompt": "q", "completion": "a", "label": False}, "text labelled completions, explicit prompt"),
+    ],
+)
+def test_formats(row, words):
+    assert str(detect(row, "data", paired_method=False)) == words
+
+
+@pytest.mark.parametrize(
+    "row, words",
+    [
+        (LABELLED, "use `method: kto`"),
+        ({"prompt": "q", "completion": "a"}, "rename the columns"),
+        ({"prompt": [USER], "chosen": "a", "rejected": "b"}, "a conversation but `chosen` is text"),
+        ({"prompt": "q", "chosen": [GOOD], "rejected": "b"}, "use one kind"),
+        ({"prompt": "q", "chosen": None, "rejected": "b"}, "must be text or a list"),
+        ({"chosen": [{"from": "human", "value": "q"}], "rejected": [{"from": "human", "value": "q"}]}, "`role` and"),
+    ],
+)
+def test_formats_refused(row, words):
+    with pytest.raises(DataError, match=words):
+        detect(row, "data", paired_method=True)
+
+
+def test_text_prompt_beside_conversations():
+    from datasets import Dataset
+
+    whole = {"prompt": "q", "chosen": [USER, GOOD], "rejected": [USER, BAD]}
+    dataset, _, notes = prepare(Dataset.from_list([whole] * 2), "data", paired_method=True)
+    assert dataset.column_names == ["chosen", "rejected"]
+    assert len(notes) == 1
+    answers = {"prompt": "q", "chosen": [GOOD], "rejected": [BAD]}
+    dataset, _, _ = prepare(Dataset.from_list([answers]), "data", paired_method=True)
+    assert dataset[0]["prompt"] == [{"content": "q", "role": "user"}]
+
+
+@pytest.mark.parametrize(
+    "labels, words", [(["true", "false"], "got 'true', 'false'"), ([1, -1], "got 1, -1"), ([0.5], "0.5")]
+)
+def test_labels_refused(labels, words):
+    from datasets import Dataset
+
+    rows = [{"prompt": "q", "completion": "a", "label": label} for label in labels]
+    with pytest.raises(DataError, match=words):
+        prepare(Dataset.from_list(rows), "data", paired_method=False)
+
+
+def test_labels_of_zero_and_one():
+    from datasets import Dataset
+
+    rows = [{"prompt": "q", "completion": "a", "label": label} for label in (1, 0)]
+    dataset, _, notes = prepare(Dataset.from_list(rows), "data", paired_method=False)
+    assert dataset["label"][:] == [True, False]
+    assert len(notes) == 1

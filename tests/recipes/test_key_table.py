@@ -1,0 +1,77 @@
+"""keys.json is what the installed configurations say, and the schema accepts and refuses what the validator does."""
+
+import json
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import yaml
+
+from trl_plus.recipes import METHODS, load_recipe
+from trl_plus.recipes.keys import generated_with
+from trl_plus.recipes.package_data import recipe_names, recipe_path
+from trl_plus.recipes.schema import recipe_schema
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "scripts" / "make_recipe_keys.py"
+
+
+@pytest.mark.skipif(
+    any(version(name) != wanted for name, wanted in generated_with().items()),
+    reason="keys.json belongs to other versions of TRL and transformers",
+)
+def test_table_is_current():
+    code = f"import json, runpy; print(json.dumps(runpy.run_path({str(SCRIPT)!r})['table']()))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    stored = json.loads((ROOT / "trl_plus" / "recipes" / "keys.json").read_text())
+    assert json.loads(result.stdout.splitlines()[-1]) == stored, "run python scripts/make_recipe_keys.py"
+
+
+@pytest.fixture(scope="module")
+def validator():
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = recipe_schema()
+    jsonschema.Draft7Validator.check_schema(schema)
+    return jsonschema.Draft7Validator(schema)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_schema_accepts_bundled_recipes(validator, name):
+    assert not list(validator.iter_errors(yaml.safe_load(recipe_path(name).read_text())))
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"learning_rat": 1},
+        {"beta": "abc"},
+        {"method": "simop"},
+        {"desirable_weight": 1.0},
+        {"loss_type": ["ipo"]},
+        {"output_dir": None},
+    ],
+)
+def test_schema_refuses(validator, keys):
+    recipe = {"method": "simpo", "model_name_or_path": "a", "dataset_name": "b", "output_dir": "c", "beta": 1, **keys}
+    assert list(validator.iter_errors({k: v for k, v in recipe.items() if v is not None}))
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_bundled_recipe(name):
+    recipe = load_recipe(name)
+    header = recipe_path(name).read_text().split("\n\n")[0]
+    assert f"trl-plus train recipes/{name}.yaml" in header
+    assert "# GPU memory: " in header
+    assert "# Numbers: " in header
+    assert load_recipe(f"recipes/{name}.yaml").values == recipe.values
+    assert recipe["output_dir"] == f"runs/{name}"
+
+
+def test_every_method_has_a_recipe():
+    covered = {load_recipe(name).method.name for name in recipe_names()}
+    assert covered >= {"simpo", "orpo", "cpo", "kto", "dpo", "cdpo", "ipo", "apo_zero"}
+    for method in ("simpo", "orpo", "kto", "dpo"):
+        assert {f"{method}_lora", f"{method}_qlora", f"{method}_full"} <= set(recipe_names())
+    assert set(METHODS) >= covered

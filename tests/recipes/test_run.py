@@ -1,0 +1,183 @@
+"""A recipe, run in this process on a tiny model: what it leaves behind, how it resumes, what it refuses first."""
+
+import json
+import shutil
+
+import pytest
+
+from trl_plus.data.files import DataError
+from trl_plus.recipes import RecipeError, load_recipe
+from trl_plus.recipes.run import run
+
+
+@pytest.fixture
+def recipe_file(tmp_path, tiny_model_dir, pair_rows, monkeypatch):
+    """Writes a recipe for 16 training and 6 held-out pairs in ./data, and works in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    rows = pair_rows(22)
+    (tmp_path / "data").mkdir()
+    for split, part in (("train", rows[:16]), ("test", rows[16:])):
+        (tmp_path / "data" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+
+    def _write(**keys):
+        values = {
+            "method": "simpo",
+            "model_name_or_path": tiny_model_dir,
+            "dataset_name": "./data",
+            "output_dir": "out",
+            "learning_rate": 1e-2,
+            "per_device_train_batch_size": 4,
+            "num_train_epochs": 2,
+            "use_peft": True,
+            "lora_r": 4,
+            "gradient_checkpointing": False,
+            "logging_steps": 1,
+            "save_steps": 3,
+            "disable_tqdm": True,
+            "use_cpu": True,
+            **keys,
+        }
+        (tmp_path / "r.yaml").write_text("".join(f"{k}: {json.dumps(v)}\n" for k, v in values.items() if v is not None))
+        return "r.yaml"
+
+    return _write
+
+
+def execute(path, resume=None, *overrides):
+    said = []
+    report = run(load_recipe(path, overrides), resume, said.append)
+    return report, said
+
+
+def test_what_a_run_leaves(recipe_file, tmp_path):
+    report, said = execute(recipe_file())
+    out = tmp_path / "out"
+    for name in (
+        "adapter_model.safetensors",
+        "tokenizer.json",
+        "metrics.json",
+        "metrics.jsonl",
+        "recipe.resolved.yaml",
+    ):
+        assert (out / name).is_file(), name
+    saved = json.loads((out / "metrics.json").read_text())
+    assert saved["held_out_rows"] == 6
+    assert saved["after"]["eval_rewards/margins"] > saved["before"]["eval_rewards/margins"]
+    assert saved["versions"]["trl"]
+    assert [set(sample) for sample in saved["generations"]] == [{"prompt", "before", "after"}] * 3
+    assert report.generations[0].before is not None
+    steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 8]
+    assert any("bf16 is off" in str(line) for line in said)
+    resolved = load_recipe(str(out / "recipe.resolved.yaml"))
+    assert resolved["bf16"] is False
+    assert resolved["learning_rate"] == 1e-2
+
+
+def test_the_adapter_loads(recipe_file, tiny_model_dir):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    execute(recipe_file(use_dora=True, report_generations=0, max_eval_rows=0))
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model_dir), "out")
+    assert model.peft_config["default"].use_dora
+
+
+def test_four_bits(recipe_file):
+    pytest.importorskip("bitsandbytes")
+    path = recipe_file(load_in_4bit=True, optim="paged_adamw_8bit", eval_strategy="steps", eval_steps=2, max_steps=4)
+    report, _ = execute(path, None, "num_train_epochs=null")
+    assert report.after["eval_loss"] != report.before["eval_loss"]
+
+
+def test_resume_is_the_same_run(recipe_file, tmp_path):
+    path = recipe_file()
+    whole, _ = execute(path)
+    shutil.copytree("out", "whole")
+    shutil.rmtree("out/checkpoint-6")
+    shutil.rmtree("out/checkpoint-8")
+    resumed, said = execute(path, "newest")
+    assert any("checkpoint-3" in str(line) for line in said)
+    assert resumed.before == whole.before
+    assert resumed.after["eval_loss"] == whole.after["eval_loss"]
+    assert resumed.generations == whole.generations
+    weights = "adapter_model.safetensors"
+    assert (tmp_path / "out" / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
+    lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("out", "whole")]
+    assert [json.loads(line)["step"] for line in lines[0]] == [json.loads(line)["step"] for line in lines[1]]
+
+
+def test_resume_refused(recipe_file):
+    path = recipe_file()
+    with pytest.raises(RecipeError, match="does not exist"):
+        execute(path, "newest")
+    with pytest.raises(RecipeError, match="holds no checkpoint"):
+        execute(path, "data")
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"method": "dpo"},
+        {"method": "cdpo", "use_peft": None, "lora_r": None},
+        {"method": "orpo"},
+        {"method": "cpo"},
+        {"method": "kto"},
+        {"method": "apo_zero_unpaired"},
+        {"method": "ipo", "eval_strategy": "steps", "eval_steps": 1},
+    ],
+)
+def test_methods(recipe_file, keys):
+    report, said = execute(recipe_file(max_steps=2, num_train_epochs=None, save_strategy="no", save_steps=None, **keys))
+    assert report.after["eval_loss"] > 0
+    tables = [table for table in said if hasattr(table, "caption")]
+    footnoted = keys["method"] not in ("orpo", "cpo")
+    assert any("its own reference" in str(table.caption) for table in tables) == footnoted
+
+
+def test_labelled_rows(recipe_file, unpaired_rows, tmp_path):
+    (tmp_path / "kto.jsonl").write_text("".join(json.dumps(row) + "\n" for row in unpaired_rows(12)))
+    path = recipe_file(method="kto", dataset_name="kto.jsonl", eval_fraction=0.25, max_steps=1, num_train_epochs=None)
+    report, said = execute(path)
+    assert report.held_out_rows == 3
+    assert any("held out" in str(line) for line in said)
+    with pytest.raises(DataError, match="use `method: kto`"):
+        execute(path, None, "method=simpo")
+
+
+def test_no_held_out_rows(recipe_file):
+    path = recipe_file(dataset_name="data/train.jsonl", max_steps=1, num_train_epochs=None)
+    report, _ = execute(path)
+    assert report.before is report.after is None
+    with pytest.raises(DataError, match="eval_fraction"):
+        execute(path, None, "eval_strategy=steps")
+
+
+def test_refused_before_the_model_is_loaded(recipe_file, tiny_model_dir, tmp_path, monkeypatch):
+    bare = tmp_path / "bare"
+    shutil.copytree(tiny_model_dir, bare)
+    (bare / "chat_template.jinja").unlink()
+    (bare / "model.safetensors").unlink()
+    path = recipe_file(model_name_or_path=str(bare))
+    with pytest.raises(DataError, match="chat_template_path"):
+        execute(path)
+    (tmp_path / "t.jinja").write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    with pytest.raises(RecipeError, match=r"safetensors|no file named"):  # past the template, to the missing weights
+        execute(path, None, "chat_template_path=t.jinja")
+    (tmp_path / "data" / "train.jsonl").write_text('{"a": "b"}\n')
+    with pytest.raises(DataError, match="`chosen` and `rejected`"):
+        execute(path)
+    with pytest.raises(RecipeError, match="could not be loaded"):
+        execute(recipe_file(model_name_or_path="trl-plus-tests/no-such-model"), None, "dataset_name=data/test.jsonl")
+
+
+def test_configurations_refuse(recipe_file):
+    with pytest.raises(RecipeError, match="sft_weight"):
+        execute(recipe_file(sft_weight=-1.0))
+    with pytest.raises(RecipeError, match="eval_fraction"):
+        execute(recipe_file(eval_fraction=1.5))
+
+
+def test_no_row_fits(recipe_file):
+    with pytest.raises((DataError, RecipeError), match="max_length"):
+        execute(recipe_file(max_length=2, max_eval_rows=0))

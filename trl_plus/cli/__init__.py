@@ -1,0 +1,53 @@
+"""The command line. `main` is the entry point `trl-plus`; each command is a file and holds only arguments."""
+
+import sys
+
+import typer
+
+from trl_plus._version import __version__
+from trl_plus.cli.arguments import normalise
+from trl_plus.cli.env import env
+from trl_plus.cli.recipes import app as recipes
+from trl_plus.cli.schema import schema
+from trl_plus.cli.train import EPILOG as TRAIN_EPILOG
+from trl_plus.cli.train import train
+
+_HELP = "Preference alignment on top of TRL: SimPO, ORPO, CPO, KTO and the DPO family, one command per recipe."
+_EPILOG = "Exit codes: 0 done, 1 the run failed, 2 wrong usage, recipe or data, 130 interrupted."
+
+app = typer.Typer(
+    help=_HELP,
+    epilog=_EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.command(
+    # overrides are any key of the recipe, so Typer leaves options that it does not know alone
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    epilog=TRAIN_EPILOG,
+)(train)
+app.add_typer(recipes, name="recipes")
+app.command(epilog="Example: trl-plus schema > recipe.schema.json")(schema)
+app.command(epilog="Example: trl-plus env")(env)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"trl-plus {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+    ),
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line with the process's arguments."""
+    app(args=normalise(sys.argv[1:]))

@@ -1,0 +1,15 @@
+"""trl-plus env: versions and devices, for a bug report."""
+
+from trl_plus.cli.exits import exit_codes
+
+
+def env() -> None:
+    """Print the versions of Python and of the libraries, and the devices found."""
+    import typer
+
+    from trl_plus.reporting.devices import devices
+    from trl_plus.reporting.versions import versions
+
+    with exit_codes():
+        for name, version in {**versions(), **devices()}.items():
+            typer.echo(f"{name}: {version or 'not installed'}")

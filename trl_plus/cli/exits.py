@@ -1,0 +1,28 @@
+"""Exit codes: 1 the run failed, 2 wrong usage, recipe or data, 130 interrupted."""
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from trl_plus.data.files import DataError
+from trl_plus.recipes import RecipeError
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """Turn exceptions into exit codes: one message for the user's errors, a traceback for ours."""
+    try:
+        yield
+    except (RecipeError, DataError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        typer.echo("Interrupted.", err=True)
+        raise typer.Exit(130) from None
+    except typer.Exit:
+        raise
+    except Exception:
+        traceback.print_exc()
+        raise typer.Exit(1) from None

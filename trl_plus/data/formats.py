@@ -1,0 +1,160 @@
+"""The formats of preference data: recognised by their columns and first row, and brought to what TRL tokenizes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from trl_plus.data.files import DataError
+from trl_plus.data.responses import is_conversation
+
+EXPECTED = {
+    True: "pairs: `chosen` and `rejected`, with or without `prompt`",
+    False: "labelled rows: `prompt`, `completion` and `label` (true or false), or pairs: `chosen` and `rejected`",
+}
+_LABEL_TYPES = "true or false"
+_COLUMNS = ("prompt", "chosen", "rejected", "completion")
+
+
+@dataclass(frozen=True)
+class Format:
+    """What a dataset's rows are.
+
+    Attributes:
+        paired: a chosen and a rejected side; False: one completion and its label.
+        conversational: sides are lists of {role, content}; False: text.
+        prompt: "explicit" (a column of the kind of the sides), "implicit" (no column: what the sides share), or "text"
+            (a text column next to conversations, as in UltraFeedback).
+    """
+
+    paired: bool
+    conversational: bool
+    prompt: str
+
+    def __str__(self) -> str:
+        kind = "conversational" if self.conversational else "text"
+        rows = "pairs" if self.paired else "labelled completions"
+        return f"{kind} {rows}, {self.prompt} prompt"
+
+
+def detect(row: dict[str, Any], name: str, paired_method: bool) -> Format:
+    """The format of a dataset, from its first row.
+
+    Args:
+        name: the dataset, as messages name it.
+        paired_method: whether the method trains on pairs only.
+
+    Raises:
+        DataError: columns are missing, rows are of the other kind, or the columns contradict each other.
+    """
+    columns = list(row)
+    paired = "chosen" in row and "rejected" in row
+    if not paired and not ("completion" in row and "label" in row):
+        raise DataError(f"{name} has the columns {', '.join(columns)}, but {_expectation(columns, paired_method)}")
+    if not paired and paired_method:
+        raise DataError(
+            f"{name} has labelled rows (`completion`, `label`), but the method compares pairs: use `method: kto`, or "
+            "data with the columns `chosen` and `rejected`."
+        )
+    sides = ("chosen", "rejected") if paired else ("completion",)
+    kinds = {side: _kind(row[side], f"`{side}` of {name}") for side in sides}
+    if len(set(kinds.values())) > 1:
+        raise DataError(f"{name}: `chosen` is {kinds['chosen']} but `rejected` is {kinds['rejected']}: use one kind.")
+    conversational = kinds[sides[0]] == "a conversation"
+    if row.get("prompt") is None:
+        if not paired and not conversational:
+            raise DataError(f"{name} has no column `prompt`: labelled text needs one.")
+        return Format(paired, conversational, "implicit")
+    prompt = _kind(row["prompt"], f"`prompt` of {name}")
+    if prompt == "a conversation" and not conversational:
+        raise DataError(
+            f"{name}: `prompt` is a conversation but `{sides[0]}` is text: make it a list with one message "
+            "{role: assistant, content: ...}."
+        )
+    return Format(paired, conversational, "text" if conversational and prompt == "text" else "explicit")
+
+
+def prepare(dataset: Any, name: str, paired_method: bool) -> tuple[Any, Format, list[str]]:
+    """A dataset as the trainers take it, its format, and what was done to it, one sentence each.
+
+    Raises:
+        DataError: it has no rows, or `detect` or `label` refuses them.
+    """
+    first = next(iter(dataset), None)
+    if first is None:
+        raise DataError(f"{name} has no rows: check the file and the split.")
+    form = detect(first, name, paired_method)
+    _refuse_mixed_rows(dataset, first, name, paired_method)
+    notes = []
+    if form.prompt == "text":
+        dataset = _conversational_prompt(dataset)
+        notes.append(
+            f"{name}: the text column `prompt` is replaced by the conversations' own turns before the response."
+        )
+    if form.paired and not form.conversational and form.prompt == "implicit":
+        notes.append(f"{name} has no column `prompt`: the beginning that chosen and rejected share is the prompt.")
+    if not form.paired:
+        dataset, label_notes = _labels(dataset, first["label"], name)
+        notes += label_notes
+    return dataset, form, notes
+
+
+def _expectation(columns: list[str], paired_method: bool) -> str:
+    expected = EXPECTED[paired_method]
+    if "conversations" in columns:
+        return f"the method needs {expected}: convert the rows with trl.maybe_convert_to_chatml and split them."
+    return f"the method needs {expected}: rename the columns (datasets.Dataset.rename_columns)."
+
+
+def _kind(value: Any, what: str) -> str:
+    if isinstance(value, str):
+        return "text"
+    if is_conversation(value):
+        return "a conversation"
+    if isinstance(value, list) and value and isinstance(value[0], dict) and "from" in value[0]:
+        raise DataError(
+            f"{what} has messages with the keys {', '.join(value[0])}: they need `role` and `content` "
+            "(trl.maybe_convert_to_chatml converts from/value)."
+        )
+    raise DataError(f"{what} is {value!r} in the first row: it must be text or a list of {{role, content}} messages.")
+
+
+def _conversational_prompt(dataset: Any) -> Any:
+    """Drop a text prompt where the sides hold the whole conversation; make it the user's turn where they do not."""
+
+    def user_turn(row: dict[str, Any]) -> dict[str, Any]:
+        return {"prompt": [{"role": "user", "content": row.pop("prompt")}]}
+
+    first = next(iter(dataset))
+    side = "chosen" if "chosen" in first else "completion"
+    if len(first[side]) > 1:
+        return dataset.remove_columns("prompt")
+    return dataset.map(lambda row: user_turn(dict(row)), remove_columns="prompt")
+
+
+def _refuse_mixed_rows(dataset: Any, first: dict[str, Any], name: str, paired_method: bool) -> None:
+    """Find the first row that is of another kind than row 0. Only where a column holds several types is there one."""
+    if not _mixed(dataset, [column for column in _COLUMNS if column in first]):
+        return
+    form = detect(first, name, paired_method)
+    for index, row in enumerate(dataset):
+        other = detect(row, f"row {index} of {name}", paired_method)
+        if other != form:
+            raise DataError(f"{name}: row 0 is one of {form}, row {index} one of {other}: use one kind.")
+
+
+def _mixed(dataset: Any, columns: list[str]) -> bool:
+    """Whether `datasets` found values of several types in one of the columns (it then keeps them as JSON)."""
+    features = dataset.features or {}
+    return any(type(features.get(column)).__name__ == "Json" for column in columns)
+
+
+def _labels(dataset: Any, first: Any, name: str) -> tuple[Any, list[str]]:
+    """The dataset with boolean labels; 0 and 1 are taken as false and true."""
+    if isinstance(first, bool) and not _mixed(dataset, ["label"]):
+        return dataset, []
+    if not hasattr(dataset, "select"):  # an iterable dataset is read as it comes
+        raise DataError(f"{name}: `label` must be {_LABEL_TYPES}, got {first!r} in the first row.")
+    values = list({repr(value): value for value in dataset["label"]}.values())
+    if all(isinstance(value, int) and value in (0, 1) for value in values):
+        return dataset.map(lambda row: {"label": bool(row["label"])}), [f"{name}: labels 1 and 0 are true and false."]
+    shown = ", ".join(repr(value) for value in values[:5])
+    raise DataError(f"{name}: `label` must be {_LABEL_TYPES} (or 1 and 0), got {shown}: convert the column.")

@@ -1,0 +1,126 @@
+"""What is wrong with the values of a recipe: unknown keys, types, contradictions, missing keys, missing files."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trl_plus.data.files import DataError, looks_like_path, split_files
+from trl_plus.recipes import package_data
+from trl_plus.recipes.errors import RecipeError
+from trl_plus.recipes.keys import dataset_keys, keys_of
+from trl_plus.recipes.methods import Method
+from trl_plus.recipes.models import dataset_model, faults, recipe_model
+from trl_plus.recipes.unknown import explain
+
+
+@dataclass(frozen=True)
+class Value:
+    """A value, where it came from, and how a message names that place ("r.yaml, line 3: ")."""
+
+    value: Any
+    origin: str
+    place: str
+
+
+def is_given(value: Any) -> bool:
+    """Whether a value asks for something: null, false and an empty list do not, 0 does."""
+    return not (value is None or value is False or value == [])
+
+
+def problems(method: Method, entries: Mapping[str, Value]) -> list[str]:
+    """Every problem of a recipe, one sentence each, in the order in which to mend them."""
+    values = {name: entry.value for name, entry in entries.items()}
+    unknown, wrong = faults(recipe_model(method.name), values)
+    found = [f"{entries[name].place}{explain(name, values[name], method)}" for name in unknown]
+    found += [f"{entries[name].place}{_wrong_type(name, values[name], method)}" for name in wrong]
+    found += _contradictions(method, entries)
+    found += _missing(values)
+    if not found:  # paths are looked up only in a recipe that says what they are for
+        found += _paths(entries)
+    return found
+
+
+def _wrong_type(name: str, value: Any, method: Method) -> str:
+    key = keys_of(method)[name]
+    if name == "datasets" and isinstance(value, list):
+        return f"`datasets` must be {key.expected} with the keys {', '.join(dataset_keys())}."
+    shown = "null" if value is None else repr(value)
+    return f"`{name}` must be {key.expected}, got {shown}."
+
+
+def _contradictions(method: Method, entries: Mapping[str, Value]) -> Iterator[str]:
+    for name, fixed in method.fixed.items():
+        entry = entries.get(name)
+        if entry is not None and entry.value != fixed:
+            yield (
+                f"{entry.place}`{name}: {entry.value}` contradicts `method: {method.name}`, which is {fixed}: remove "
+                f"it, or write `method: {'dpo' if method.paired else 'kto'}`."
+            )
+    given = {name: entry.value for name, entry in entries.items() if is_given(entry.value)}
+    for first, second, cure in _EXCLUSIVE:
+        if first in given and second in given:
+            yield f"{entries[second].place}`{first}` and `{second}` exclude each other: {cure}."
+    for option in ("load_in_4bit", "load_in_8bit"):
+        if option in given and "use_peft" not in given:
+            yield f"{entries[option].place}`{option}` needs `use_peft: true`: quantized weights cannot be trained."
+    yield from _mixture(given.get("datasets", []))
+
+
+_EXCLUSIVE = (
+    ("gamma", "gamma_beta_ratio", "keep one of them (gamma = gamma_beta_ratio * beta)"),
+    ("dataset_name", "datasets", "keep one of them"),
+    ("eval_dataset_name", "eval_fraction", "keep one of them"),
+    ("eval_fraction", "test_split_size", "keep one of them"),
+    ("load_in_4bit", "load_in_8bit", "keep one of them"),
+    ("bf16", "fp16", "keep one of them"),
+)
+
+
+def _mixture(datasets: Any) -> Iterator[str]:
+    """Problems of the entries of `datasets`."""
+    for index, entry in enumerate(datasets if isinstance(datasets, list) else []):
+        if not isinstance(entry, dict):
+            continue  # its type is already a problem
+        unknown, wrong = faults(dataset_model(), entry)
+        keys = dataset_keys()
+        for name in unknown:
+            yield f"datasets[{index}]: unknown key `{name}`: the keys are {', '.join(keys)}."
+        for name in wrong:
+            yield f"datasets[{index}]: `{name}` must be {keys[name].expected}, got {entry[name]!r}."
+        if entry.get("path") is None:
+            yield f"datasets[{index}]: `path` is missing: add the dataset's hub id."
+
+
+def _missing(values: Mapping[str, Any]) -> Iterator[str]:
+    if values.get("model_name_or_path") is None:
+        yield "`model_name_or_path` is missing: add the hub id or the folder of the model to train."
+    if values.get("dataset_name") is None and not values.get("datasets"):
+        yield "`dataset_name` is missing: add a hub id, a local file or folder, or a list `datasets`."
+    if values.get("output_dir") is None:
+        yield "`output_dir` is missing: add the folder that checkpoints and results go to."
+
+
+def _paths(entries: Mapping[str, Value]) -> Iterator[str]:
+    """Local paths that do not exist. Hub ids are not looked up."""
+    for name in ("model_name_or_path", "dataset_name", "eval_dataset_name", "chat_template_path"):
+        entry = entries.get(name)
+        if entry is None or entry.value is None:
+            continue
+        try:
+            problem = _path_problem(name, package_data.resolve(entry.value))
+        except (RecipeError, DataError) as error:
+            problem = str(error)
+        if problem is not None:
+            yield f"{entry.place}`{name}`: {problem}"
+
+
+def _path_problem(name: str, value: str) -> str | None:
+    if name.endswith("dataset_name"):
+        if looks_like_path(value):
+            split_files(value)
+        return None
+    is_path = value.startswith(("./", "../", "/", "~")) or value.endswith(".jinja")
+    if is_path and not Path(value).expanduser().exists():
+        return f"{value} does not exist: check the path, which is relative to {Path.cwd()}."
+    return None

@@ -1,0 +1,16 @@
+"""The error of a recipe. Its text is written for the person who wrote the recipe."""
+
+from collections.abc import Sequence
+
+
+class RecipeError(ValueError):
+    """A recipe, an override or a path in it is wrong; each problem is one sentence that names the cure."""
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__(self._text())
+
+    def _text(self) -> str:
+        if len(self.problems) == 1:
+            return self.problems[0]
+        return "\n".join([f"{len(self.problems)} problems:", *(f"- {problem}" for problem in self.problems)])

@@ -1,0 +1,98 @@
+"""Tokenizer, adapter and trainer of a run. Everything that can be refused is refused before weights are loaded."""
+
+from pathlib import Path
+from typing import Any
+
+from trl_plus.data.files import DataError
+from trl_plus.data.loading import Data
+from trl_plus.recipes.errors import RecipeError
+from trl_plus.recipes.objects import RunObjects
+from trl_plus.recipes.package_data import resolve
+
+
+def load_processor(objects: RunObjects) -> Any:
+    """The model's tokenizer (or processor, for a vision model), with `chat_template_path` applied.
+
+    Raises:
+        RecipeError: the model or the template cannot be found.
+    """
+    from transformers import AutoProcessor
+
+    name = objects.model.model_name_or_path
+    try:
+        processor = AutoProcessor.from_pretrained(
+            name, revision=objects.model.model_revision, trust_remote_code=objects.args.trust_remote_code
+        )
+        if objects.options.chat_template_path is not None:
+            processor.chat_template = _template(resolve(objects.options.chat_template_path))
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"The tokenizer of {name} could not be loaded: {_first_line(error)}") from error
+    return processor
+
+
+def _template(path: str) -> str:
+    """A chat template from a .jinja file or from the tokenizer of another model."""
+    if path.endswith(".jinja"):
+        return Path(path).expanduser().read_text(encoding="utf-8")
+    from transformers import AutoTokenizer
+
+    template: str | None = AutoTokenizer.from_pretrained(path).chat_template
+    if template is None:
+        raise ValueError(f"`chat_template_path`: the tokenizer of {path} has no chat template either.")
+    return template
+
+
+def check_data(objects: RunObjects, data: Data, processor: Any) -> None:
+    """Refuse data that the tokenizer or the evaluation keys do not fit.
+
+    Raises:
+        DataError: conversations without a chat template, or an evaluation strategy without held-out rows.
+    """
+    if data.format.conversational and getattr(processor, "chat_template", None) is None:
+        raise DataError(
+            f"{objects.data.label} holds conversations, but the tokenizer of {objects.model.model_name_or_path} has no "
+            "chat template: use an instruction-tuned model, or set `chat_template_path` to a .jinja file or to a model "
+            "whose template fits."
+        )
+    if data.eval is None and objects.args.eval_strategy != "no":
+        raise DataError(
+            f"`eval_strategy: {objects.args.eval_strategy.value}` needs held-out rows, but {objects.data.label} has no "
+            "test split: set `eval_fraction: 0.05` or `eval_dataset_name`, or remove `eval_strategy`."
+        )
+
+
+def build_trainer(objects: RunObjects, data: Data, processor: Any, callbacks: list[Any]) -> Any:
+    """The method's trainer. The model is loaded here.
+
+    Raises:
+        RecipeError: the trainer refuses the model, the adapter or the rows.
+        DataError: no row is left after tokenization.
+    """
+    from trl import get_peft_config, get_quantization_config
+
+    import trl_plus
+    from trl_plus.trainers.upstream import ignore_bool_buffers
+
+    trainer_class = getattr(trl_plus, objects.recipe.method.trainer)
+    try:
+        trainer = trainer_class(
+            model=objects.model.model_name_or_path,
+            args=objects.args,
+            train_dataset=data.train,
+            eval_dataset=data.eval,
+            processing_class=processor,
+            callbacks=callbacks,
+            quantization_config=get_quantization_config(objects.model),
+            peft_config=get_peft_config(objects.model),
+        )
+    except (ValueError, OSError, ImportError) as error:
+        raise RecipeError(f"{objects.recipe.label}: {error}") from error
+    if hasattr(trainer.train_dataset, "__len__") and len(trainer.train_dataset) == 0:
+        raise DataError(f"No row of {objects.data.label} fits into `max_length: {objects.args.max_length}`: raise it.")
+    if objects.recipe["ignore_bias_buffers"]:
+        ignore_bool_buffers(trainer.model)
+    return trainer
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

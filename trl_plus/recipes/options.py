@@ -1,0 +1,49 @@
+"""The recipe keys that are ours: how a run is evaluated and reported. Everything else is TRL's or transformers'."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class RunOptions:
+    """Keys that neither a trainer's configuration nor TRL's script arguments have.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    eval_dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "Held-out rows: a hub id, a local file or folder, or bundled:NAME. Its train split is used."},
+    )
+    eval_fraction: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of the training rows, at least 0 and below 1, held out (drawn with `seed`) when the data "
+            "has no test split. 0 holds out nothing."
+        },
+    )
+    max_eval_rows: int | None = field(
+        default=None,
+        metadata={"help": "Evaluate on at most this many held-out rows (drawn with `seed`); 0 turns evaluation off."},
+    )
+    report_generations: int = field(
+        default=3,
+        metadata={"help": "Number of held-out prompts answered before and after training; 0 turns it off."},
+    )
+    chat_template_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Chat template for a tokenizer that has none: a .jinja file, or the folder or hub id of a model "
+            "whose template is taken."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eval_fraction < 1:
+            raise ValueError(f"`eval_fraction` must be at least 0 and below 1, got {self.eval_fraction}.")
+        if self.max_eval_rows is not None and self.max_eval_rows < 0:
+            raise ValueError(f"`max_eval_rows` must not be negative, got {self.max_eval_rows}.")
+        if self.report_generations < 0:
+            raise ValueError(f"`report_generations` must not be negative, got {self.report_generations}.")
+        if self.eval_fraction and self.eval_dataset_name is not None:
+            raise ValueError("Give `eval_dataset_name` or `eval_fraction`, not both.")

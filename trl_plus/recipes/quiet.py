@@ -1,0 +1,17 @@
+"""Silence of the libraries a run loads: what they print that its user can do nothing about."""
+
+import logging
+import os
+import warnings
+
+
+def quiet_libraries() -> None:
+    """Call before transformers and TRL are imported. Errors stay visible, and so do warnings of trl_plus."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # on every import without the package `kernels`, which is only an optional speed-up
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    for category in (FutureWarning, DeprecationWarning):
+        warnings.filterwarnings("ignore", category=category)
+    # transformers asks for pinned memory by default, also where there is no accelerator to copy it to
+    warnings.filterwarnings("ignore", message="'pin_memory' argument is set as true", category=UserWarning)

@@ -1,0 +1,147 @@
+"""A recipe: one YAML file, its method's preset and the command line, validated and merged."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from trl_plus.recipes import package_data
+from trl_plus.recipes.checks import Value, problems
+from trl_plus.recipes.errors import RecipeError
+from trl_plus.recipes.inert import split_off
+from trl_plus.recipes.keys import Key, keys_of
+from trl_plus.recipes.methods import METHODS, Method
+from trl_plus.recipes.overrides import parse_overrides
+from trl_plus.recipes.unknown import unknown_method
+from trl_plus.recipes.yaml_text import inline, read_file
+
+COMMAND_LINE, RECIPE, PRESET, MACHINE, DEFAULT = "command line", "recipe", "preset", "machine", "default"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A validated recipe.
+
+    Attributes:
+        values: what was given, by key; TRL's defaults are not among them.
+        origins: for each of them "command line", "recipe", "preset" (of the method) or "machine".
+        label: the recipe's file, as messages name it.
+        notes: what the reader should be told once.
+    """
+
+    method: Method
+    values: Mapping[str, Any]
+    origins: Mapping[str, str]
+    label: str
+    notes: tuple[str, ...] = ()
+
+    def __getitem__(self, name: str) -> Any:
+        """The value of a key, its default if it was not given. `bundled:` values are as they were written."""
+        return self.values[name] if name in self.values else keys_of(self.method)[name].default
+
+    def origin(self, name: str) -> str:
+        """Where a key's value comes from; "default" if it was not given."""
+        return self.origins.get(name, DEFAULT)
+
+    def group(self, name: str) -> dict[str, Any]:
+        """The given values that one configuration class receives, with `bundled:` values resolved to paths."""
+        keys = keys_of(self.method)
+        return {key: _resolved(value) for key, value in self.values.items() if keys[key].group == name}
+
+    def with_machine(self, name: str, value: Any, note: str) -> "Recipe":
+        """The recipe with one value more that this machine, and not the recipe, decides."""
+        return replace(
+            self,
+            values={**self.values, name: value},
+            origins={**self.origins, name: MACHINE},
+            notes=(*self.notes, note),
+        )
+
+    def to_yaml(self) -> str:
+        """The recipe in full: reading it gives the same values, whatever the command line was."""
+        lines = [f"# Resolved from {self.label}. Origin of each value: recipe, command line, preset or machine."]
+        lines.append(f"method: {self.method.name}")
+        lines += [f"{name}: {inline(value)}  # {self.origins[name]}" for name, value in self.values.items()]
+        return "\n".join(lines) + "\n"
+
+
+def load_recipe(argument: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read, merge and validate a recipe. Neither torch nor TRL is imported, and the hub is not asked.
+
+    Args:
+        argument: path of a YAML file, or the name of a bundled recipe.
+        overrides: words of the command line: `--beta 2.5`, `--beta=2.5` or `beta=2.5`.
+
+    Raises:
+        RecipeError: anything is wrong; all problems are named at once.
+    """
+    source = package_data.find_recipe(argument)
+    file = read_file(source.path, source.label)
+    given = {
+        name: Value(value, RECIPE, f"{source.label}, line {file.lines[name]}: ") for name, value in file.values.items()
+    }
+    given.update(
+        {name: Value(value, COMMAND_LINE, "command line: ") for name, value in parse_overrides(overrides).items()}
+    )
+    notes = [f"Using the bundled recipe {source.path}."] if source.bundled else []
+    return _merge(given, source.label, notes)
+
+
+def _merge(given: dict[str, Value], label: str, notes: list[str]) -> Recipe:
+    method = _method(given.pop("method", None), label)
+    keys = keys_of(method)
+    entries = {
+        name: replace(value, value=_normal(value.value, keys.get(name)))
+        for name, value in given.items()
+        if not _takes_away(value, keys.get(name))
+    }
+    preset = {**method.preset, **method.fixed}
+    for name, value in preset.items():
+        entries.setdefault(name, Value(value, PRESET, f"preset of method {method.name}: "))
+    entries, inert, left_out = split_off(entries, keys)
+    found = problems(method, entries) + inert
+    if found:
+        raise RecipeError(found)
+    return Recipe(
+        method=method,
+        values={name: entry.value for name, entry in entries.items()},
+        origins={name: entry.origin for name, entry in entries.items()},
+        label=label,
+        notes=(*notes, *left_out),
+    )
+
+
+def _method(entry: Value | None, label: str) -> Method:
+    if entry is None or entry.value is None:
+        raise RecipeError(f"{label}: `method` is missing: add `method: simpo`, or one of {', '.join(METHODS)}.")
+    if not isinstance(entry.value, str) or entry.value not in METHODS:
+        raise RecipeError(f"{entry.place}{unknown_method(entry.value)}")
+    return METHODS[entry.value]
+
+
+def _takes_away(entry: Value, key: Key | None) -> bool:
+    """Whether an override is `KEY=null` for a key that has no null: the recipe's value goes, the default returns."""
+    return entry.origin == COMMAND_LINE and entry.value is None and (key is None or not key.nullable)
+
+
+def _normal(value: Any, key: Key | None) -> Any:
+    """A value in the one form that is validated: `no` as text where it is a choice, a single item as a list."""
+    if key is None:
+        return value
+    if value is False and key.choices is not None and "no" in key.choices:
+        return "no"  # YAML reads `eval_strategy: no` as false
+    if key.is_list and isinstance(value, str):
+        return [value]
+    return value
+
+
+def _resolved(value: Any) -> Any:
+    return package_data.resolve(value) if isinstance(value, str) else value
+
+
+def write_resolved(recipe: Recipe, folder: Path) -> Path:
+    """Write `recipe.resolved.yaml` into a folder, which is made if need be; gives its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "recipe.resolved.yaml"
+    path.write_text(recipe.to_yaml(), encoding="utf-8")
+    return path

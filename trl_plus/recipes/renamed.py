@@ -1,0 +1,119 @@
+"""Keys of older recipes that are refused, each with what to write instead.
+
+Sources: configurations of TRL 0.7 to 1.0 (DPO, CPO, ORPO, KTO), TrainingArguments of transformers 4, the recipes of
+alignment-handbook and of the SimPO repository, and LLaMA-Factory's names for the same things.
+"""
+
+# old key: the key that takes the same value today
+RENAMED = {
+    "torch_dtype": "dtype",
+    "evaluation_strategy": "eval_strategy",
+    "no_cuda": "use_cpu",
+    "preprocessing_num_workers": "dataset_num_proc",
+    "simpo_gamma": "gamma",
+    "orpo_alpha": "beta",
+    "orpo_lambda": "beta",
+    "lambda": "beta",
+    "pref_beta": "beta",
+    "pref_loss": "loss_type",
+    "hub_model_revision": "hub_revision",
+    "push_to_hub_model_id": "hub_model_id",
+    "per_gpu_train_batch_size": "per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
+    "max_seq_length": "max_length",
+    "cutoff_len": "max_length",
+    "lora_rank": "lora_r",
+    "lora_target": "lora_target_modules",
+    "base_model_revision": "model_revision",
+    "eval_dataset": "eval_dataset_name",
+    "gradient_checkpointing_use_reentrant": "gradient_checkpointing_kwargs: {use_reentrant: ...}",
+}
+
+_ONE_LIMIT = (
+    "write `max_length`, which bounds prompt and completion together, and `overlong` for what happens beyond it"
+)
+_PEFT_REFERENCE = "remove it: with LoRA the reference is the model without its adapter"
+_MIXTURE = "write `dataset_name`, or a list `datasets` of {path, name, split, columns, fraction}"
+_OWN_TOKENIZER = "remove it: the tokenizer is the one in the model's folder"
+_NEVER_REQUIRED = "remove it: it is chosen automatically"
+_GENERATIONS = "write `report_generations`, the number of held-out prompts answered before and after training"
+
+# old key: what to do instead, as the end of a sentence
+REPLACED = {
+    "max_prompt_length": _ONE_LIMIT,
+    "max_completion_length": _ONE_LIMIT,
+    "max_target_length": _ONE_LIMIT,
+    "warmup_ratio": "write `warmup_steps`: below 1 it is a share of all steps, so `warmup_ratio: 0.1` is "
+    "`warmup_steps: 0.1`",
+    "group_by_length": "write `train_sampling_strategy: group_by_length`",
+    "use_flash_attention_2": "write `attn_implementation: flash_attention_2`",
+    "flash_attn": "write `attn_implementation: flash_attention_2`",
+    "rpo_alpha": "write `loss_type: [sigmoid, sft]` and `loss_weights: [1.0, ALPHA]`",
+    "pref_ftx": "write `loss_type: [sigmoid, sft]` and `loss_weights: [1.0, WEIGHT]`",
+    "dpo_alpha": "write `loss_type: [sigmoid, sft]` and `loss_weights: [1.0, WEIGHT]`",
+    "reference_free": "remove it: choose a method without a reference, such as `method: simpo` or `method: cpo`",
+    "dataset_mixer": _MIXTURE,
+    "dataset_mixture": _MIXTURE,
+    "dataset_configs": "write `dataset_config`",
+    "dataset_splits": "write `dataset_train_split` and `dataset_test_split`",
+    "chat_template": "save the template to a .jinja file and name it with `chat_template_path`",
+    "tokenizer_name": _OWN_TOKENIZER,
+    "tokenizer_name_or_path": _OWN_TOKENIZER,
+    "truncation_side": "remove it: completions are cut at the end (see `overlong`)",
+    "auto_insert_empty_system_msg": "remove it: put the system message into the data",
+    "text_column": "remove it: columns are recognised by name (prompt, chosen, rejected, completion, label)",
+    "model_adapter_name": _PEFT_REFERENCE,
+    "ref_adapter_name": _PEFT_REFERENCE,
+    "force_use_ref_model": _PEFT_REFERENCE,
+    "ref_model_init_kwargs": "remove it: the reference is loaded as the model is (`model_init_kwargs`)",
+    "generate_during_eval": _GENERATIONS,
+    "label_pad_token_id": _NEVER_REQUIRED,
+    "padding_value": _NEVER_REQUIRED,
+    "is_encoder_decoder": "remove it: only decoder-only models are supported",
+    "use_num_logits_to_keep": _NEVER_REQUIRED,
+    "use_logits_to_keep": _NEVER_REQUIRED,
+    "base_model_attribute_name": _NEVER_REQUIRED,
+    "use_liger_loss": "remove it, or write `use_liger_kernel: true`",
+    "alpha": "remove it: AlphaPO is not supported; for SimPO write `method: simpo`",
+    "overwrite_output_dir": "remove it: without `--resume` a run always starts afresh",
+    "save_safetensors": "remove it: weights are always saved as safetensors",
+    "logging_dir": "remove it: set the environment variable TENSORBOARD_LOGGING_DIR",
+    "use_mps_device": "remove it: the device is found automatically",
+    "fp16_backend": "write `fp16: true`",
+    "half_precision_backend": "write `fp16: true`",
+    "fp16_opt_level": "write `fp16: true`",
+    "include_inputs_for_metrics": "remove it",
+    "include_tokens_per_second": "write `include_num_input_tokens_seen: true`",
+    "dispatch_batches": "write `accelerator_config: {dispatch_batches: ...}`",
+    "split_batches": "write `accelerator_config: {split_batches: ...}`",
+    "fsdp_min_num_params": "write it in `fsdp_config`",
+    "fsdp_transformer_layer_cls_to_wrap": "write it in `fsdp_config`",
+    "jit_mode_eval": "remove it",
+    "torchdynamo": "write `torch_compile_backend`",
+    "tpu_num_cores": "remove it",
+    "stage": "write `method`",
+    "finetuning_type": "write `use_peft: true` for LoRA; nothing for full fine-tuning",
+    "env": "remove it and export the variables in the shell",
+    "config": "remove it: give the recipe's path as the argument",
+    "accelerate_config": "give it on the command line: `--accelerate-config NAME`",
+    "num_processes": "give a configuration on the command line: `--accelerate-config NAME`",
+    "device_map": "remove it: the model is placed by accelerate",
+}
+
+# Keys that the configurations of TRL and transformers still have but a recipe must not set, and why.
+REFUSED = {
+    "do_train": "remove it: `trl-plus train` always trains",
+    "do_eval": "remove it: held-out rows are evaluated before and after training; in between says `eval_strategy`",
+    "do_predict": "remove it",
+    "resume_from_checkpoint": "give it on the command line: `--resume PATH`",
+    "local_rank": "remove it: the launcher sets it",
+    "parallelism_config": "give a configuration on the command line: `--accelerate-config PATH`",
+    "hub_token": "remove it, since recipes are saved with the run, and log in with `hf auth login`",
+    "label_smoothing_factor": "no preference loss reads it: write `label_smoothing`",
+    "padding_free": "remove it: TRL switches it off",
+    "include_for_metrics": "remove it: it has no effect without a metrics function",
+    "batch_eval_metrics": "remove it: it has no effect without a metrics function",
+    "pad_token": "remove it and set the pad token in the tokenizer's folder",
+    "eval_on_start": "remove it: held-out rows are always evaluated before training",
+    "lora_task_type": "remove it: the task is always causal language modelling",
+}

@@ -1,0 +1,110 @@
+"""One recipe, from validated values to a trained, evaluated and saved model."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from trl_plus.data.loading import Data, load
+from trl_plus.recipes.checkpoints import find_checkpoint
+from trl_plus.recipes.loading import build_trainer, check_data, load_processor
+from trl_plus.recipes.objects import RunObjects, build
+from trl_plus.recipes.recipe import Recipe, write_resolved
+from trl_plus.reporting.generations import Prompt, generate, generations_table, held_out_prompts, prompt_text
+from trl_plus.reporting.report import Report, Sample
+from trl_plus.reporting.table import held_out_table
+
+Say = Callable[[Any], None]
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that prints and writes, as launchers number them."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def run(recipe: Recipe, resume: str | None, say: Say) -> Report:
+    """Train a recipe. The folder `output_dir` then holds the adapter or model with its tokenizer,
+    recipe.resolved.yaml, metrics.json and metrics.jsonl.
+
+    Args:
+        resume: a checkpoint folder, "newest" for the last one in `output_dir`, or None to start afresh.
+        say: prints a sentence or a table; called on the main process only.
+
+    Raises:
+        RecipeError, DataError: the run is refused, before the first step.
+    """
+    from trl_plus.recipes.callbacks import FirstEvaluation, MetricsFile, use_short_progress
+
+    checkpoint = None if resume is None else find_checkpoint(resume, recipe["output_dir"])
+    objects = build(recipe)
+    data = load(objects.data)
+    processor = load_processor(objects)
+    check_data(objects, data, processor)
+    folder = Path(objects.args.output_dir)
+    report = Report(recipe.method.name, recipe["model_name_or_path"], objects.data.label)
+    if is_main_process():
+        _announce(objects, data, recipe, checkpoint, say)
+        write_resolved(objects.recipe, folder)
+
+    def keep_before(metrics: dict[str, float]) -> None:
+        report.before = metrics
+        report.save(folder)
+
+    objects.args.eval_on_start = data.eval is not None and checkpoint is None
+    callbacks = [MetricsFile(folder / "metrics.jsonl"), FirstEvaluation(keep_before)]
+    trainer = build_trainer(objects, data, processor, callbacks)
+    use_short_progress(trainer)
+    prompts = _sample_prompts(objects, data, trainer)
+    if checkpoint is not None:
+        report.recall(folder)
+    elif prompts:
+        answers = _answers(trainer, processor, prompts)
+        report.generations = [Sample(prompt_text(p), answer) for p, answer in zip(prompts, answers, strict=True)]
+
+    report.train = dict(trainer.train(resume_from_checkpoint=checkpoint).metrics)
+    trainer.save_model()
+    _evaluate(trainer, processor, prompts, report, recipe, say)
+    if is_main_process():
+        report.save(folder)
+        say(f"Saved to {folder}.")
+    _finish(trainer, objects)
+    return report
+
+
+def _announce(objects: RunObjects, data: Data, recipe: Recipe, checkpoint: str | None, say: Say) -> None:
+    for note in (*objects.recipe.notes[len(recipe.notes) :], *data.notes):
+        say(note)
+    if checkpoint is not None:
+        say(f"Resuming from {checkpoint}.")
+
+
+def _sample_prompts(objects: RunObjects, data: Data, trainer: Any) -> list[Prompt]:
+    """The held-out prompts to answer, on the main process; none where one process cannot generate alone."""
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    if data.eval is None or sharded or not is_main_process() or not objects.options.report_generations:
+        return []
+    return held_out_prompts(data.eval, objects.options.report_generations)
+
+
+def _answers(trainer: Any, processor: Any, prompts: list[Prompt]) -> list[str]:
+    return generate(trainer.accelerator.unwrap_model(trainer.model), processor, prompts)
+
+
+def _evaluate(trainer: Any, processor: Any, prompts: list[Prompt], report: Report, recipe: Recipe, say: Say) -> None:
+    """Held-out metrics and answers after training, and both tables."""
+    if trainer.eval_dataset is None:
+        return
+    report.after = dict(trainer.evaluate())
+    report.held_out_rows = len(trainer.eval_dataset) if hasattr(trainer.eval_dataset, "__len__") else None
+    if is_main_process():
+        say(held_out_table(report.before, report.after, report.held_out_rows, recipe.method.reference))
+    if prompts:
+        report.add_answers([prompt_text(prompt) for prompt in prompts], _answers(trainer, processor, prompts))
+        say(generations_table(report.generations))
+
+
+def _finish(trainer: Any, objects: RunObjects) -> None:
+    if objects.args.push_to_hub:
+        trainer.push_to_hub(dataset_name=objects.data.name)
+    if hasattr(trainer, "end"):  # transformers 5.18 and later: ends trackers and the process group
+        trainer.end()

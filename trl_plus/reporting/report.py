@@ -1,0 +1,58 @@
+"""What is known of a run: metrics.json."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from trl_plus.reporting.versions import versions
+
+FILE = "metrics.json"
+
+
+@dataclass
+class Sample:
+    """One held-out prompt and its answers. None where an answer is not known."""
+
+    prompt: str
+    before: str | None
+    after: str | None = None
+
+
+@dataclass
+class Report:
+    """What was measured in a run.
+
+    Attributes:
+        held_out_rows: number of evaluated rows; None where they cannot be counted (streaming).
+        before, after: held-out metrics; None where there are no held-out rows or they are not known.
+        train: transformers' metrics of the training (loss, seconds, samples per second).
+    """
+
+    method: str
+    model: str
+    dataset: str
+    held_out_rows: int | None = 0
+    before: dict[str, float] | None = None
+    after: dict[str, float] | None = None
+    train: dict[str, float] | None = None
+    generations: list[Sample] = field(default_factory=list)
+
+    def save(self, folder: Path) -> None:
+        """Write metrics.json."""
+        content = {**asdict(self), "versions": versions()}
+        (folder / FILE).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def recall(self, folder: Path) -> None:
+        """Take over what the interrupted run measured before its first step, if it got that far."""
+        path = folder / FILE
+        if not path.is_file():
+            return
+        content = json.loads(path.read_text(encoding="utf-8"))
+        self.before = content["before"]
+        self.generations = [Sample(sample["prompt"], sample["before"]) for sample in content["generations"]]
+
+    def add_answers(self, prompts: Sequence[str], answers: Sequence[str]) -> None:
+        """Set the answers after training; those before it are kept where the prompt is the same."""
+        before = {sample.prompt: sample.before for sample in self.generations}
+        self.generations = [Sample(p, before.get(p), answer) for p, answer in zip(prompts, answers, strict=True)]
