@@ -10,10 +10,33 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 import pytest
 
-WORDS = (
-    "anchor basil cedar dune elm fern garnet heath indigo jasper kite larch meadow nickel olive pebble quill reed "
-    "sage thistle upland violet wren yew zinc"
-).split()
+WORDS = [
+    "anchor",
+    "basil",
+    "cedar",
+    "dune",
+    "elm",
+    "fern",
+    "garnet",
+    "heath",
+    "indigo",
+    "jasper",
+    "kite",
+    "larch",
+    "meadow",
+    "nickel",
+    "olive",
+    "pebble",
+    "quill",
+    "reed",
+    "sage",
+    "thistle",
+    "upland",
+    "violet",
+    "wren",
+    "yew",
+    "zinc",
+]
 TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -131,3 +154,9 @@ def pair_rows():
 @pytest.fixture(scope="session")
 def unpaired_rows():
     return make_unpaired
+
+
+@pytest.fixture(scope="session")
+def build_tiny_model(tokenizer):
+    """build_tiny_model(seed) -> a model that exists in memory only."""
+    return lambda seed: build_model(tokenizer, seed)

@@ -21,7 +21,19 @@ _PUBLIC = {
     "KTOTrainer": "trl_plus.trainers",
 }
 
-__all__ = ["__version__", *_PUBLIC]
+__all__ = [
+    "CPOConfig",
+    "CPOTrainer",
+    "DPOConfig",
+    "DPOTrainer",
+    "KTOConfig",
+    "KTOTrainer",
+    "ORPOConfig",
+    "ORPOTrainer",
+    "SimPOConfig",
+    "SimPOTrainer",
+    "__version__",
+]
 
 if TYPE_CHECKING:
     from trl_plus.configs import CPOConfig, DPOConfig, KTOConfig, ORPOConfig, SimPOConfig

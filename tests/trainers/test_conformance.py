@@ -1,4 +1,4 @@
-"""Where TRL is right, we say what TRL says: same rows, same loss and metrics as `trl.DPOTrainer` and `trl.KTOTrainer`."""
+"""Where TRL is right, we say what TRL says: same rows, same loss and metrics as its DPOTrainer and KTOTrainer."""
 
 import pytest
 import trl

@@ -69,3 +69,14 @@ def apply_overlong(
     cut = {side: int(over[i][keep].sum()) for i, side in enumerate(sides)}
     one_sided = int((over.any(0) & ~over.all(0))[keep].sum())
     return dataset, LengthReport(rows_before, rows_before - len(dataset), cut, one_sided)
+
+
+def row_fits(row: dict[str, Any], sides: tuple[str, ...], max_length: int, overlong: str) -> bool:
+    """Whether a tokenized row of a stream stays under "drop"; under "error" a row that is too long stops the run."""
+    longest = len(row["prompt_ids"]) + max(len(row[f"{side}_ids"]) for side in sides)
+    if longest > max_length and overlong == "error":
+        raise ValueError(
+            f"A row of the stream has {longest} tokens, max_length is {max_length} and `overlong` is 'error': raise "
+            "max_length, or set `overlong: truncate` or `overlong: drop`."
+        )
+    return longest <= max_length

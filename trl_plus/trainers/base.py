@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from trl_plus.lm_head import CompletionHead
 from trl_plus.scoring import Scores
 from trl_plus.trainers import upstream
-from trl_plus.trainers.exact_step import ExactSteps
+from trl_plus.trainers.exact_step import ExactSteps, row_weights
 from trl_plus.trainers.metrics import Meters
 from trl_plus.trainers.rows import PreferenceRows
 
@@ -84,6 +84,20 @@ class PreferenceTrainer(ExactSteps, PreferenceRows, upstream.Seams):
             for head in self._heads:
                 head.statistics = True
 
+    # -- TRL's own losses ---------------------------------------------------------------------------------------------
+
+    def shared_upstream_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        """TRL's loss as this micro-batch's share of the step.
+
+        It is a mean over the micro-batch's rows: weighed by its share of the step's rows, it adds up exactly for every
+        loss that is a function of single rows.
+        """
+        loss, weights = self.upstream_loss(model, inputs), row_weights(inputs)
+        self.note(OBJECTIVE, loss, weights.sum())
+        for name, value in self.take_upstream_metrics(self.mode).items():
+            self.note(name, torch.tensor(value, device=loss.device), weights.sum())
+        return self.totals.share(loss.expand_as(weights), weights)
+
     def add_router_loss(self, loss: Tensor, scores: Scores, weights: Tensor) -> Tensor:
         """Mixture-of-experts load balancing, weighed by this micro-batch's share of the rows.
 
@@ -134,9 +148,10 @@ class PreferenceTrainer(ExactSteps, PreferenceRows, upstream.Seams):
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """TRL's loop; the loss it reports is a mean over all rows and tokens, whatever the evaluation batch size."""
         self._meters["eval"].clear()
+        self.eval_prefix = kwargs.get("metric_key_prefix", "eval")
         output = super().evaluation_loop(*args, **kwargs)
         readings = self._meters["eval"].read(self.accelerator)
         exact = [factor * readings[name].mean for name, factor in self.loss_parts().items() if name in readings]
         if exact:
-            output.metrics[f"{kwargs.get('metric_key_prefix', 'eval')}_loss"] = sum(exact)
+            output.metrics[f"{self.eval_prefix}_loss"] = sum(exact)
         return output

@@ -24,9 +24,7 @@ from trl_plus import objectives
 from trl_plus.configs import CPOConfig, DPOConfig, ORPOConfig, SimPOConfig
 from trl_plus.objectives import Completions
 from trl_plus.trainers import upstream
-from trl_plus.trainers.base import OBJECTIVE
 from trl_plus.trainers.dpo_losses import pair_losses, reads_only_rows
-from trl_plus.trainers.exact_step import row_weights
 from trl_plus.trainers.pairs import PairedTrainer
 
 logger = logging.getLogger("trl_plus")
@@ -100,13 +98,7 @@ class DPOTrainer(PairedTrainer):
     def micro_batch_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         if self._row_wise:
             return super().micro_batch_loss(model, inputs)
-        # TRL's loss is a mean over this micro-batch's rows: weighed by its share of the step's rows it adds up exactly
-        loss = self.upstream_loss(model, inputs)
-        weights = row_weights(inputs)
-        self.note(OBJECTIVE, loss, weights.sum())
-        for name, value in self.take_upstream_metrics(self.mode).items():
-            self.note(name, torch.tensor(value, device=loss.device), weights.sum())
-        return self.totals.share(loss.expand_as(weights), weights)
+        return self.shared_upstream_loss(model, inputs)
 
     def reference(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         if self.precompute_ref_logps:

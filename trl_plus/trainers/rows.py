@@ -8,7 +8,7 @@ from accelerate import PartialState
 
 from trl_plus.batching import RowExtras
 from trl_plus.batching.collators import EXTRA_COLUMNS
-from trl_plus.data.lengths import LengthReport, apply_overlong
+from trl_plus.data.lengths import LengthReport, apply_overlong, row_fits
 from trl_plus.data.responses import is_conversation, is_plain, sides_of, split_batch, split_response
 from trl_plus.trainers import upstream
 
@@ -50,20 +50,19 @@ class PreferenceRows:
             )
 
     def finish_rows(self, dataset: Any, name: str, rows_before: int | None) -> Any:
+        max_length, overlong = self.args_for_rows.max_length, getattr(self.args_for_rows, "overlong", "truncate")
         if rows_before is None:
-            return dataset
+            return self._finish_stream(dataset, max_length, overlong)
         if rows_before and not len(dataset):
             raise ValueError(
                 f"All {rows_before} rows of the {name} dataset were dropped: every prompt fills max_length "
-                f"{self.args_for_rows.max_length}. Raise max_length."
+                f"{max_length}. Raise max_length."
             )
         sides = sides_of(dataset.column_names)
         with PartialState().main_process_first():
             dataset = self._mark_contexts(dataset, sides, name)
-        max_length = self.args_for_rows.max_length
         if max_length is None:
             return dataset
-        overlong = getattr(self.args_for_rows, "overlong", "truncate")
         dataset, report = apply_overlong(dataset, sides, max_length, overlong, rows_before)
         self.length_reports[name] = report
         sentence = report.sentence(name, max_length)
@@ -82,6 +81,17 @@ class PreferenceRows:
             desc=f"Masking earlier turns in {name} dataset",
         )
 
+    def _finish_stream(self, dataset: Any, max_length: int | None, overlong: str) -> Any:
+        """The same for rows that come one at a time; nothing can be counted before it has passed."""
+        first = next(iter(dataset))
+        sides = sides_of(list(first))
+        if is_conversation(first.get(sides[0])):
+            kwargs = {"sides": sides, "processing_class": self.processing_class_for_rows}
+            dataset = dataset.map(context_tokens, fn_kwargs=kwargs)
+        if max_length is None or overlong == "truncate":
+            return dataset
+        return dataset.filter(row_fits, fn_kwargs={"sides": sides, "max_length": max_length, "overlong": overlong})
+
 
 def context_tokens(row: dict[str, Any], sides: tuple[str, ...], processing_class: Any) -> dict[str, int]:
     """How many leading tokens of each `<side>_ids` are earlier turns rather than the last assistant message."""
@@ -92,6 +102,9 @@ def context_tokens(row: dict[str, Any], sides: tuple[str, ...], processing_class
     }
     found = {}
     for side in sides:
+        if len(row[side]) == 1:
+            found[f"{side}_context"] = 0
+            continue
         context = [*row["prompt"], *row[side][:-1]]
         before = upstream.tokenize_messages(processing_class, context, add_generation_prompt=True, **kwargs)
         ids = [*row["prompt_ids"], *row[f"{side}_ids"]]

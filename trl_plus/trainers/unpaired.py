@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +34,11 @@ logger = logging.getLogger("trl_plus")
 Rows = Dataset | IterableDataset
 
 
+def has_images(dataset: Any) -> bool:
+    first = next(iter(dataset), {}) if dataset is not None else {}
+    return "image" in first or "images" in first
+
+
 class KTOTrainer(PreferenceTrainer, trl.KTOTrainer):
     """TRL's KTOTrainer with exact steps: z_ref over the whole effective batch, drawn from rows of other prompts.
 
@@ -60,14 +66,21 @@ class KTOTrainer(PreferenceTrainer, trl.KTOTrainer):
         peft_config: PeftConfig | None = None,
     ):
         args = self._begin(model, args)
-        if not isinstance(args, KTOConfig) and args.train_sampling_strategy == "sequential":
+        # Mismatched rows of images come from TRL's collator, inside each micro-batch: we step aside
+        self._upstream_kl = args.loss_type == "kto" and has_images(train_dataset)
+        if self._upstream_kl:
+            logger.warning(
+                "Rows with images: mismatched rows and z_ref are TRL's, per micro-batch, so a step's gradient depends "
+                "on per_device_train_batch_size; train_sampling_strategy must be sequential."
+            )
+        elif not isinstance(args, KTOConfig) and args.train_sampling_strategy == "sequential":
             # TRL's own configuration knows no other order for this loss, so it says nothing about what is wanted
             logger.warning("Rows are shuffled: `sequential` of trl.KTOConfig is what TRL's fixed KL rows need.")
             args.train_sampling_strategy = "random"
         # Mismatched rows change every epoch, so their reference scores cannot be precomputed: the reference stays
         if ref_model is None and (not args.precompute_ref_log_probs or args.loss_type == "kto"):
             ref_model = self.copy_as_reference(model, peft_config, args)
-        with upstream.no_fixed_kl_rows(args):
+        with nullcontext() if self._upstream_kl else upstream.no_fixed_kl_rows(args):
             super().__init__(
                 model=model,
                 ref_model=ref_model,
@@ -83,7 +96,7 @@ class KTOTrainer(PreferenceTrainer, trl.KTOTrainer):
                 peft_config=peft_config,
             )
         self.loss_type = args.loss_type
-        self._finish()
+        self._finish(own_head=not self._upstream_kl)
 
     # -- the reference point ------------------------------------------------------------------------------------------
 
@@ -91,7 +104,7 @@ class KTOTrainer(PreferenceTrainer, trl.KTOTrainer):
 
     @property
     def needs_z_ref(self) -> bool:
-        return self.loss_type == "kto"
+        return self.loss_type == "kto" and not self._upstream_kl
 
     def measure(self, batches: list[dict[str, Any]], *, local: bool = False) -> StepTotals:
         totals = super().measure(batches, local=local)
@@ -148,6 +161,8 @@ class KTOTrainer(PreferenceTrainer, trl.KTOTrainer):
     # -- the loss -----------------------------------------------------------------------------------------------------
 
     def micro_batch_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        if self._upstream_kl:
+            return self.shared_upstream_loss(model, inputs)
         weights, label = row_weights(inputs), inputs["label"].bool()
         scores = score(model, inputs, router=self.aux_loss_enabled)
         ref = inputs["ref_logps"] if self.precompute_ref_logps else self.reference_log_probs(inputs)[0]

@@ -31,6 +31,7 @@ class Seams:
     loss_is_scaled_for_ga = True
 
     extra_columns: tuple[str, ...] = ()
+    eval_prefix: str = "eval"
 
     # What the model card names; TRL's own where None
     method_name: str | None = None
@@ -120,8 +121,12 @@ class Seams:
 
     def log(self, logs, start_time=None):
         mode = "train" if self.model.training else "eval"
-        for name, value in self.metric_means(mode).items():
-            self._metrics[mode][name] = [value]
+        means = self.metric_means(mode)
+        if mode == "eval" and self.eval_prefix.startswith("eval_"):
+            # one of several evaluation sets: TRL would log each set's metrics under the same names
+            logs.update({f"{self.eval_prefix}_{name}": value for name, value in means.items()})
+        else:
+            self._metrics[mode].update({name: [value] for name, value in means.items()})
         super().log(logs, start_time)
 
 
