@@ -1,6 +1,6 @@
 """Time and peak memory of an optimizer step, ours against TRL's own trainer on the same rows, side by side.
 
-    python benchmarks/step_time.py                     # about five minutes on two CPU cores
+    python benchmarks/step_time.py                     # a few minutes on two CPU cores
     python benchmarks/step_time.py --methods SimPO KTO --rounds 9 --data ../shared/data/demo_pairs_en.jsonl
 
 SimPO and CPO run against `trl.experimental.cpo`, ORPO against `trl.experimental.orpo`, DPO and KTO against TRL's
@@ -13,14 +13,16 @@ import argparse
 import json
 import os
 import random
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from itertools import cycle
 from pathlib import Path
+
+import psutil
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
@@ -28,14 +30,14 @@ METHODS = ("SimPO", "CPO", "ORPO", "DPO", "KTO")
 
 
 def synthetic_pairs(n: int, seed: int = 0) -> list[dict]:
-    """Pairs of random words: prompts of 20 to 120, completions of 10 to 100 words."""
+    """Pairs of random words: prompts of 10 to 80, completions of 5 to 60 words."""
     rng = random.Random(seed)
     text = lambda low, high: " ".join(f"w{rng.randrange(2000)}" for _ in range(rng.randint(low, high)))  # noqa: E731
     return [
         {
-            "prompt": [{"role": "user", "content": text(20, 120)}],
-            "chosen": [{"role": "assistant", "content": text(10, 100)}],
-            "rejected": [{"role": "assistant", "content": text(10, 100)}],
+            "prompt": [{"role": "user", "content": text(10, 80)}],
+            "chosen": [{"role": "assistant", "content": text(5, 60)}],
+            "rejected": [{"role": "assistant", "content": text(5, 60)}],
         }
         for _ in range(n)
     ]
@@ -71,7 +73,9 @@ def build_model(size: dict):
         "{% if add_generation_prompt %}{{ '<|im_start|> assistant ' }}{% endif %}"
     )
     torch.manual_seed(0)
-    model = Qwen2ForCausalLM(Qwen2Config(**size, num_key_value_heads=4, eos_token_id=2, pad_token_id=0, bos_token_id=None))
+    model = Qwen2ForCausalLM(
+        Qwen2Config(**size, num_key_value_heads=4, eos_token_id=2, pad_token_id=0, bos_token_id=None)
+    )
     return model, fast
 
 
@@ -94,7 +98,7 @@ def make_trainer(method: str, ours: bool, options: argparse.Namespace):
 
     disable_progress_bars()
     trainer_class, config_class, config = classes(method, ours)
-    size = {"vocab_size": options.vocab, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6}
+    size = {"vocab_size": options.vocab, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4}
     model, tokenizer = build_model(size | {"num_attention_heads": 8})
     args = config_class(
         output_dir=tempfile.mkdtemp(),
@@ -148,17 +152,30 @@ def peak_memory(method: str, ours: bool, argv: list[str]) -> float:
     return float(out.strip().splitlines()[-1])
 
 
+class PeakRSS(threading.Thread):
+    """The largest resident set of this process while the block runs, in MB, sampled every 2 ms."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.process, self.peak, self.running = psutil.Process(), 0.0, True
+
+    def run(self):
+        while self.running:
+            self.peak = max(self.peak, self.process.memory_info().rss / 2**20)
+            time.sleep(0.002)
+
+
 def memory_child(method: str, ours: bool, options: argparse.Namespace) -> None:
     import torch
 
     stepper = Stepper(make_trainer(method, ours, options), options.accumulation)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    watch = PeakRSS()
+    before = watch.process.memory_info().rss / 2**20
+    watch.start()
     for _ in range(2):
         stepper.step()
-    if torch.cuda.is_available():
-        print(torch.cuda.max_memory_allocated() / 2**20)
-    else:
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before)
+    watch.running = False
+    print(torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else watch.peak - before)
 
 
 def compare(method: str, options: argparse.Namespace, argv: list[str]) -> str:
@@ -187,7 +204,7 @@ def main() -> None:
     if options.memory_of:
         memory_child(options.methods[0], options.memory_of == "ours", options)
         return
-    argv = [a for a in sys.argv[1:]]
+    argv = sys.argv[1:]
     print("| trainer | ours, s/step | TRL, s/step | time ratio | ours, peak MB | TRL, peak MB |")
     print("| --- | --- | --- | --- | --- | --- |")
     for method in options.methods:

@@ -10,33 +10,10 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 import pytest
 
-WORDS = [
-    "anchor",
-    "basil",
-    "cedar",
-    "dune",
-    "elm",
-    "fern",
-    "garnet",
-    "heath",
-    "indigo",
-    "jasper",
-    "kite",
-    "larch",
-    "meadow",
-    "nickel",
-    "olive",
-    "pebble",
-    "quill",
-    "reed",
-    "sage",
-    "thistle",
-    "upland",
-    "violet",
-    "wren",
-    "yew",
-    "zinc",
-]
+WORDS = (  # noqa: SIM905
+    "anchor basil cedar dune elm fern garnet heath indigo jasper kite larch meadow nickel olive pebble quill reed "
+    "sage thistle upland violet wren yew zinc"
+).split()
 TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"

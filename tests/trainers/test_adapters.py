@@ -1,4 +1,4 @@
-"""Full fine-tuning, LoRA, DoRA and QLoRA for every method; QLoRA on real NF4 weights, which bitsandbytes runs on CPU."""
+"""Full fine-tuning, LoRA, DoRA and QLoRA for every method; QLoRA on real NF4 weights: bitsandbytes runs on CPU."""
 
 import pytest
 import torch

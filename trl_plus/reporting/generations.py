@@ -1,6 +1,6 @@
 """Answers to a few held-out prompts, generated before and after training and printed side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -15,15 +15,25 @@ Prompt = str | list[dict[str, Any]]
 
 
 def held_out_prompts(dataset: Any, count: int) -> list[Prompt]:
-    """The first `count` different prompts of a dataset in any format the trainers take."""
+    """`count` different prompts, evenly spread over a dataset in any format the trainers take; a stream's first ones."""
     prompts: list[Prompt] = []
-    for row in islice(iter(dataset), 20 * count):  # a prompt may have many rows
+    for row in _spread(dataset, count):
         prompt = _prompt(dict(row))
         if prompt not in prompts:
             prompts.append(prompt)
         if len(prompts) == count:
             break
     return prompts
+
+
+def _spread(dataset: Any, count: int) -> Iterator[Any]:
+    """The middle row of each of `count` equal parts, then other rows for where a prompt comes up again."""
+    if not hasattr(dataset, "__len__"):
+        yield from islice(iter(dataset), 20 * count)
+        return
+    rows = len(dataset)
+    middles = [rows * (2 * part + 1) // (2 * count) for part in range(count)]
+    yield from (dataset[index] for index in (*middles, *range(min(rows, 20 * count))))
 
 
 def _prompt(row: dict[str, Any]) -> Prompt:
