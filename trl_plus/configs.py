@@ -38,6 +38,9 @@ class _Checks:
             if not self._is_default(name):
                 raise ValueError(f"`{name}` has no effect with {self._method}: remove it.")
 
+        if self.beta < 0 or (self.beta == 0 and self._method != "ORPO"):
+            raise ValueError(f"`beta` must be positive, got {self.beta}.")
+
     def _is_default(self, name: str) -> bool:
         spec = next(f for f in fields(self) if f.name == name)
         default = spec.default if spec.default_factory is MISSING else spec.default_factory()
@@ -108,8 +111,15 @@ class DPOConfig(_Checks, upstream.TRLDPOConfig):
                     f"`{name}` has no effect with loss_type {self.loss_type}: remove it, or use one of "
                     f"{', '.join(readers)}."
                 )
-        if self.label_smoothing and "sigmoid" in self.loss_type:
+        if {"sigmoid", "robust"} & set(self.loss_type):
             self._check_smoothing()
+        if "exo_pair" in self.loss_type and self.label_smoothing <= 0:
+            raise ValueError("loss_type exo_pair needs a `label_smoothing` above 0; its paper uses 1.0e-3.")
+        if not self._is_default("f_alpha_divergence_coef") and self.f_divergence_type != "alpha_divergence":
+            raise ValueError("`f_alpha_divergence_coef` has no effect without `f_divergence_type: alpha_divergence`.")
+        from trl_plus.trainers.dpo_losses import refuse_what_upstream_ignores
+
+        refuse_what_upstream_ignores(self)
 
 
 @dataclass

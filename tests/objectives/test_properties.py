@@ -29,6 +29,7 @@ PAIRED = {
     "exo_pair": lambda c, r: O.exo_pair(c, r, beta=0.1, label_smoothing=1e-3),
     "nca_pair": lambda c, r: O.nca_pair(c, r, beta=0.1),
     "bco_pair": lambda c, r: O.bco_pair(c, r, beta=0.1),
+    "discopop": lambda c, r: O.discopop(c, r, beta=0.1),
     "sppo_hard": lambda c, r: O.sppo_hard(c, r, beta=0.1),
 }
 UNPAIRED = {

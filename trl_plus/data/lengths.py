@@ -18,14 +18,15 @@ class LengthReport:
     cut: dict[str, int]
     one_sided: int
 
-    def sentence(self, name: str, max_length: int) -> str | None:
+    def sentence(self, name: str, max_length: int, end_is_cut: bool = True) -> str | None:
         """What happened, or None where nothing did."""
         parts = []
         if self.dropped:
             parts.append(f"{self.dropped} of {self.rows} rows dropped (the prompt leaves no room, or overlong: drop)")
         if any(self.cut.values()):
             sides = " and ".join(f"{count} {side}" for side, count in self.cut.items())
-            parts.append(f"{sides} completions cut, their end-of-sequence token with them")
+            lost = ", their end-of-sequence token with them" if end_is_cut else " from the front"
+            parts.append(f"{sides} completions cut{lost}")
         if self.one_sided:
             parts.append(f"{self.one_sided} of these rows on one side only")
         return f"{name} data, max_length {max_length}: {'; '.join(parts)}." if parts else None

@@ -129,6 +129,7 @@ def _refuse_broken_line(path: Path) -> None:
 
 
 def _mixture(request: DataRequest) -> dict[str, Any]:
+    from transformers import set_seed
     from trl import DatasetMixtureConfig, get_dataset
 
     config = DatasetMixtureConfig(
@@ -136,6 +137,7 @@ def _mixture(request: DataRequest) -> dict[str, Any]:
         streaming=request.mixture_streaming,
         test_split_size=request.mixture_test_size,
     )
+    set_seed(request.seed)  # TRL's split draws from NumPy's global state: every rank and a resumed run must agree
     try:
         return dict(get_dataset(config))
     except Exception as error:  # see _splits

@@ -155,5 +155,5 @@ def sppo_hard(chosen: Completions, rejected: Completions, *, beta: float) -> Ten
 def discopop(chosen: Completions, rejected: Completions, *, beta: float, tau: float = 0.05) -> Tensor:
     """(1-m) -ls(x) + m exp(-x), x = beta d, m = s(x / tau). DiscoPOP, eq. 5 (https://huggingface.co/papers/2406.08414)."""
     x = beta * (chosen.log_ratio - rejected.log_ratio)
-    mix = torch.sigmoid(x / tau)
-    return -(1 - mix) * logsigmoid(x) + mix * torch.exp(-x)
+    # m exp(-x) as one exponential: apart, the factors are 0 and infinity for a large negative x
+    return -torch.sigmoid(-x / tau) * logsigmoid(x) + torch.exp(logsigmoid(x / tau) - x)

@@ -34,6 +34,7 @@ _LORA = (
 )
 _RULES = (
     Rule(_LORA, "use_peft"),
+    Rule(("lora_dropout",), "disable_dropout", (False,)),  # TRL switches every dropout off otherwise, LoRA's too
     Rule(("bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage"), "load_in_4bit"),
     Rule(("streaming", "test_split_size"), "datasets"),
     Rule(("dataset_config", "dataset_train_split", "dataset_test_split", "dataset_streaming"), "datasets", unless=True),
@@ -76,7 +77,8 @@ def _why(rule: Rule) -> str:
     if rule.unless:
         return f"next to `{rule.decider}`: remove it"
     if rule.values:
-        return f"without `{rule.decider}: {rule.values[0]}`: add that, or remove it"
+        value = str(rule.values[0]).lower() if isinstance(rule.values[0], bool) else rule.values[0]
+        return f"without `{rule.decider}: {value}`: add that, or remove it"
     if rule.decider == "datasets":
         return "without a list `datasets`: remove it"
     return f"without `{rule.decider}: true`: add that, or remove it"

@@ -15,7 +15,7 @@ Prompt = str | list[dict[str, Any]]
 
 
 def held_out_prompts(dataset: Any, count: int) -> list[Prompt]:
-    """`count` different prompts, evenly spread over a dataset in any format the trainers take; a stream's first ones."""
+    """`count` different prompts, evenly spread over a dataset in any format; the first ones of a stream."""
     prompts: list[Prompt] = []
     for row in _spread(dataset, count):
         prompt = _prompt(dict(row))

@@ -26,13 +26,22 @@ class PreferenceTrainer(ExactSteps, PreferenceRows, upstream.Seams):
     """Everything of our trainers that does not depend on rows being pairs or singles."""
 
     config_class: type
+    accepted_configs: tuple[type, ...]
 
     def loss_parts(self) -> dict[str, float]:
         """Meters whose means, times these factors, make up the loss: what `eval_loss` is put together from."""
-        return {OBJECTIVE: 1.0}
+        return {OBJECTIVE: 1.0} | self.router_part()
+
+    def router_part(self) -> dict[str, float]:
+        """The load-balancing loss of a mixture of experts, where there is one."""
+        return {"aux_loss": self.router_aux_loss_coef} if self.aux_loss_enabled else {}
 
     def _begin(self, model: Any, args: Any) -> Any:
         """Before TRL's constructor: the configuration, and what the hooks that run inside it need."""
+        if args is not None and not isinstance(args, self.accepted_configs):
+            raise TypeError(
+                f"{type(self).__name__} takes args of type {self.config_class.__name__}, got {type(args).__name__}."
+            )
         if args is None:
             args = self.config_class(f"{upstream.model_id(model).split('/')[-1]}-{self.config_class._method}")
         self.args_for_rows = args

@@ -48,6 +48,21 @@ def reads_only_rows(args: Any) -> bool:
     return plain and set(args.loss_type) <= ROW_WISE
 
 
+def refuse_what_upstream_ignores(args: Any) -> None:
+    """Options that are ours, and that TRL's own loss would ignore without a word.
+
+    Raises:
+        ValueError: the loss is TRL's and such an option is set.
+    """
+    if reads_only_rows(args):
+        return
+    cure = "remove it, or the f-divergence, ld_alpha, use_weighting or aot that it is combined with."
+    if args.label_smoothing and "sigmoid" in args.loss_type:
+        raise ValueError(f"`label_smoothing` has no effect on `sigmoid` here, where TRL computes the loss: {cure}")
+    if getattr(args, "ipo_reduction", "mean") != "mean":
+        raise ValueError(f"`ipo_reduction` has no effect here, where TRL computes the loss: {cure}")
+
+
 def pair_losses(
     chosen: Completions, rejected: Completions, loss_types: list[str], loss_weights: list[float], args: Any
 ) -> Tensor:

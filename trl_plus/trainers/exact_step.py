@@ -72,6 +72,7 @@ class ExactSteps:
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.model.train()  # a pass over the window (KTO's) is part of the step, also after an evaluation
         return batches, self.measure(batches) if batches else None
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):

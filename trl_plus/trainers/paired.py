@@ -24,7 +24,7 @@ from trl_plus import objectives
 from trl_plus.configs import CPOConfig, DPOConfig, ORPOConfig, SimPOConfig
 from trl_plus.objectives import Completions
 from trl_plus.trainers import upstream
-from trl_plus.trainers.dpo_losses import pair_losses, reads_only_rows
+from trl_plus.trainers.dpo_losses import pair_losses, reads_only_rows, refuse_what_upstream_ignores
 from trl_plus.trainers.pairs import PairedTrainer
 
 logger = logging.getLogger("trl_plus")
@@ -41,6 +41,7 @@ class DPOTrainer(PairedTrainer):
     """
 
     config_class = DPOConfig
+    accepted_configs = (upstream.TRLDPOConfig,)
 
     def __init__(
         self,
@@ -58,6 +59,7 @@ class DPOTrainer(PairedTrainer):
         peft_config: PeftConfig | None = None,
     ):
         args = self._begin(model, args)
+        refuse_what_upstream_ignores(args)
         if ref_model is None and not args.precompute_ref_log_probs:
             ref_model = self.copy_as_reference(model, peft_config, args)
         super().__init__(
@@ -83,7 +85,7 @@ class DPOTrainer(PairedTrainer):
 
     def _explain_upstream_loss(self) -> None:
         """Says once what TRL's own loss, weighed by the micro-batch's share of the rows, cannot do."""
-        if "weight" in (getattr(self.train_dataset, "column_names", None) or ()):
+        if self.has_column("weight"):
             raise ValueError(
                 f"A `weight` column does not work with loss_type {self.loss_types} and these options "
                 "(f_divergence_type, ld_alpha, use_weighting): remove the column, or choose a plain loss type."
@@ -152,6 +154,7 @@ class SimPOTrainer(ReferenceFreeTrainer):
     """SimPO (https://huggingface.co/papers/2405.14734): length-normalised reward, target margin, no reference."""
 
     config_class = SimPOConfig
+    accepted_configs = (SimPOConfig,)
     method_name = "SimPO"
     paper_title = "SimPO: Simple Preference Optimization with a Reference-Free Reward"
     paper_id = "2405.14734"
@@ -181,6 +184,7 @@ class CPOTrainer(ReferenceFreeTrainer):
     """CPO (https://huggingface.co/papers/2401.08417): likelihood difference plus NLL of the chosen side."""
 
     config_class = CPOConfig
+    accepted_configs = (CPOConfig,)
     method_name = "CPO"
     paper_title = (
         "Contrastive Preference Optimization: Pushing the Boundaries of LLM Performance in Machine Translation"
@@ -211,6 +215,7 @@ class ORPOTrainer(ReferenceFreeTrainer):
     """ORPO (https://huggingface.co/papers/2403.07691): NLL of the chosen side plus the odds-ratio term."""
 
     config_class = ORPOConfig
+    accepted_configs = (ORPOConfig,)
     method_name = "ORPO"
     paper_title = "ORPO: Monolithic Preference Optimization without Reference Model"
     paper_id = "2403.07691"

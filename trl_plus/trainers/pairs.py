@@ -40,7 +40,7 @@ class PairedTrainer(PreferenceTrainer, trl.DPOTrainer):
     # -- the loss -----------------------------------------------------------------------------------------------------
 
     def loss_parts(self) -> dict[str, float]:
-        return {OBJECTIVE: 1.0, "nll_loss": self.nll_weight}
+        return super().loss_parts() | {"nll_loss": self.nll_weight}
 
     def nll_tokens(self, batch: dict[str, Any]) -> Tensor:
         if not self.nll_weight:

@@ -24,6 +24,12 @@ class PreferenceRows:
     def length_reports(self) -> dict[str, LengthReport]:
         return self.__dict__.setdefault("_length_reports", {})
 
+    def has_column(self, name: str) -> bool:
+        """Whether any training or evaluation set has this column."""
+        evaluation = self.eval_dataset
+        sets = [self.train_dataset, *(evaluation.values() if isinstance(evaluation, dict) else [evaluation])]
+        return any(name in (getattr(dataset, "column_names", None) or ()) for dataset in sets)
+
     def wrap_collator(self) -> None:
         """Puts `RowExtras` round the collator, once."""
         if not isinstance(self.data_collator, RowExtras):
@@ -36,6 +42,11 @@ class PreferenceRows:
         sides = sides_of(list(first))
         if not is_conversation(first.get(sides[0])):
             return dataset
+        if isinstance(first.get("prompt"), str):
+            raise ValueError(
+                f"The {name} dataset has a text `prompt` next to conversations: remove that column where the "
+                "conversations hold the prompt (UltraFeedback), or make it a list with one user message."
+            )
         with PartialState().main_process_first():
             if not hasattr(dataset, "__len__"):
                 return dataset.map(split_response, fn_kwargs={"sides": sides})
@@ -65,7 +76,8 @@ class PreferenceRows:
             return dataset
         dataset, report = apply_overlong(dataset, sides, max_length, overlong, rows_before)
         self.length_reports[name] = report
-        sentence = report.sentence(name, max_length)
+        end_is_cut = getattr(self.args_for_rows, "truncation_mode", "keep_start") == "keep_start"
+        sentence = report.sentence(name, max_length, end_is_cut)
         if sentence and PartialState().is_main_process:
             logger.warning(sentence)
         return dataset
@@ -75,6 +87,11 @@ class PreferenceRows:
         texts = [dataset[0].get(side) for side in sides]
         if not all(map(is_conversation, texts)) or all(len(row[side]) == 1 for row in dataset for side in sides):
             return dataset
+        if getattr(self.args_for_rows, "truncation_mode", "keep_start") != "keep_start":
+            raise ValueError(
+                f"Sides of the {name} dataset have different histories, which truncation_mode keep_end cannot mask: "
+                "use keep_start."
+            )
         return dataset.map(
             context_tokens,
             fn_kwargs={"sides": sides, "processing_class": self.processing_class_for_rows},

@@ -49,6 +49,7 @@ class KTOTrainer(PreferenceTrainer, trl.KTOTrainer):
     """
 
     config_class = KTOConfig
+    accepted_configs = (upstream.TRLKTOConfig,)
 
     def __init__(
         self,
@@ -77,9 +78,8 @@ class KTOTrainer(PreferenceTrainer, trl.KTOTrainer):
             # TRL's own configuration knows no other order for this loss, so it says nothing about what is wanted
             logger.warning("Rows are shuffled: `sequential` of trl.KTOConfig is what TRL's fixed KL rows need.")
             args.train_sampling_strategy = "random"
-        # Mismatched rows change every epoch, so their reference scores cannot be precomputed: the reference stays
-        if ref_model is None and (not args.precompute_ref_log_probs or args.loss_type == "kto"):
-            ref_model = self.copy_as_reference(model, peft_config, args)
+        if ref_model is None:
+            ref_model = self._own_reference(model, peft_config, args)
         with nullcontext() if self._upstream_kl else upstream.no_fixed_kl_rows(args):
             super().__init__(
                 model=model,
@@ -96,7 +96,22 @@ class KTOTrainer(PreferenceTrainer, trl.KTOTrainer):
                 peft_config=peft_config,
             )
         self.loss_type = args.loss_type
+        if self._upstream_kl and self.has_column("weight"):
+            raise ValueError("A `weight` column does not work with images under KTO: remove the column.")
         self._finish(own_head=not self._upstream_kl)
+
+    def _own_reference(self, model: Any, peft_config: Any, args: Any) -> Any:
+        """The reference to hand to TRL, or None where TRL's own choice is right."""
+        if args.precompute_ref_log_probs and args.loss_type == "kto" and isinstance(model, str) and not peft_config:
+            # TRL would keep no reference then, and the policy would stand in for it in the KL rows: z_ref always 0
+            logger.warning(
+                "precompute_ref_log_probs is switched off: mismatched rows are drawn anew in every step, so the "
+                "reference stays in memory anyway. It works with an adapter, or with loss_type apo_zero_unpaired."
+            )
+            args.precompute_ref_log_probs = False
+        if args.precompute_ref_log_probs and args.loss_type != "kto":
+            return None
+        return self.copy_as_reference(model, peft_config, args)
 
     # -- the reference point ------------------------------------------------------------------------------------------
 

@@ -9,7 +9,10 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
+import torch
 from packaging.version import Version
+
+from trl_plus.scoring import model_inputs
 
 SUPPORTED_TRL = ("1.15", "1.17")
 
@@ -70,7 +73,7 @@ class Seams:
 
     def count_tokens(self, tokens: int) -> int:
         """Adds to TRL's count of training tokens (all ranks), and returns it."""
-        self._total_train_tokens += tokens
+        self._total_train_tokens += tokens // self._tp_size  # tensor-parallel ranks see the same tokens
         return self._total_train_tokens
 
     @property
@@ -97,12 +100,12 @@ class Seams:
         """Nothing: a run of ours reports to nobody unless the recipe says so."""
 
     def _compute_loss(self, model, inputs, return_outputs):
+        loss = self.micro_batch_loss(model, inputs)
         if not return_outputs:
-            return self.micro_batch_loss(model, inputs)
-        # `compute_metrics` wants logits, which a fused head never builds: TRL's own deprecated path computes them
-        _, outputs = super()._compute_loss(model, inputs, True)
-        self._metrics["train" if self.model.training else "eval"].clear()
-        return self.micro_batch_loss(model, inputs), outputs
+            return loss
+        # `compute_metrics` wants logits, which a fused head never builds: one more pass, as in TRL
+        with torch.no_grad():
+            return loss, model(**model_inputs(inputs), use_cache=False)
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
         self.processing_class_for_rows = processing_class
@@ -201,8 +204,6 @@ def keep_trainable(model: Any) -> None:
 
 def ignore_bool_buffers(model: Any) -> None:
     """TRL's remedy, under `ignore_bias_buffers`, for DDP's refusal of boolean buffers (transformers issue 22482)."""
-    import torch
-
     names = [name for name, buffer in model.named_buffers() if buffer.dtype == torch.bool]
     model._ddp_params_and_buffers_to_ignore = names
 
