@@ -1,0 +1,84 @@
+"""The main job, as a user runs it: `trl-plus train quickstart`, on the model and data that ship with the package."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """(folder of the run, its output, seconds)."""
+    work = tmp_path_factory.mktemp("quickstart")
+    command = [sys.executable, "-m", "trl_plus.cli", "train", "recipes/quickstart.yaml"]
+    start = time.monotonic()
+    done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return work / "runs" / "quickstart", done.stdout + done.stderr, time.monotonic() - start
+
+
+def test_takes_less_than_two_minutes(run):
+    assert run[2] < 120
+
+
+def test_the_bar_ends_at_100_percent(run):
+    """A finding of the review: the bar must count optimizer steps."""
+    counts = re.findall(r"(\d+)%\|[^|]*\| (\d+)/60 ", run[1])
+    assert counts[-1] == ("100", "60")
+
+
+def test_preferences_are_learned(run):
+    metrics = json.loads((run[0] / "metrics.json").read_text())
+    before, after = metrics["before"], metrics["after"]
+    assert metrics["held_out_rows"] >= 100
+    assert before["eval_rewards/accuracies"] < 0.8
+    assert after["eval_rewards/accuracies"] > 0.85
+    assert after["eval_rewards/margins"] > before["eval_rewards/margins"] + 0.3
+    assert len(metrics["generations"]) == 3
+    assert any(g["before"] != g["after"] for g in metrics["generations"])
+
+
+def test_tables_are_printed(run):
+    for text in ("reward accuracy", "mean reward margin", "before", "after", "Held-out prompts"):
+        assert text in run[1]
+
+
+def test_the_adapter_loads_and_answers(run):
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoTokenizer
+
+    model = AutoPeftModelForCausalLM.from_pretrained(run[0])
+    tokenizer = AutoTokenizer.from_pretrained(run[0])
+    messages = [{"role": "user", "content": "Hello, this is Georg. Where is the town hall?"}]
+    inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    with torch.no_grad():
+        out = model.generate(**inputs, max_new_tokens=40, do_sample=False)
+    answer = tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert "town hall" in answer or "square" in answer
+
+
+def test_what_is_left_in_the_folder(run):
+    from trl_plus.recipes.recipe import load_recipe
+
+    names = {path.name for path in run[0].iterdir()}
+    assert {"adapter_model.safetensors", "recipe.resolved.yaml", "metrics.json", "metrics.jsonl"} <= names
+    assert load_recipe(str(run[0] / "recipe.resolved.yaml"), [])["beta"] == 2.0
+
+
+def test_the_shipped_model_is_small_and_half_wrong():
+    from importlib.resources import files
+
+    folder = files("trl_plus") / "quickstart"
+    size = sum(path.stat().st_size for path in (folder / "model").iterdir())
+    assert size < 12e6
+    train = [json.loads(line) for line in (folder / "pairs_train.jsonl").read_text().splitlines()]
+    test = [json.loads(line) for line in (folder / "pairs_test.jsonl").read_text().splitlines()]
+    assert len(train) >= 400
+    assert {row["kind"] for row in train} == {"politeness", "format", "arithmetic", "brevity"}
+    assert not {json.dumps(r["prompt"]) for r in train} & {json.dumps(r["prompt"]) for r in test}
