@@ -7,7 +7,8 @@ would have no effect under the chosen method is refused instead of ignored.
 from dataclasses import MISSING, dataclass, field, fields
 from typing import ClassVar
 
-from trl_plus.trainers import upstream  # checks the TRL version before TRL is touched
+from trl_plus.compat import TRLDPOConfig, TRLKTOConfig
+from trl_plus.loss_types import refuse_what_upstream_ignores
 
 OVERLONG_CHOICES = ("truncate", "drop", "error")
 
@@ -78,7 +79,7 @@ _DPO_ONLY_FIELDS = (
 
 
 @dataclass
-class DPOConfig(_Checks, upstream.TRLDPOConfig):
+class DPOConfig(_Checks, TRLDPOConfig):
     """TRL's `DPOConfig`, with `label_smoothing` honoured under `sigmoid` (cDPO) and a choice of the IPO variant."""
 
     _method: ClassVar[str] = "DPO"
@@ -117,13 +118,11 @@ class DPOConfig(_Checks, upstream.TRLDPOConfig):
             raise ValueError("loss_type exo_pair needs a `label_smoothing` above 0; its paper uses 1.0e-3.")
         if not self._is_default("f_alpha_divergence_coef") and self.f_divergence_type != "alpha_divergence":
             raise ValueError("`f_alpha_divergence_coef` has no effect without `f_divergence_type: alpha_divergence`.")
-        from trl_plus.trainers.dpo_losses import refuse_what_upstream_ignores
-
         refuse_what_upstream_ignores(self)
 
 
 @dataclass
-class SimPOConfig(_Checks, upstream.TRLDPOConfig):
+class SimPOConfig(_Checks, TRLDPOConfig):
     """Configuration of SimPO (https://huggingface.co/papers/2405.14734). Defaults: Llama-3-8B base of the SimPO README.
 
     The target margin is `gamma`, or `gamma_beta_ratio * beta`; give at most one of the two. Zero is a value.
@@ -173,7 +172,7 @@ class SimPOConfig(_Checks, upstream.TRLDPOConfig):
 
 
 @dataclass
-class CPOConfig(_Checks, upstream.TRLDPOConfig):
+class CPOConfig(_Checks, TRLDPOConfig):
     """Configuration of CPO (https://huggingface.co/papers/2401.08417)."""
 
     _method: ClassVar[str] = "CPO"
@@ -204,7 +203,7 @@ class CPOConfig(_Checks, upstream.TRLDPOConfig):
 
 
 @dataclass
-class ORPOConfig(_Checks, upstream.TRLDPOConfig):
+class ORPOConfig(_Checks, TRLDPOConfig):
     """Configuration of ORPO (https://huggingface.co/papers/2403.07691)."""
 
     _method: ClassVar[str] = "ORPO"
@@ -249,7 +248,7 @@ class ORPOConfig(_Checks, upstream.TRLDPOConfig):
 
 
 @dataclass
-class KTOConfig(_Checks, upstream.TRLKTOConfig):
+class KTOConfig(_Checks, TRLKTOConfig):
     """TRL's `KTOConfig`; rows are shuffled every epoch and a per-device batch of one row works."""
 
     _method: ClassVar[str] = "KTO"

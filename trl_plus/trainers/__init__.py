@@ -1,4 +1,4 @@
-"""Trainers. Imported lazily: the package `trl_plus.configs` needs only `trainers.upstream`."""
+"""Trainers. Imported on first use, like everything public."""
 
 from typing import Any
 

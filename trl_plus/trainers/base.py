@@ -13,9 +13,15 @@ from transformers import PreTrainedModel
 from trl_plus.lm_head import CompletionHead
 from trl_plus.scoring import Scores
 from trl_plus.trainers import upstream
-from trl_plus.trainers.exact_step import ExactSteps, row_weights
+from trl_plus.trainers.exact_step import ExactSteps, real_rows, row_weights
 from trl_plus.trainers.metrics import Meters
 from trl_plus.trainers.rows import PreferenceRows
+
+
+def without_weights(batch: dict[str, Any]) -> dict[str, Any]:
+    """A micro-batch as TRL knows it: what it does not know would be passed on to the model."""
+    return {name: value for name, value in batch.items() if name != "weight"}
+
 
 # The mean of the per-row losses: a part of the loss that is logged only as the loss
 OBJECTIVE = "objective"
@@ -75,7 +81,7 @@ class PreferenceTrainer(ExactSteps, PreferenceRows, upstream.Seams):
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
         # TRL passes what it does not know on to the model; a row's weight is nothing for a model
-        return super().compute_ref_log_probs(model, {k: v for k, v in inputs.items() if k not in ("weight", "label")})
+        return super().compute_ref_log_probs(model, {k: v for k, v in without_weights(inputs).items() if k != "label"})
 
     def reference_log_probs(self, inputs: dict[str, Any]) -> Any:
         """TRL's reference pass: the reference model, or the policy with its adapter switched off or back."""
@@ -101,7 +107,7 @@ class PreferenceTrainer(ExactSteps, PreferenceRows, upstream.Seams):
         It is a mean over the micro-batch's rows: weighed by its share of the step's rows, it adds up exactly for every
         loss that is a function of single rows.
         """
-        loss, weights = self.upstream_loss(model, inputs), row_weights(inputs)
+        loss, weights = self.upstream_loss(model, without_weights(real_rows(inputs))), row_weights(inputs)
         self.note(OBJECTIVE, loss, weights.sum())
         for name, value in self.take_upstream_metrics(self.mode).items():
             self.note(name, torch.tensor(value, device=loss.device), weights.sum())
@@ -127,9 +133,9 @@ class PreferenceTrainer(ExactSteps, PreferenceRows, upstream.Seams):
         """Records a metric of some rows or tokens."""
         self._meters[self.mode].add(name, values, weights)
 
-    def note_statistics(self, scores: Scores, sides: dict[str, Tensor]) -> None:
+    def note_statistics(self, scores: Scores, sides: dict[str, Any], weights: Tensor) -> None:
         """TRL's token statistics; `sides` gives the rows (indices) of "chosen" and "rejected"."""
-        mask = scores.mask.float()
+        mask = scores.mask * weights.repeat(len(scores.mask) // len(weights))[:, None]
         if scores.entropy is not None:
             self.note("entropy", scores.entropy, mask)
         for side, rows in sides.items():
@@ -138,10 +144,11 @@ class PreferenceTrainer(ExactSteps, PreferenceRows, upstream.Seams):
         if scores.is_top1 is not None:
             self.note("mean_token_accuracy", scores.is_top1[sides["chosen"]].float(), mask[sides["chosen"]])
 
-    def note_tokens(self, inputs: dict[str, Any]) -> None:
-        """Tokens that the model sees in training, for TRL's running count."""
+    def note_tokens(self, inputs: dict[str, Any], weights: Tensor) -> None:
+        """Tokens of rows that count, for TRL's running count of training tokens."""
         if self.mode == "train":
-            tokens = inputs["attention_mask"].sum()
+            rows = inputs["attention_mask"].sum(-1)
+            tokens = (rows * (weights > 0).repeat(len(rows) // len(weights))).sum()
             self.note("num_tokens", tokens, torch.ones_like(tokens))
 
     def metric_means(self, mode: str) -> dict[str, float]:

@@ -24,6 +24,18 @@ def row_weights(batch: dict[str, Any]) -> Tensor:
     return torch.ones(rows, device=batch["input_ids"].device)
 
 
+def real_rows(batch: dict[str, Any]) -> dict[str, Any]:
+    """The rows of a text micro-batch whose weight is not zero; all of them if none is, or if rows hold images."""
+    weights = row_weights(batch)
+    keep = weights.nonzero()[:, 0].to(batch["input_ids"].device)
+    rows = len(weights)
+    sides = len(batch["input_ids"]) // rows
+    if not 0 < len(keep) < rows or any(len(x) not in (rows, sides * rows) for x in batch.values()):
+        return batch
+    both = torch.cat([keep + side * rows for side in range(sides)])
+    return {name: x[both if len(x) == sides * rows else keep] for name, x in batch.items()}
+
+
 @dataclass(frozen=True)
 class StepTotals:
     """Denominators of one optimizer step, over all of its micro-batches and ranks.
@@ -70,16 +82,36 @@ class ExactSteps:
             sums = self.accelerator.reduce(sums, reduction="sum")
         return StepTotals(weight=sums[0], tokens=sums[1], ranks=ranks)
 
+    def without_repeats(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch with weight zero on the rows that a distributed sampler repeats to fill its last round.
+
+        accelerate hands whole micro-batches to the ranks in turn and completes the last round with the epoch's first
+        rows, behind the real ones; `remainder` is the number of real rows in that round.
+        """
+        state, ranks = self.accelerator.gradient_state, self.accelerator.num_processes
+        if ranks == 1 or not state.end_of_dataloader or state.remainder <= 0:
+            return batch
+        per_rank = state.active_dataloader.total_batch_size // ranks
+        real = max(0, state.remainder - self.accelerator.process_index * per_rank)
+        weights = row_weights(batch).clone()
+        weights[real:] = 0
+        return {**batch, "weight": weights}
+
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if batches:
+            batches[-1] = self.without_repeats(batches[-1])
         self.model.train()  # a pass over the window (KTO's) is part of the step, also after an evaluation
         return batches, self.measure(batches) if batches else None
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         # transformers hands what `get_batch_samples` returned to every micro-batch of the window, and nothing in
         # evaluation, where a micro-batch stands for itself
-        exact = isinstance(num_items_in_batch, StepTotals)
-        self._totals = num_items_in_batch if exact else self.measure([inputs], local=True)
+        if isinstance(num_items_in_batch, StepTotals):
+            self._totals = num_items_in_batch
+        else:
+            inputs = self.without_repeats(inputs)
+            self._totals = self.measure([inputs], local=True)
         return super().compute_loss(model, inputs, return_outputs=return_outputs)
 
     @property

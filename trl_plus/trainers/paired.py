@@ -21,10 +21,12 @@ from transformers import (
 )
 
 from trl_plus import objectives
+from trl_plus.compat import TRLDPOConfig
 from trl_plus.configs import CPOConfig, DPOConfig, ORPOConfig, SimPOConfig
+from trl_plus.loss_types import reads_only_rows, refuse_what_upstream_ignores
 from trl_plus.objectives import Completions
 from trl_plus.trainers import upstream
-from trl_plus.trainers.dpo_losses import pair_losses, reads_only_rows, refuse_what_upstream_ignores
+from trl_plus.trainers.dpo_losses import pair_losses
 from trl_plus.trainers.pairs import PairedTrainer
 
 logger = logging.getLogger("trl_plus")
@@ -41,7 +43,7 @@ class DPOTrainer(PairedTrainer):
     """
 
     config_class = DPOConfig
-    accepted_configs = (upstream.TRLDPOConfig,)
+    accepted_configs = (TRLDPOConfig,)
 
     def __init__(
         self,

@@ -70,8 +70,8 @@ class PairedTrainer(PreferenceTrainer, trl.DPOTrainer):
         if self.nll_weight:
             loss = loss + self.nll_weight * self.nll(chosen, inputs, weights)
         self.note_pairs(chosen, rejected, weights)
-        self.note_statistics(scores, {"chosen": slice(None, pairs), "rejected": slice(pairs, None)})
-        self.note_tokens(inputs)
+        self.note_statistics(scores, {"chosen": slice(None, pairs), "rejected": slice(pairs, None)}, weights)
+        self.note_tokens(inputs, weights)
         return self.add_router_loss(loss, scores, weights)
 
     def nll(self, chosen: Completions, inputs: dict[str, Any], weights: Tensor) -> Tensor:

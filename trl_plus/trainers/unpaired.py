@@ -23,6 +23,7 @@ from transformers import (
 
 from trl_plus import objectives
 from trl_plus.batching import KLRow, kl_batch, mismatched_partners, rows_of
+from trl_plus.compat import TRLKTOConfig
 from trl_plus.configs import KTOConfig
 from trl_plus.objectives import Completions
 from trl_plus.scoring import score
@@ -49,7 +50,7 @@ class KTOTrainer(PreferenceTrainer, trl.KTOTrainer):
     """
 
     config_class = KTOConfig
-    accepted_configs = (upstream.TRLKTOConfig,)
+    accepted_configs = (TRLKTOConfig,)
 
     def __init__(
         self,
@@ -134,17 +135,20 @@ class KTOTrainer(PreferenceTrainer, trl.KTOTrainer):
 
         One pass without gradient over every row's prompt with its partner's completion, by policy and reference.
         """
-        own = [row for batch in batches for row in rows_of(batch)]
+        # A row of weight zero is no row: it is neither scored nor a partner
+        own = [row for batch in batches for row in rows_of(batch) if row.weight > 0]
         ranks, rank = (1, 0) if local else (self.accelerator.num_processes, self.accelerator.process_index)
         # Partners depend on the rows' contents only, so every rank finds the same ones
         counts = gather_object([len(own)]) if ranks > 1 else [len(own)]
         everyone = gather_object(own) if ranks > 1 else own
         partners = mismatched_partners(everyone)
+        if not everyone or partners[0] is None:  # one prompt only
+            return torch.zeros((), device=self.args.device)
+        pairs = [(row, everyone[partner]) for row, partner in zip(everyone, partners, strict=True)]
         first = sum(counts[:rank])
-        pairs = [
-            (everyone[i], everyone[partners[i]]) for i in range(first, first + len(own)) if partners[i] is not None
-        ]
-        sums = self.kl_sums(pairs)
+        # Every rank makes the same number of passes, as sharded models need: a rank with fewer rows fills up
+        filler = [(replace(pairs[0][0], weight=0.0), pairs[0][1])] * (max(counts) - counts[rank])
+        sums = self.kl_sums(pairs[first : first + counts[rank]] + filler)
         if ranks > 1:
             sums = self.accelerator.reduce(sums, reduction="sum")
         return objectives.reference_point(sums[0], sums[1])
@@ -167,7 +171,7 @@ class KTOTrainer(PreferenceTrainer, trl.KTOTrainer):
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         if self.needs_z_ref:
             self.model.eval()
-            self._eval_z_ref = self.z_ref(dataloader)
+            self._eval_z_ref = self.z_ref(self.without_repeats(batch) for batch in dataloader)
         try:
             return super().evaluation_loop(dataloader, *args, **kwargs)
         finally:
@@ -193,8 +197,8 @@ class KTOTrainer(PreferenceTrainer, trl.KTOTrainer):
             losses = objectives.apo_zero_unpaired(rows, label, **kwargs)
         self.note(OBJECTIVE, losses, weights)
         self.note_rows(rows, label, weights)
-        self.note_statistics(scores, {"chosen": label.nonzero()[:, 0], "rejected": (~label).nonzero()[:, 0]})
-        self.note_tokens(inputs)
+        self.note_statistics(scores, {"chosen": label, "rejected": ~label}, weights)
+        self.note_tokens(inputs, weights)
         return self.add_router_loss(self.totals.share(losses, weights), scores, weights)
 
     @torch.no_grad()

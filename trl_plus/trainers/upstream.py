@@ -6,25 +6,12 @@ the hooks and never a private method.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from typing import Any
 
 import torch
-from packaging.version import Version
 
+from trl_plus.compat import TRLKTOConfig
 from trl_plus.scoring import model_inputs
-
-SUPPORTED_TRL = ("1.15", "1.17")
-
-_installed = Version(version("trl"))
-if not Version(SUPPORTED_TRL[0]) <= _installed < Version(SUPPORTED_TRL[1]):
-    raise ImportError(
-        f"trl_plus works with trl>={SUPPORTED_TRL[0]},<{SUPPORTED_TRL[1]}, but trl {_installed} is installed: "
-        f"pip install 'trl>={SUPPORTED_TRL[0]},<{SUPPORTED_TRL[1]}'."
-    )
-
-from trl import DPOConfig as TRLDPOConfig  # noqa: E402, F401 (our configurations' base)
-from trl import KTOConfig as TRLKTOConfig  # noqa: E402
 
 
 class Seams:
