@@ -84,7 +84,6 @@ def test_the_adapter_loads(recipe_file, tiny_model_dir):
 
 
 def test_four_bits(recipe_file):
-    pytest.importorskip("bitsandbytes")
     path = recipe_file(load_in_4bit=True, optim="paged_adamw_8bit", eval_strategy="steps", eval_steps=2, max_steps=4)
     report, _ = execute(path, None, "num_train_epochs=null")
     assert report.after["eval_loss"] != report.before["eval_loss"]

@@ -1,5 +1,6 @@
 """Full fine-tuning, LoRA, DoRA and QLoRA for every method; QLoRA on real NF4 weights: bitsandbytes runs on CPU."""
 
+import bitsandbytes
 import pytest
 import torch
 from datasets import Dataset
@@ -22,7 +23,6 @@ def test_trains_and_evaluates(method, kind, make_trainer, pair_rows, unpaired_ro
     if kind != "full":
         extra["peft_config"] = adapter(kind.endswith("dora"))
     if kind.startswith("q"):
-        bitsandbytes = pytest.importorskip("bitsandbytes")
         extra["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
         )
