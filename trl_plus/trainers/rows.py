@@ -50,7 +50,8 @@ class PreferenceRows:
         with PartialState().main_process_first():
             if not hasattr(dataset, "__len__"):
                 return dataset.map(split_response, fn_kwargs={"sides": sides})
-            if "prompt" in dataset.column_names and all(is_plain(row, sides) for row in dataset):
+            known = [name for name in ("prompt", *sides) if name in dataset.column_names]
+            if "prompt" in known and all(is_plain(row, sides) for row in dataset.select_columns(known)):
                 return dataset
             return dataset.map(
                 split_batch,
@@ -85,7 +86,9 @@ class PreferenceRows:
     def _mark_contexts(self, dataset: Any, sides: tuple[str, ...], name: str) -> Any:
         """Adds `<side>_context` where sides have histories of their own in front of the response."""
         texts = [dataset[0].get(side) for side in sides]
-        if not all(map(is_conversation, texts)) or all(len(row[side]) == 1 for row in dataset for side in sides):
+        if not all(map(is_conversation, texts)) or all(
+            len(row[side]) == 1 for row in dataset.select_columns(list(sides)) for side in sides
+        ):
             return dataset
         if getattr(self.args_for_rows, "truncation_mode", "keep_start") != "keep_start":
             raise ValueError(
