@@ -39,7 +39,7 @@ def main(spec: dict) -> None:
         model=AutoModelForCausalLM.from_pretrained(spec["model"], dtype=torch.float32),
         args=args,
         train_dataset=Dataset.from_list(rows),
-        eval_dataset=Dataset.from_list(make_unpaired(7, 5) if method == "KTO" else make_pairs(7, 5)),
+        eval_dataset=Dataset.from_list(make_unpaired(7, 5) if method == "KTO" else make_pairs(spec["eval_rows"], 5)),
         processing_class=AutoTokenizer.from_pretrained(spec["model"]),
         **extra,
     )

@@ -114,6 +114,55 @@ def test_resume_refused(recipe_file):
         execute(path, "data")
 
 
+def test_resume_of_a_finished_run_is_refused(recipe_file):
+    """transformers would make one more step and overwrite the model."""
+    path = recipe_file(max_steps=3, num_train_epochs=None)
+    execute(path)
+    with pytest.raises(RecipeError, match="at step 3 of max_steps 3"):
+        execute(path, "newest")
+
+
+def test_resume_after_a_crash_while_writing(recipe_file, tmp_path):
+    path = recipe_file()
+    execute(path)
+    shutil.rmtree("out/checkpoint-8")
+    with (tmp_path / "out" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "lo')
+    (tmp_path / "out" / "metrics.json").write_text("")
+    report, _ = execute(path, "newest")
+    assert report.before is None
+    assert report.after is not None
+    assert [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_before_and_after_are_of_the_same_rows(recipe_file):
+    path = recipe_file()
+    execute(path)
+    shutil.rmtree("out/checkpoint-8")
+    assert execute(path, "newest", "max_eval_rows=2")[0].before is None
+
+
+def test_no_step_is_said(recipe_file):
+    path = recipe_file(num_train_epochs=-1)
+    with pytest.raises(RecipeError, match="no step was made"):
+        execute(path)
+
+
+def test_nulls_are_named_before_the_model_is_loaded(recipe_file, pair_rows, tmp_path):
+    rows = pair_rows(6)
+    rows[2] = rows[2] | {"rejected": None}
+    (tmp_path / "nulls.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match="`rejected` of row 2"):
+        execute(recipe_file(dataset_name="nulls.jsonl"))
+
+
+def test_a_file_that_is_not_utf8(recipe_file, tmp_path):
+    row = '{"prompt": "caf\u00e9?", "chosen": "ja", "rejected": "nein"}\n'
+    (tmp_path / "latin.jsonl").write_bytes(row.encode("latin-1") * 3)
+    with pytest.raises(DataError, match="UTF-8"):
+        execute(recipe_file(dataset_name="latin.jsonl"))
+
+
 @pytest.mark.parametrize(
     "keys",
     [

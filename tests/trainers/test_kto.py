@@ -27,6 +27,14 @@ def test_a_prompt_with_most_of_the_rows_still_meets_only_others():
     assert all(given[i].prompt != given[j].prompt for i, j in enumerate(partners))
 
 
+def test_one_dominant_prompt_goes_round_the_others():
+    """4 other completions over 16 rows: nobody stands for all, whatever the shift already hands out."""
+    given = rows(*[1] * 12, 2, 3, 4, 5)
+    used = [partner for row, partner in zip(given, mismatched_partners(given), strict=True) if row.prompt == (1,)]
+    assert sorted(set(used)) == [12, 13, 14, 15]
+    assert max(used.count(index) for index in range(12, 16)) <= 4
+
+
 def test_one_prompt_only_has_no_partner():
     assert mismatched_partners(rows(1, 1, 1)) == [None, None, None]
     assert mismatched_partners(rows(1)) == [None]

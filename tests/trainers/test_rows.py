@@ -110,6 +110,63 @@ def test_overlong_error(make_trainer, pair_rows):
         make_trainer("SimPO", long_rows(pair_rows), max_length=64, overlong="error")
 
 
+def test_paired_rows_under_kto_are_counted_after_unpairing(make_trainer, pair_rows):
+    """TRL makes two rows of each pair: counting before it would hide what is dropped."""
+    rows = long_rows(pair_rows)
+    report = make_trainer("KTO", rows, max_length=64).length_reports["train"]
+    assert (report.rows, report.dropped, report.cut) == (12, 2, {"completion": 3})
+    assert make_trainer("KTO", pair_rows(6)).length_reports["train"].dropped == 0
+    assert len(make_trainer("KTO", rows, max_length=64, overlong="drop").train_dataset) == 7
+    with pytest.raises(ValueError, match="5 of 12 rows are longer"):
+        make_trainer("KTO", rows, max_length=64, overlong="error")
+
+
+@pytest.mark.parametrize("method", ["SimPO", "KTO"])
+def test_group_by_length(method, make_trainer, pair_rows):
+    """transformers cannot infer the length of a row without `input_ids`, and TRL's trainers fail on it."""
+    trainer = make_trainer(method, pair_rows(8), train_sampling_strategy="group_by_length", max_steps=2)
+    trainer.train()
+    assert trainer.state.global_step == 2
+
+
+@pytest.mark.parametrize(
+    "column, value, message",
+    [
+        ("weight", float("nan"), "`weight` of row 1 of the train dataset is nan"),
+        ("weight", -1.0, "at least 0"),
+        ("weight", None, "`weight` of row 1"),
+        ("chosen", None, "`chosen` of row 1 of the train dataset is null"),
+        ("prompt", None, "`prompt` of row 1 of the train dataset is null"),
+    ],
+)
+def test_rows_that_cannot_be_trained_on_are_named(column, value, message, make_trainer, pair_rows):
+    rows = [row | {"weight": 1.0} for row in pair_rows(3)]
+    rows[1] = rows[1] | {column: value}
+    with pytest.raises(ValueError, match=message):
+        make_trainer("SimPO", rows)
+
+
+def test_weights_that_are_all_zero_are_refused(make_trainer, pair_rows):
+    with pytest.raises(ValueError, match="Every `weight`"):
+        make_trainer("SimPO", [row | {"weight": 0.0} for row in pair_rows(3)])
+
+
+def test_a_bad_weight_in_a_stream_stops_at_its_batch(make_trainer, pair_rows):
+    rows = [row | {"weight": -1.0} for row in pair_rows(8)]
+    trainer = make_trainer("SimPO", IterableDataset.from_generator(lambda: iter(rows)))
+    with pytest.raises(ValueError, match="at least 0"):
+        trainer.train()
+
+
+def test_wrong_columns_labels_and_empty_sets_are_named(make_trainer, pair_rows, unpaired_rows):
+    with pytest.raises(ValueError, match="SimPOTrainer needs chosen and rejected"):
+        make_trainer("SimPO", unpaired_rows(4))
+    with pytest.raises(ValueError, match="it must be true or false"):
+        make_trainer("KTO", [row | {"label": "good"} for row in unpaired_rows(4)])
+    with pytest.raises(ValueError, match="train dataset is empty"):
+        make_trainer("SimPO", Dataset.from_list(pair_rows(1)).select([]))
+
+
 def test_all_rows_dropped_is_an_error(make_trainer, pair_rows):
     with pytest.raises(ValueError, match="Raise max_length"):
         make_trainer("SimPO", pair_rows(3), max_length=4)

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from trl_plus.data.checks import is_weight
+
 # Row columns that this module reads. `*_context` counts the leading tokens of a completion that are earlier turns.
 EXTRA_COLUMNS = ("weight", "chosen_context", "rejected_context", "completion_context")
 
@@ -25,10 +27,15 @@ class RowExtras:
     """
 
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
+    length_column: str = "length"  # what a length-grouping sampler reads; nothing for a collator
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = self.collator([{k: v for k, v in row.items() if k not in EXTRA_COLUMNS} for row in examples])
+        own = {*EXTRA_COLUMNS, self.length_column}
+        batch = self.collator([{k: v for k, v in row.items() if k not in own} for row in examples])
         if "weight" in examples[0]:
+            bad = next((row["weight"] for row in examples if not is_weight(row["weight"])), None)
+            if bad is not None or any(row["weight"] is None for row in examples):  # a stream was not looked through
+                raise ValueError(f"A `weight` is {bad!r}: it must be a finite number of at least 0.")
             batch["weight"] = torch.tensor([float(row["weight"]) for row in examples])
         sides = ("completion",) if "completion_context" in examples[0] else ("chosen", "rejected")
         if f"{sides[0]}_context" in examples[0]:

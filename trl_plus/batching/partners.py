@@ -7,7 +7,7 @@ at the rows' tokens, so it gives the same partners however the effective batch i
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import groupby
+from itertools import cycle, groupby
 
 import torch
 from torch import Tensor
@@ -43,8 +43,8 @@ def mismatched_partners(rows: Sequence[KLRow]) -> list[int | None]:
 
     Rows are put into an order that only their contents decide, rows of one prompt side by side, and each takes the
     completion that stands one largest group further on: a permutation without a true pair, unless one prompt holds
-    more than half of the rows; what then meets its own prompt takes the next completion of another prompt. The order
-    is by hash rather than by token, so that prompts that begin alike do not become neighbours.
+    more than half of the rows; what then meets its own prompt goes round the completions of all other prompts. The
+    order is by hash rather than by token, so that prompts that begin alike do not become neighbours.
     """
     keys = [_digest(row.prompt) for row in rows]
     order = sorted(range(len(rows)), key=lambda i: (keys[i], _digest(rows[i].completion)))
@@ -54,8 +54,12 @@ def mismatched_partners(rows: Sequence[KLRow]) -> list[int | None]:
         return partners
     n, shift = len(rows), max(groups)
     for position, row in enumerate(order):
-        ahead = (order[(position + shift + step) % n] for step in range(n))
-        partners[row] = next(i for i in ahead if keys[i] != keys[row])
+        partners[row] = order[(position + shift) % n]
+    # Only a prompt with more than half of the rows meets itself; it goes round the completions of all others
+    alone = [row for row in order if keys[partners[row]] == keys[row]]
+    others = [row for row in order if alone and keys[row] != keys[alone[0]]]
+    for row, partner in zip(alone, cycle(others), strict=False):
+        partners[row] = partner
     return partners
 
 

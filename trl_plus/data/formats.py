@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from trl_plus.data.checks import refuse_nulls, refuse_weights
 from trl_plus.data.files import DataError
 from trl_plus.data.responses import is_conversation
 
@@ -78,9 +79,17 @@ def prepare(dataset: Any, name: str, paired_method: bool) -> tuple[Any, Format, 
     Raises:
         DataError: it has no rows, or `detect` or `label` refuses them.
     """
-    first = next(iter(dataset), None)
+    try:
+        first = next(iter(dataset), None)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{name} is not UTF-8 (byte {error.start}): convert the file, as iconv does.") from error
     if first is None:
         raise DataError(f"{name} has no rows: check the file and the split.")
+    try:
+        refuse_nulls(dataset, [*_COLUMNS, "label"], name)
+        refuse_weights(dataset, name)
+    except ValueError as error:
+        raise DataError(str(error)) from error
     form = detect(first, name, paired_method)
     _refuse_mixed_rows(dataset, first, name, paired_method)
     notes = []

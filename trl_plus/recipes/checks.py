@@ -35,6 +35,7 @@ def problems(method: Method, entries: Mapping[str, Value]) -> list[str]:
     found = [f"{entries[name].place}{explain(name, values[name], method)}" for name in unknown]
     found += [f"{entries[name].place}{_wrong_type(name, values[name], method)}" for name in wrong]
     found += _contradictions(method, entries)
+    found += _too_small(entries, [*unknown, *wrong])
     found += _missing(values)
     if not found:  # paths are looked up only in a recipe that says what they are for
         found += _paths(entries)
@@ -92,6 +93,25 @@ def _mixture(datasets: Any) -> Iterator[str]:
             yield f"datasets[{index}]: `path` is missing: add the dataset's hub id."
 
 
+# The smallest value that does anything; transformers and torch fail on less, late and in their own words
+_AT_LEAST = {
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "max_length": 2,
+    "learning_rate": 0,
+    "weight_decay": 0,
+    "lora_r": 1,
+}
+
+
+def _too_small(entries: Mapping[str, Value], faulty: list[str]) -> Iterator[str]:
+    for name, least in _AT_LEAST.items():
+        entry = entries.get(name)
+        if entry is not None and entry.value is not None and name not in faulty and entry.value < least:
+            yield f"{entry.place}`{name}` must be at least {least}, got {entry.value}."
+
+
 def _missing(values: Mapping[str, Any]) -> Iterator[str]:
     if values.get("model_name_or_path") is None:
         yield "`model_name_or_path` is missing: add the hub id or the folder of the model to train."
@@ -103,6 +123,9 @@ def _missing(values: Mapping[str, Any]) -> Iterator[str]:
 
 def _paths(entries: Mapping[str, Value]) -> Iterator[str]:
     """Local paths that do not exist. Hub ids are not looked up."""
+    output = entries.get("output_dir")
+    if output is not None and output.value and Path(output.value).expanduser().is_file():
+        yield f"{output.place}`output_dir`: {output.value} is a file: name a folder."
     for name in ("model_name_or_path", "dataset_name", "eval_dataset_name", "chat_template_path"):
         entry = entries.get(name)
         if entry is None or entry.value is None:

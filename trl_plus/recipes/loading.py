@@ -85,7 +85,9 @@ def build_trainer(objects: RunObjects, data: Data, processor: Any, callbacks: li
             quantization_config=get_quantization_config(objects.model),
             peft_config=get_peft_config(objects.model),
         )
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "to be installed" not in str(error):  # a missing tracker's
+            raise
         raise RecipeError(f"{objects.recipe.label}: {error}") from error
     if hasattr(trainer.train_dataset, "__len__") and len(trainer.train_dataset) == 0:
         raise DataError(f"No row of {objects.data.label} fits into `max_length: {objects.args.max_length}`: raise it.")

@@ -141,7 +141,10 @@ def _resolved(value: Any) -> Any:
 
 def write_resolved(recipe: Recipe, folder: Path) -> Path:
     """Write `recipe.resolved.yaml` into a folder, which is made if need be; gives its path."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "recipe.resolved.yaml"
-    path.write_text(recipe.to_yaml(), encoding="utf-8")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(recipe.to_yaml(), encoding="utf-8")
+    except OSError as error:
+        raise RecipeError(f"`output_dir`: cannot write to {folder}: {error.strerror}. Name another one.") from error
     return path

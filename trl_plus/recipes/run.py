@@ -7,6 +7,7 @@ from typing import Any
 
 from trl_plus.data.loading import Data, load
 from trl_plus.recipes.checkpoints import find_checkpoint
+from trl_plus.recipes.errors import RecipeError
 from trl_plus.recipes.loading import build_trainer, check_data, load_processor
 from trl_plus.recipes.objects import RunObjects, build
 from trl_plus.recipes.recipe import Recipe, write_resolved
@@ -35,7 +36,7 @@ def run(recipe: Recipe, resume: str | None, say: Say) -> Report:
     """
     from trl_plus.recipes.callbacks import FirstEvaluation, MetricsFile, use_short_progress
 
-    checkpoint = None if resume is None else find_checkpoint(resume, recipe["output_dir"])
+    checkpoint = None if resume is None else find_checkpoint(resume, recipe["output_dir"], recipe["max_steps"])
     objects = build(recipe)
     data = load(objects.data)
     processor = load_processor(objects)
@@ -54,6 +55,8 @@ def run(recipe: Recipe, resume: str | None, say: Say) -> Report:
     callbacks = [MetricsFile(folder / "metrics.jsonl"), FirstEvaluation(keep_before)]
     trainer = build_trainer(objects, data, processor, callbacks)
     use_short_progress(trainer)
+    if trainer.eval_dataset is not None:
+        report.held_out_rows = len(trainer.eval_dataset) if hasattr(trainer.eval_dataset, "__len__") else None
     prompts = _sample_prompts(objects, data, trainer)
     if checkpoint is not None:
         report.recall(folder)
@@ -62,6 +65,8 @@ def run(recipe: Recipe, resume: str | None, say: Say) -> Report:
         report.generations = [Sample(prompt_text(p), answer) for p, answer in zip(prompts, answers, strict=True)]
 
     report.train = dict(trainer.train(resume_from_checkpoint=checkpoint).metrics)
+    if trainer.state.global_step == 0:
+        raise RecipeError(f"{recipe.label}: no step was made: check num_train_epochs, max_steps and the batch size.")
     trainer.save_model()
     _evaluate(trainer, processor, prompts, report, recipe, say)
     if is_main_process():
@@ -95,7 +100,6 @@ def _evaluate(trainer: Any, processor: Any, prompts: list[Prompt], report: Repor
     if trainer.eval_dataset is None:
         return
     report.after = dict(trainer.evaluate())
-    report.held_out_rows = len(trainer.eval_dataset) if hasattr(trainer.eval_dataset, "__len__") else None
     if is_main_process():
         say(held_out_table(report.before, report.after, report.held_out_rows, recipe.method.reference))
     if prompts:
@@ -106,5 +110,6 @@ def _evaluate(trainer: Any, processor: Any, prompts: list[Prompt], report: Repor
 def _finish(trainer: Any, objects: RunObjects) -> None:
     if objects.args.push_to_hub:
         trainer.push_to_hub(dataset_name=objects.data.name)
+    trainer.accelerator.wait_for_everyone()  # a process group must not go while another rank still works
     if hasattr(trainer, "end"):  # transformers 5.18 and later: ends trackers and the process group
         trainer.end()

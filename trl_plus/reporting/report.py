@@ -41,15 +41,18 @@ class Report:
     def save(self, folder: Path) -> None:
         """Write metrics.json."""
         content = {**asdict(self), "versions": versions()}
-        (folder / FILE).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        part = folder / f"{FILE}.part"  # renamed when whole: a run killed here leaves the file as it was
+        part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        part.replace(folder / FILE)
 
     def recall(self, folder: Path) -> None:
-        """Take over what the interrupted run measured before its first step, if it got that far."""
-        path = folder / FILE
-        if not path.is_file():
+        """Take over what the interrupted run measured before its first step, if that is known and on the same rows."""
+        try:
+            content = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # never written, or by a version that could be cut short
             return
-        content = json.loads(path.read_text(encoding="utf-8"))
-        self.before = content["before"]
+        if content["held_out_rows"] == self.held_out_rows and content["dataset"] == self.dataset:
+            self.before = content["before"]
         self.generations = [Sample(sample["prompt"], sample["before"]) for sample in content["generations"]]
 
     def add_answers(self, prompts: Sequence[str], answers: Sequence[str]) -> None:

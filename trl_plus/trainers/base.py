@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from trl_plus.lm_head import CompletionHead
 from trl_plus.scoring import Scores
 from trl_plus.trainers import upstream
-from trl_plus.trainers.exact_step import ExactSteps, real_rows, row_weights
+from trl_plus.trainers.exact_step import ExactSteps, row_weights
 from trl_plus.trainers.metrics import Meters
 from trl_plus.trainers.rows import PreferenceRows
 
@@ -42,7 +42,7 @@ class PreferenceTrainer(ExactSteps, PreferenceRows, upstream.Seams):
         """The load-balancing loss of a mixture of experts, where there is one."""
         return {"aux_loss": self.router_aux_loss_coef} if self.aux_loss_enabled else {}
 
-    def _begin(self, model: Any, args: Any) -> Any:
+    def _begin(self, model: Any, args: Any, train_dataset: Any) -> Any:
         """Before TRL's constructor: the configuration, and what the hooks that run inside it need."""
         if args is not None and not isinstance(args, self.accepted_configs):
             raise TypeError(
@@ -50,6 +50,8 @@ class PreferenceTrainer(ExactSteps, PreferenceRows, upstream.Seams):
             )
         if args is None:
             args = self.config_class(f"{upstream.model_id(model).split('/')[-1]}-{self.config_class._method}")
+        if hasattr(train_dataset, "__len__") and not len(train_dataset):
+            raise ValueError("The train dataset is empty: check its path, split and filters.")
         self.args_for_rows = args
         self._meters: dict[str, Meters] = defaultdict(Meters)
         return args
@@ -105,9 +107,10 @@ class PreferenceTrainer(ExactSteps, PreferenceRows, upstream.Seams):
         """TRL's loss as this micro-batch's share of the step.
 
         It is a mean over the micro-batch's rows: weighed by its share of the step's rows, it adds up exactly for every
-        loss that is a function of single rows.
+        loss that is a function of single rows. Rows that a distributed sampler repeats stay in that mean, since TRL
+        gathers metrics of equal shapes from all ranks.
         """
-        loss, weights = self.upstream_loss(model, without_weights(real_rows(inputs))), row_weights(inputs)
+        loss, weights = self.upstream_loss(model, without_weights(inputs)), row_weights(inputs)
         self.note(OBJECTIVE, loss, weights.sum())
         for name, value in self.take_upstream_metrics(self.mode).items():
             self.note(name, torch.tensor(value, device=loss.device), weights.sum())

@@ -24,18 +24,6 @@ def row_weights(batch: dict[str, Any]) -> Tensor:
     return torch.ones(rows, device=batch["input_ids"].device)
 
 
-def real_rows(batch: dict[str, Any]) -> dict[str, Any]:
-    """The rows of a text micro-batch whose weight is not zero; all of them if none is, or if rows hold images."""
-    weights = row_weights(batch)
-    keep = weights.nonzero()[:, 0].to(batch["input_ids"].device)
-    rows = len(weights)
-    sides = len(batch["input_ids"]) // rows
-    if not 0 < len(keep) < rows or any(len(x) not in (rows, sides * rows) for x in batch.values()):
-        return batch
-    both = torch.cat([keep + side * rows for side in range(sides)])
-    return {name: x[both if len(x) == sides * rows else keep] for name, x in batch.items()}
-
-
 @dataclass(frozen=True)
 class StepTotals:
     """Denominators of one optimizer step, over all of its micro-batches and ranks.

@@ -60,7 +60,7 @@ class DPOTrainer(PairedTrainer):
         quantization_config: BitsAndBytesConfig | None = None,
         peft_config: PeftConfig | None = None,
     ):
-        args = self._begin(model, args)
+        args = self._begin(model, args, train_dataset)
         refuse_what_upstream_ignores(args)
         if ref_model is None and not args.precompute_ref_log_probs:
             ref_model = self.copy_as_reference(model, peft_config, args)
@@ -133,7 +133,7 @@ class ReferenceFreeTrainer(PairedTrainer):
         quantization_config: BitsAndBytesConfig | None = None,
         peft_config: PeftConfig | None = None,
     ):
-        args = self._begin(model, args)
+        args = self._begin(model, args, train_dataset)
         with upstream.no_reference_model(policy_is_a_path=isinstance(model, str)):
             super().__init__(
                 model=model,

@@ -50,7 +50,11 @@ class PairedTrainer(PreferenceTrainer, trl.DPOTrainer):
 
     def nll_mask(self, batch: dict[str, Any]) -> Tensor:
         """(B, T): the tokens of the NLL term, on the chosen half of the batch."""
-        mask = batch["attention_mask" if self.nll_on_prompt else "completion_mask"]
+        mask = batch["completion_mask"]
+        if self.nll_on_prompt:
+            # not the first token of a row, which nothing attended to could predict, wherever the padding is
+            attended = batch["attention_mask"]
+            mask = torch.cat([torch.zeros_like(attended[:, :1]), attended[:, 1:] * attended[:, :-1]], dim=1)
         return mask[: len(mask) // 2]
 
     def micro_batch_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:

@@ -4,11 +4,13 @@ import json
 import logging
 from typing import Any
 
+import numpy as np
 from accelerate import PartialState
 
 from trl_plus.batching import RowExtras
 from trl_plus.batching.collators import EXTRA_COLUMNS
-from trl_plus.data.lengths import LengthReport, apply_overlong, row_fits
+from trl_plus.data.checks import refuse_labels, refuse_nulls, refuse_weights
+from trl_plus.data.lengths import LengthReport, apply_overlong, lengths, row_fits
 from trl_plus.data.responses import is_conversation, is_plain, sides_of, split_batch, split_response
 from trl_plus.trainers import upstream
 
@@ -17,8 +19,6 @@ logger = logging.getLogger("trl_plus")
 
 class PreferenceRows:
     """Mixed in before a trainer. `length_reports` says what `max_length` did to each dataset, by name."""
-
-    extra_columns = EXTRA_COLUMNS
 
     @property
     def length_reports(self) -> dict[str, LengthReport]:
@@ -33,12 +33,36 @@ class PreferenceRows:
     def wrap_collator(self) -> None:
         """Puts `RowExtras` round the collator, once."""
         if not isinstance(self.data_collator, RowExtras):
-            self.data_collator = RowExtras(self.data_collator)
+            self.data_collator = RowExtras(self.data_collator, self.args_for_rows.length_column_name)
+
+    unpairs = False  # whether TRL makes two rows of each pair
+
+    def count_rows(self, dataset: Any) -> int | None:
+        rows = super().count_rows(dataset)
+        paired = rows is not None and self.unpairs and "chosen" in dataset.column_names
+        return 2 * rows if paired else rows
+
+    def check_rows(self, dataset: Any, name: str) -> None:
+        """Raises a ValueError for rows that no step could use; it names the first of them."""
+        columns = getattr(dataset, "column_names", None) or list(next(iter(dataset)))
+        needed = ("completion", "label") if self.unpairs and "chosen" not in columns else ("chosen", "rejected")
+        missing = [column for column in needed if column not in columns]
+        if missing:
+            raise ValueError(
+                f"The {name} dataset has the columns {', '.join(columns)}; {type(self).__name__} needs "
+                f"{' and '.join(needed)}."
+            )
+        label = f"the {name} dataset"
+        refuse_nulls(dataset, ["prompt", *needed], label)
+        refuse_weights(dataset, label)
+        if self.unpairs:
+            refuse_labels(dataset, label)
 
     def prepare_rows(self, dataset: Any, name: str) -> Any:
         first = next(iter(dataset), None)
         if first is None:
             raise ValueError(f"The {name} dataset is empty: check its path, split and filters.")
+        self.check_rows(dataset, name)
         sides = sides_of(list(first))
         if not is_conversation(first.get(sides[0])):
             return dataset
@@ -74,14 +98,26 @@ class PreferenceRows:
         with PartialState().main_process_first():
             dataset = self._mark_contexts(dataset, sides, name)
         if max_length is None:
-            return dataset
+            return self._with_lengths(dataset, sides)
         dataset, report = apply_overlong(dataset, sides, max_length, overlong, rows_before)
         self.length_reports[name] = report
         end_is_cut = getattr(self.args_for_rows, "truncation_mode", "keep_start") == "keep_start"
         sentence = report.sentence(name, max_length, end_is_cut)
         if sentence and PartialState().is_main_process:
             logger.warning(sentence)
-        return dataset
+        return self._with_lengths(dataset, sides)
+
+    def _with_lengths(self, dataset: Any, sides: tuple[str, ...]) -> Any:
+        """A column of lengths for `group_by_length`, which transformers cannot infer from rows without `input_ids`."""
+        if self.args_for_rows.train_sampling_strategy != "group_by_length":
+            return dataset
+        size = lengths(dataset, ["prompt_ids", *(f"{side}_ids" for side in sides)])
+        longest = size["prompt_ids"] + np.max([size[f"{side}_ids"] for side in sides], axis=0)
+        return dataset.add_column(self.args_for_rows.length_column_name, longest)
+
+    @property
+    def extra_columns(self) -> tuple[str, ...]:
+        return (*EXTRA_COLUMNS, self.args_for_rows.length_column_name)
 
     def _mark_contexts(self, dataset: Any, sides: tuple[str, ...], name: str) -> Any:
         """Adds `<side>_context` where sides have histories of their own in front of the response."""

@@ -50,6 +50,7 @@ class KTOTrainer(PreferenceTrainer, trl.KTOTrainer):
     """
 
     config_class = KTOConfig
+    unpairs = True
     accepted_configs = (TRLKTOConfig,)
 
     def __init__(
@@ -67,7 +68,7 @@ class KTOTrainer(PreferenceTrainer, trl.KTOTrainer):
         quantization_config: BitsAndBytesConfig | None = None,
         peft_config: PeftConfig | None = None,
     ):
-        args = self._begin(model, args)
+        args = self._begin(model, args, train_dataset)
         # Mismatched rows of images come from TRL's collator, inside each micro-batch: we step aside
         self._upstream_kl = args.loss_type == "kto" and has_images(train_dataset)
         if self._upstream_kl:

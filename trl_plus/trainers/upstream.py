@@ -38,6 +38,10 @@ class Seams:
         """Rows before TRL tokenizes them."""
         return dataset
 
+    def count_rows(self, dataset: Any) -> int | None:
+        """Rows that TRL will tokenize; None for a stream."""
+        return len(dataset) if hasattr(dataset, "__len__") else None
+
     def finish_rows(self, dataset: Any, name: str, rows_before: int | None) -> Any:
         """Rows after TRL tokenized them; `rows_before` is None for a stream."""
         return dataset
@@ -97,7 +101,7 @@ class Seams:
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
         self.processing_class_for_rows = processing_class
         dataset = self.prepare_rows(dataset, dataset_name)
-        rows_before = len(dataset) if hasattr(dataset, "__len__") else None
+        rows_before = self.count_rows(dataset)
         dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         return self.finish_rows(dataset, dataset_name, rows_before)
 

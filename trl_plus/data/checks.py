@@ -1,0 +1,53 @@
+"""What must hold for every row before anything is tokenized: no nulls, weights that can weigh, labels that label."""
+
+import math
+from typing import Any
+
+_BATCH = 10_000
+
+
+def first_null(dataset: Any, columns: list[str]) -> tuple[str, int] | None:
+    """Column and index of the first null among the columns of a map-style dataset, or None."""
+    known = [name for name in columns if name in dataset.column_names]
+    start = 0
+    for batch in dataset.select_columns(known).with_format("arrow").iter(_BATCH):
+        for name in known:
+            if batch[name].null_count:
+                return name, start + batch[name].is_null().to_pylist().index(True)
+        start += len(batch)
+    return None
+
+
+def refuse_nulls(dataset: Any, columns: list[str], name: str) -> None:
+    """Raises a ValueError that names the row if one of the columns holds a null. Streams are not looked through."""
+    found = first_null(dataset, columns) if hasattr(dataset, "__len__") else None
+    if found is not None:
+        raise ValueError(f"`{found[0]}` of row {found[1]} of {name} is null: fill it in, or remove the row.")
+
+
+def is_weight(value: Any) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and math.isfinite(value) and value >= 0
+
+
+def refuse_weights(dataset: Any, name: str) -> None:
+    """Raises a ValueError unless every `weight` is a finite number of at least 0, and one is above 0."""
+    if "weight" not in (getattr(dataset, "column_names", None) or ()) or not hasattr(dataset, "__len__"):
+        return
+    values = dataset["weight"]
+    bad = next((index for index, value in enumerate(values) if not is_weight(value)), None)
+    if bad is not None:
+        raise ValueError(
+            f"`weight` of row {bad} of {name} is {values[bad]!r}: it must be a finite number of at least 0."
+        )
+    if len(dataset) and not any(values):
+        raise ValueError(f"Every `weight` of {name} is 0, so nothing would be trained: set some above 0.")
+
+
+def refuse_labels(dataset: Any, name: str) -> None:
+    """Raises a ValueError unless every `label` is true or false (or 1 or 0)."""
+    if "label" not in (getattr(dataset, "column_names", None) or ()) or not hasattr(dataset, "__len__"):
+        return
+    bad = next(((i, v) for i, v in enumerate(dataset["label"]) if v not in (0, 1)), None)
+    if bad is not None:
+        raise ValueError(f"`label` of row {bad[0]} of {name} is {bad[1]!r}: it must be true or false.")
