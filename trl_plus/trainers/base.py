@@ -56,12 +56,19 @@ class PreferenceTrainer(ExactSteps, PreferenceRows, upstream.Seams):
         self._meters: dict[str, Meters] = defaultdict(Meters)
         return args
 
-    def _finish(self, own_head: bool = True) -> None:
-        """After TRL's constructor. `own_head=False` where TRL's loss reads statistics that only TRL's head computes."""
+    own_head = True  # False where TRL's loss reads statistics that only TRL's head computes
+
+    def _finish(self) -> None:
+        """After TRL's constructor, unless that precomputed the reference and so came here by itself."""
+        if hasattr(self, "_heads"):
+            return
         self.wrap_collator()
         upstream.keep_trainable(self.model)
-        models = (self.model, self.ref_model) if own_head else ()
+        models = (self.model, self.ref_model) if self.own_head else ()
         self._heads = [CompletionHead(upstream.base_model(model)) for model in models if model is not None]
+
+    def before_precompute(self) -> None:
+        self._finish()
 
     @staticmethod
     def copy_as_reference(model: Any, peft_config: Any, args: Any) -> PreTrainedModel | None:

@@ -62,6 +62,7 @@ class DPOTrainer(PairedTrainer):
     ):
         args = self._begin(model, args, train_dataset)
         refuse_what_upstream_ignores(args)
+        self._row_wise = self.own_head = reads_only_rows(args)
         if ref_model is None and not args.precompute_ref_log_probs:
             ref_model = self.copy_as_reference(model, peft_config, args)
         super().__init__(
@@ -78,8 +79,7 @@ class DPOTrainer(PairedTrainer):
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
-        self._row_wise = reads_only_rows(args)
-        self._finish(own_head=self._row_wise)
+        self._finish()
         if not self._row_wise:
             self._explain_upstream_loss()
         factors = dict(zip(self.loss_types, self.loss_weights, strict=True))

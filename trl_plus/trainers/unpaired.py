@@ -71,6 +71,7 @@ class KTOTrainer(PreferenceTrainer, trl.KTOTrainer):
         args = self._begin(model, args, train_dataset)
         # Mismatched rows of images come from TRL's collator, inside each micro-batch: we step aside
         self._upstream_kl = args.loss_type == "kto" and has_images(train_dataset)
+        self.own_head = not self._upstream_kl
         if self._upstream_kl:
             logger.warning(
                 "Rows with images: mismatched rows and z_ref are TRL's, per micro-batch, so a step's gradient depends "
@@ -100,7 +101,7 @@ class KTOTrainer(PreferenceTrainer, trl.KTOTrainer):
         self.loss_type = args.loss_type
         if self._upstream_kl and self.has_column("weight"):
             raise ValueError("A `weight` column does not work with images under KTO: remove the column.")
-        self._finish(own_head=not self._upstream_kl)
+        self._finish()
 
     def _own_reference(self, model: Any, peft_config: Any, args: Any) -> Any:
         """The reference to hand to TRL, or None where TRL's own choice is right."""

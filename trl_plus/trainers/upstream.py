@@ -38,6 +38,9 @@ class Seams:
         """Rows before TRL tokenizes them."""
         return dataset
 
+    def before_precompute(self) -> None:
+        """Before reference log-probabilities are computed for a whole dataset."""
+
     def count_rows(self, dataset: Any) -> int | None:
         """Rows that TRL will tokenize; None for a stream."""
         return len(dataset) if hasattr(dataset, "__len__") else None
@@ -110,7 +113,7 @@ class Seams:
         self._signature_columns += [c for c in self.extra_columns if c not in self._signature_columns]
 
     def _precompute_ref_logps(self, dataset, name, batch_size):
-        self.wrap_collator()  # TRL calls this inside its constructor, before ours can
+        self.before_precompute()  # TRL calls this inside its constructor, before ours can
         return super()._precompute_ref_logps(dataset, name, batch_size)
 
     def log(self, logs, start_time=None):
