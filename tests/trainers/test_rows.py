@@ -124,7 +124,8 @@ def test_paired_rows_under_kto_are_counted_after_unpairing(make_trainer, pair_ro
 @pytest.mark.parametrize("method", ["SimPO", "KTO"])
 def test_group_by_length(method, make_trainer, pair_rows):
     """transformers cannot infer the length of a row without `input_ids`, and TRL's trainers fail on it."""
-    trainer = make_trainer(method, pair_rows(8), train_sampling_strategy="group_by_length", max_steps=2)
+    rows = [row | {"length": "a column of the user's"} for row in pair_rows(8)]
+    trainer = make_trainer(method, rows, train_sampling_strategy="group_by_length", max_steps=2)
     trainer.train()
     assert trainer.state.global_step == 2
 

@@ -33,9 +33,9 @@ class RowExtras:
         own = {*EXTRA_COLUMNS, self.length_column}
         batch = self.collator([{k: v for k, v in row.items() if k not in own} for row in examples])
         if "weight" in examples[0]:
-            bad = next((row["weight"] for row in examples if not is_weight(row["weight"])), None)
-            if bad is not None or any(row["weight"] is None for row in examples):  # a stream was not looked through
-                raise ValueError(f"A `weight` is {bad!r}: it must be a finite number of at least 0.")
+            bad = [row["weight"] for row in examples if not is_weight(row["weight"])]
+            if bad:  # only a stream comes here without having been looked through
+                raise ValueError(f"A `weight` is {bad[0]!r}: it must be a finite number of at least 0.")
             batch["weight"] = torch.tensor([float(row["weight"]) for row in examples])
         sides = ("completion",) if "completion_context" in examples[0] else ("chosen", "rejected")
         if f"{sides[0]}_context" in examples[0]:

@@ -113,7 +113,9 @@ class PreferenceRows:
             return dataset
         size = lengths(dataset, ["prompt_ids", *(f"{side}_ids" for side in sides)])
         longest = size["prompt_ids"] + np.max([size[f"{side}_ids"] for side in sides], axis=0)
-        return dataset.add_column(self.args_for_rows.length_column_name, longest)
+        column = self.args_for_rows.length_column_name
+        kept = dataset.remove_columns([name for name in dataset.column_names if name == column])
+        return kept.add_column(column, longest)
 
     @property
     def extra_columns(self) -> tuple[str, ...]:

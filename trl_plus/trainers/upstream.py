@@ -75,10 +75,6 @@ class Seams:
         return self._tokenizer
 
     @property
-    def has_images(self) -> bool:
-        return self._is_vision_dataset
-
-    @property
     def _name(self) -> str:
         return self.method_name or super()._name
 
