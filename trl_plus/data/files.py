@@ -16,6 +16,22 @@ class DataError(ValueError):
     """The data cannot be used as it is; the text says what is wrong and names the cure."""
 
 
+def as_path(name: str) -> Path:
+    """The path that a text names, `~` expanded.
+
+    Raises:
+        DataError: it can name no file: a NUL character, an unknown user behind `~`, a name too long for the system.
+    """
+    try:
+        path = Path(name).expanduser()
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return path
+    except (ValueError, RuntimeError, OSError) as error:
+        raise DataError(f"{name[:80]!r} can be no path: {getattr(error, 'strerror', None) or error}.") from error
+    return path
+
+
 def looks_like_path(name: str) -> bool:
     """Whether a dataset or model name can only mean a file or folder, and not a name on the hub."""
     return name.startswith(("./", "../", "/", "~")) or name in (".", "..") or Path(name).suffix in READERS
@@ -23,7 +39,7 @@ def looks_like_path(name: str) -> bool:
 
 def is_local(name: str) -> bool:
     """Whether a dataset name stands for local files."""
-    path = Path(name).expanduser()
+    path = as_path(name)
     return looks_like_path(name) or path.exists() or bool(_candidates(path))
 
 
@@ -36,7 +52,7 @@ def split_files(name: str) -> dict[str, list[Path]]:
     Raises:
         DataError: there is nothing to read, or the folder holds several datasets.
     """
-    path = Path(name).expanduser()
+    path = as_path(name)
     files = _candidates(path)
     if not files:
         if path.is_dir():

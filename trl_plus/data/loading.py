@@ -112,20 +112,39 @@ def _read_split(paths: list[Path], streaming: bool) -> Any:
     except Exception as error:  # pyarrow, pandas and json each raise their own types
         for path in paths:
             _refuse_broken_line(path)
+            _refuse_cut_parquet(path)
         cause = error.__cause__ or error
         raise DataError(f"{', '.join(names)}: the rows cannot be read as one table: {_first_line(cause)}") from error
 
 
 def _refuse_broken_line(path: Path) -> None:
-    """Name the line of a .jsonl file that is not JSON; the readers only say that there is one."""
-    if path.suffix != ".jsonl":
+    """Name the line of a JSON file that is not JSON; the readers only say that there is one."""
+    if path.suffix not in (".jsonl", ".json"):
         return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        start = file.read(1)
+        if path.suffix == ".json" and start == "[":  # one list of rows
+            try:
+                json.loads(start + file.read())
+            except json.JSONDecodeError as error:
+                raise DataError(f"{path}, line {error.lineno} is not JSON: {error}. Is the file cut off?") from error
+            return
     with path.open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, start=1):
             try:
                 json.loads(line) if line.strip() else None
             except json.JSONDecodeError as error:
                 raise DataError(f"{path}, line {number} is not JSON: {error}. Mend or remove the line.") from error
+
+
+def _refuse_cut_parquet(path: Path) -> None:
+    """Say of a parquet file that its end is missing, where its index is."""
+    if path.suffix != ".parquet":
+        return
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 4))
+        if file.read() != b"PAR1":
+            raise DataError(f"{path} is cut off: its end is missing. Copy or download it again.")
 
 
 def _mixture(request: DataRequest) -> dict[str, Any]:

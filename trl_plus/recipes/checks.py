@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trl_plus.data.files import DataError, looks_like_path, split_files
+from trl_plus.data.files import DataError, as_path, looks_like_path, split_files
 from trl_plus.recipes import package_data
 from trl_plus.recipes.errors import RecipeError
 from trl_plus.recipes.keys import dataset_keys, keys_of
@@ -124,8 +124,11 @@ def _missing(values: Mapping[str, Any]) -> Iterator[str]:
 def _paths(entries: Mapping[str, Value]) -> Iterator[str]:
     """Local paths that do not exist. Hub ids are not looked up."""
     output = entries.get("output_dir")
-    if output is not None and output.value and Path(output.value).expanduser().is_file():
-        yield f"{output.place}`output_dir`: {output.value} is a file: name a folder."
+    try:
+        if output is not None and output.value and as_path(output.value).is_file():
+            yield f"{output.place}`output_dir`: {output.value} is a file: name a folder."
+    except DataError as error:
+        yield f"{output.place if output else ''}`output_dir`: {error}"
     for name in ("model_name_or_path", "dataset_name", "eval_dataset_name", "chat_template_path"):
         entry = entries.get(name)
         if entry is None or entry.value is None:
@@ -144,6 +147,6 @@ def _path_problem(name: str, value: str) -> str | None:
             split_files(value)
         return None
     is_path = value.startswith(("./", "../", "/", "~")) or value.endswith(".jinja")
-    if is_path and not Path(value).expanduser().exists():
+    if is_path and not as_path(value).exists():
         return f"{value} does not exist: check the path, which is relative to {Path.cwd()}."
     return None

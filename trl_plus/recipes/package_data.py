@@ -1,6 +1,5 @@
 """What ships in the package: the recipes, and the model and data that `bundled:` values name."""
 
-import shutil
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -44,10 +43,12 @@ def copy_recipe(name: str, destination: Path) -> Path:
     """
     source = recipe_path(name)
     target = destination / source.name if destination.is_dir() else destination
-    if target.exists():
-        raise RecipeError(f"{target} exists: name another file.")
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
+    try:
+        with target.open("xb") as file:  # refuses a link that leads elsewhere, too
+            file.write(source.read_bytes())
+    except FileExistsError as error:
+        raise RecipeError(f"{target} exists: name another file.") from error
     return target
 
 
@@ -94,7 +95,7 @@ def resolve(value: str) -> str:
     if not value.startswith(SCHEME):
         return value
     relative = value.removeprefix(SCHEME)
-    target = (_PACKAGE / relative).resolve()
-    if not any(target.is_relative_to((_PACKAGE / asset).resolve()) for asset in _ASSETS):
+    target = (_PACKAGE / relative.replace("\0", "")).resolve()
+    if "\0" in value or not any(target.is_relative_to((_PACKAGE / asset).resolve()) for asset in _ASSETS):
         raise RecipeError(f"`{value}` is not part of the package: {SCHEME} values begin with {SCHEME}{_ASSETS[0]}/.")
     return str(target)

@@ -9,6 +9,9 @@ def quiet_libraries() -> None:
     """Call before transformers and TRL are imported. Errors stay visible, and so do warnings of trl_plus."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # nothing is reported: `datasets` counts every load of a local file at a server, the hub client tells its versions
+    os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     # on every import without the package `kernels`, which is only an optional speed-up
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     for category in (FutureWarning, DeprecationWarning):

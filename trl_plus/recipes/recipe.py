@@ -1,5 +1,6 @@
 """A recipe: one YAML file, its method's preset and the command line, validated and merged."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -102,6 +103,7 @@ def _merge(given: dict[str, Value], label: str, notes: list[str]) -> Recipe:
     found = problems(method, entries) + inert
     if found:
         raise RecipeError(found)
+    notes = [*notes, *_trusts(entries)]
     return Recipe(
         method=method,
         values={name: entry.value for name, entry in entries.items()},
@@ -109,6 +111,15 @@ def _merge(given: dict[str, Value], label: str, notes: list[str]) -> Recipe:
         label=label,
         notes=(*notes, *left_out),
     )
+
+
+def _trusts(entries: Mapping[str, Value]) -> list[str]:
+    """A sentence where the recipe lets code run that comes with a model."""
+    values = {name: entry.value for name, entry in entries.items()}
+    inner = values.get("model_init_kwargs")
+    if not values.get("trust_remote_code") and not (isinstance(inner, dict) and inner.get("trust_remote_code")):
+        return []
+    return [f"trust_remote_code is on: Python code that comes with {values.get('model_name_or_path')} will be run."]
 
 
 def _method(entry: Value | None, label: str) -> Method:
@@ -144,7 +155,9 @@ def write_resolved(recipe: Recipe, folder: Path) -> Path:
     path = folder / "recipe.resolved.yaml"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(recipe.to_yaml(), encoding="utf-8")
+        part = folder / f".{path.name}.part"
+        part.write_text(recipe.to_yaml(), encoding="utf-8")
+        os.replace(part, path)  # a killed run leaves the old file or the new one
     except OSError as error:
         raise RecipeError(f"`output_dir`: cannot write to {folder}: {error.strerror}. Name another one.") from error
     return path

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trl_plus.data.responses import is_conversation, sides_of, split_response
+from trl_plus.reporting.printable import printable
 from trl_plus.reporting.report import Sample
 
 MAX_NEW_TOKENS = 48
@@ -90,7 +91,7 @@ def generations_table(samples: Sequence[Sample]) -> Table:
         table.add_column(title, ratio=1, overflow="fold")
     for sample in samples:
         # Text, not str: square brackets in an answer are no markup
-        table.add_row(*(Text(part or "-") for part in (sample.prompt, sample.before, sample.after)))
+        table.add_row(*(Text(printable(part or "-")) for part in (sample.prompt, sample.before, sample.after)))
     return table
 
 

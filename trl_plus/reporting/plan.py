@@ -20,6 +20,8 @@ def show_plan(plan: Plan) -> None:
         f"Effective batch size: {plan.effective_batch} = {args.per_device_train_batch_size} per device * "
         f"{args.gradient_accumulation_steps} accumulation steps * {plan.processes} processes."
     )
+    if plan.engine is not None:
+        say(f"Processes: {plan.processes}, engine: {plan.engine}.")
     if plan.data is not None:
         held_out = "none" if plan.data.eval is None else f"{len(plan.data.eval)} rows"
         say(f"Data: {plan.data.format}; {len(plan.data.train)} rows to train on, held out: {held_out}.")
