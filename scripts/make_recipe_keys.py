@@ -6,6 +6,7 @@ Run it after a change of trl_plus/configs.py or of the TRL or transformers versi
     python scripts/make_recipe_keys.py
 """
 
+import inspect
 import json
 import re
 import types
@@ -102,7 +103,8 @@ def group(cls: type) -> dict[str, dict[str, Any]]:
     """Every key of a configuration class that a recipe may set."""
     annotations = typing.get_type_hints(cls)
     silent = getattr(cls, "_without_effect", ())
-    own = cls.__annotations__ if cls.__module__.startswith("trl_plus") else {}
+    ours = [base for base in cls.__mro__ if base.__module__.startswith("trl_plus")]
+    own = {name for base in ours for name in inspect.get_annotations(base)}
     return {
         field.name: specification(field, annotations[field.name], field.name in own)
         for field in fields(cls)

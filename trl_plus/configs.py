@@ -25,16 +25,36 @@ def _overlong_field() -> str:
     )
 
 
+@dataclass
 class _Checks:
-    """Validation that our configurations share. A mixin, so that each dataclass keeps TRL's own bases."""
+    """Fields and validation that our configurations share. A mixin, so that each dataclass keeps TRL's own bases."""
 
     # TRL fields that this method's loss never reads; setting one is an error
     _without_effect: ClassVar[tuple[str, ...]] = ()
     _method: ClassVar[str] = ""
 
+    overlong: str = _overlong_field()
+    nonfinite: str = field(
+        default="stop",
+        metadata={
+            "help": "A loss or gradient that is NaN or infinite: 'stop' ends the run before the optimizer step, 'skip' "
+            "leaves the step out. Both name the rows.",
+            "choices": ["stop", "skip"],
+        },
+    )
+    max_nonfinite_skips: int = field(
+        default=3, metadata={"help": "Steps that `nonfinite: skip` may leave out before the run stops all the same."}
+    )
+
     def _check_common(self) -> None:
         if self.overlong not in OVERLONG_CHOICES:
             raise ValueError(f"`overlong` must be one of {', '.join(OVERLONG_CHOICES)}, got {self.overlong!r}.")
+        if self.nonfinite not in ("stop", "skip"):
+            raise ValueError(f"`nonfinite` must be 'stop' or 'skip', got {self.nonfinite!r}.")
+        if self.max_nonfinite_skips < 0:
+            raise ValueError(f"`max_nonfinite_skips` must not be negative, got {self.max_nonfinite_skips}.")
+        if self.nonfinite == "stop" and not self._is_default("max_nonfinite_skips"):
+            raise ValueError("`max_nonfinite_skips` has no effect without `nonfinite: skip`: remove it.")
         for name in self._without_effect:
             if not self._is_default(name):
                 raise ValueError(f"`{name}` has no effect with {self._method}: remove it.")
@@ -92,7 +112,6 @@ class DPOConfig(_Checks, TRLDPOConfig):
             "choices": ["mean", "sum"],
         },
     )
-    overlong: str = _overlong_field()
 
     # field: the loss types that read it
     _read_only_by: ClassVar[dict[str, tuple[str, ...]]] = {
@@ -149,7 +168,6 @@ class SimPOConfig(_Checks, TRLDPOConfig):
     sft_weight: float = field(
         default=0.0, metadata={"help": "Weight of the token-mean NLL of the chosen completions, added to the loss."}
     )
-    overlong: str = _overlong_field()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -189,7 +207,6 @@ class CPOConfig(_Checks, TRLDPOConfig):
     cpo_alpha: float = field(
         default=1.0, metadata={"help": "Weight of the token-mean NLL of the chosen completions (the paper: 1)."}
     )
-    overlong: str = _overlong_field()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -233,7 +250,6 @@ class ORPOConfig(_Checks, TRLDPOConfig):
             "choices": ["token", "sequence"],
         },
     )
-    overlong: str = _overlong_field()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -261,7 +277,6 @@ class KTOConfig(_Checks, TRLKTOConfig):
             "choices": ["random", "sequential", "group_by_length"],
         },
     )
-    overlong: str = _overlong_field()
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,5 @@
-"""One rank of a run: trains a method on a tiny model and saves what rank 0 ends with. Started by test_ranks.py."""
+"""One rank of several runs, one after the other in one process group: each trains a method on a tiny model and saves
+what rank 0 ends with. Started by test_ranks.py with a file that lists the runs."""
 
 import json
 import os
@@ -18,10 +19,10 @@ import trl_plus
 from tests.conftest import make_pairs, make_unpaired
 
 
-def main(spec: dict) -> None:
-    torch.set_num_threads(1)
+def make_trainer(spec: dict):
     method = spec["method"]
-    rows = make_unpaired(spec["rows"]) if method == "KTO" else make_pairs(spec["rows"])
+    make_rows = make_unpaired if method == "KTO" else make_pairs
+    rows = make_rows(spec["rows"])
     if spec.get("weighted"):
         rows = [row | {"weight": 0.5 + (i % 3)} for i, row in enumerate(rows)]
     args = getattr(trl_plus, f"{method}Config")(
@@ -35,14 +36,18 @@ def main(spec: dict) -> None:
         extra["ref_model"] = AutoModelForCausalLM.from_pretrained(spec["reference"], dtype=torch.float32)
     if spec.get("lora"):
         extra = {"peft_config": LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")}
-    trainer = getattr(trl_plus, f"{method}Trainer")(
+    return getattr(trl_plus, f"{method}Trainer")(
         model=AutoModelForCausalLM.from_pretrained(spec["model"], dtype=torch.float32),
         args=args,
         train_dataset=Dataset.from_list(rows),
-        eval_dataset=Dataset.from_list(make_unpaired(7, 5) if method == "KTO" else make_pairs(spec["eval_rows"], 5)),
+        eval_dataset=Dataset.from_list(make_rows(7, 5)),
         processing_class=AutoTokenizer.from_pretrained(spec["model"]),
         **extra,
     )
+
+
+def main(spec: dict) -> None:
+    trainer = make_trainer(spec)
     before = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
     trainer.train()
     evaluation = trainer.evaluate()
@@ -54,4 +59,6 @@ def main(spec: dict) -> None:
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    torch.set_num_threads(1)
+    for one in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
+        main(one)

@@ -14,3 +14,7 @@ class RecipeError(ValueError):
         if len(self.problems) == 1:
             return self.problems[0]
         return "\n".join([f"{len(self.problems)} problems:", *(f"- {problem}" for problem in self.problems)])
+
+
+class RunFault(RuntimeError):
+    """A run failed for a reason that is neither its recipe's nor a bug; the text says what to do."""

@@ -96,7 +96,7 @@ REPLACED = {
     "env": "remove it and export the variables in the shell",
     "config": "remove it: give the recipe's path as the argument",
     "accelerate_config": "give it on the command line: `--accelerate-config NAME`",
-    "num_processes": "give a configuration on the command line: `--accelerate-config NAME`",
+    "num_processes": "give it on the command line: `--num-processes N`",
     "device_map": "remove it: the model is placed by accelerate",
 }
 

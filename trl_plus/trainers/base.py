@@ -13,9 +13,13 @@ from transformers import PreTrainedModel
 from trl_plus.lm_head import CompletionHead
 from trl_plus.scoring import Scores
 from trl_plus.trainers import upstream
+from trl_plus.trainers.checkpoints import SafeCheckpoints
 from trl_plus.trainers.exact_step import ExactSteps, row_weights
 from trl_plus.trainers.metrics import Meters
+from trl_plus.trainers.nonfinite import NonFiniteSteps
+from trl_plus.trainers.reference_cache import KeptReference
 from trl_plus.trainers.rows import PreferenceRows
+from trl_plus.trainers.watch import LearningWatch
 
 
 def without_weights(batch: dict[str, Any]) -> dict[str, Any]:
@@ -28,7 +32,7 @@ OBJECTIVE = "objective"
 HIDDEN = {OBJECTIVE}
 
 
-class PreferenceTrainer(ExactSteps, PreferenceRows, upstream.Seams):
+class PreferenceTrainer(NonFiniteSteps, ExactSteps, SafeCheckpoints, PreferenceRows, KeptReference, upstream.Seams):
     """Everything of our trainers that does not depend on rows being pairs or singles."""
 
     config_class: type
@@ -66,9 +70,12 @@ class PreferenceTrainer(ExactSteps, PreferenceRows, upstream.Seams):
         upstream.keep_trainable(self.model)
         models = (self.model, self.ref_model) if self.own_head else ()
         self._heads = [CompletionHead(upstream.base_model(model)) for model in models if model is not None]
+        if not any(isinstance(callback, LearningWatch) for callback in self.callback_handler.callbacks):
+            self.add_callback(LearningWatch())
 
-    def before_precompute(self) -> None:
-        self._finish()
+    def reference_rows(self, dataset: Any, name: str, compute: Any) -> Any:
+        self._finish()  # TRL calls this inside its constructor, before ours can
+        return super().reference_rows(dataset, name, compute)
 
     @staticmethod
     def copy_as_reference(model: Any, peft_config: Any, args: Any) -> PreTrainedModel | None:
@@ -114,10 +121,10 @@ class PreferenceTrainer(ExactSteps, PreferenceRows, upstream.Seams):
         """TRL's loss as this micro-batch's share of the step.
 
         It is a mean over the micro-batch's rows: weighed by its share of the step's rows, it adds up exactly for every
-        loss that is a function of single rows. Rows that a distributed sampler repeats stay in that mean, since TRL
-        gathers metrics of equal shapes from all ranks.
+        loss that is a function of single rows.
         """
         loss, weights = self.upstream_loss(model, without_weights(inputs)), row_weights(inputs)
+        self.watch_rows(loss.expand_as(weights))
         self.note(OBJECTIVE, loss, weights.sum())
         for name, value in self.take_upstream_metrics(self.mode).items():
             self.note(name, torch.tensor(value, device=loss.device), weights.sum())

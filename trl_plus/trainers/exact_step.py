@@ -24,6 +24,22 @@ def row_weights(batch: dict[str, Any]) -> Tensor:
     return torch.ones(rows, device=batch["input_ids"].device)
 
 
+def without_weightless_pairs(batch: dict[str, Any]) -> dict[str, Any]:
+    """A paired batch without its pairs of weight zero: for a loss that is a plain mean over the rows it is given.
+
+    Of nothing but such pairs the first stays, since every process makes its passes. Rows with images stay too: which
+    of the pixels are whose is known to the model only.
+    """
+    weights = row_weights(batch)
+    kept = (weights > 0).nonzero()[:, 0]
+    if len(kept) == len(weights) or "pixel_values" in batch:
+        return batch
+    if not len(kept):
+        kept = kept.new_zeros(1)
+    rows = {len(weights): kept, 2 * len(weights): torch.cat([kept, kept + len(weights)])}
+    return {name: value[rows[len(value)]] for name, value in batch.items()}
+
+
 @dataclass(frozen=True)
 class StepTotals:
     """Denominators of one optimizer step, over all of its micro-batches and ranks.
@@ -87,6 +103,8 @@ class ExactSteps:
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.go_on()
+        self._meters["train"].mark()  # what a step that is left out goes back to
         if batches:
             batches[-1] = self.without_repeats(batches[-1])
         self.model.train()  # a pass over the window (KTO's) is part of the step, also after an evaluation

@@ -28,6 +28,7 @@ class Meters:
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
+        self._marked: dict[str, Tensor] = {}
 
     def add(self, name: str, values: Tensor, weights: Tensor) -> None:
         """Adds rows or tokens: `values` and `weights` of one shape, or scalars."""
@@ -42,6 +43,18 @@ class Meters:
         names = sorted(self._sums)
         pairs = accelerator.reduce(torch.stack([self._sums[name] for name in names]), reduction="sum").tolist()
         return {name: Reading(*pair) for name, pair in zip(names, pairs, strict=True) if pair[1] > 0}
+
+    def restore(self, name: str, total: float, weight: float, device: torch.device) -> None:
+        """Sets sums that `read` gave before the run was interrupted."""
+        self._sums[name] = torch.tensor([total, weight], device=device)
+
+    def mark(self) -> None:
+        """Remembers the sums, for `rollback`."""
+        self._marked = dict(self._sums)
+
+    def rollback(self) -> None:
+        """Forgets what was added since the mark."""
+        self._sums = dict(self._marked)
 
     def clear(self) -> None:
         self._sums.clear()

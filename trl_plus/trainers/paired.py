@@ -27,14 +27,16 @@ from trl_plus.loss_types import reads_only_rows, refuse_what_upstream_ignores
 from trl_plus.objectives import Completions
 from trl_plus.trainers import upstream
 from trl_plus.trainers.dpo_losses import pair_losses
+from trl_plus.trainers.exact_step import row_weights, without_weightless_pairs
 from trl_plus.trainers.pairs import PairedTrainer
+from trl_plus.trainers.reference import StartCheck
 
 logger = logging.getLogger("trl_plus")
 Rows = Dataset | IterableDataset
 EvalRows = Rows | DatasetDict | IterableDatasetDict | dict[str, Rows] | None
 
 
-class DPOTrainer(PairedTrainer):
+class DPOTrainer(StartCheck, PairedTrainer):
     """TRL's DPOTrainer with exact steps, cDPO, example weights, and the policy itself as the reference.
 
     Constructor arguments, losses and metrics are TRL's. What differs: `label_smoothing` works under `sigmoid`;
@@ -63,6 +65,7 @@ class DPOTrainer(PairedTrainer):
         args = self._begin(model, args, train_dataset)
         refuse_what_upstream_ignores(args)
         self._row_wise = self.own_head = reads_only_rows(args)
+        self.reference_is_given = ref_model is not None
         if ref_model is None and not args.precompute_ref_log_probs:
             ref_model = self.copy_as_reference(model, peft_config, args)
         super().__init__(
@@ -80,6 +83,7 @@ class DPOTrainer(PairedTrainer):
             peft_config=peft_config,
         )
         self._finish()
+        self.name_reference()
         if not self._row_wise:
             self._explain_upstream_loss()
         factors = dict(zip(self.loss_types, self.loss_weights, strict=True))
@@ -102,7 +106,11 @@ class DPOTrainer(PairedTrainer):
     def micro_batch_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         if self._row_wise:
             return super().micro_batch_loss(model, inputs)
-        return self.shared_upstream_loss(model, inputs)
+        inputs = without_weightless_pairs(inputs)  # TRL's mean knows no weights
+        with self.ungathered():
+            loss = self.shared_upstream_loss(model, inputs)
+        self.note_tokens(inputs, row_weights(inputs))
+        return loss
 
     def reference(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         if self.precompute_ref_logps:
@@ -110,6 +118,8 @@ class DPOTrainer(PairedTrainer):
         return self.reference_log_probs(inputs)
 
     def pair_losses(self, chosen: Completions, rejected: Completions) -> Tensor:
+        sides = (chosen, rejected)
+        self.check_start(torch.cat([side.log_ratio for side in sides]), torch.cat([side.length for side in sides]))
         return pair_losses(chosen, rejected, self.loss_types, self.loss_weights, self.args)
 
     def rewards(self, side: Completions) -> Tensor:

@@ -69,6 +69,7 @@ class PairedTrainer(PreferenceTrainer, trl.DPOTrainer):
         rejected = scores.rows(slice(pairs, None), ref_rejected)
 
         losses = self.pair_losses(chosen, rejected)
+        self.watch_rows(losses)
         self.note(OBJECTIVE, losses, weights)
         loss = self.totals.share(losses, weights)
         if self.nll_weight:
@@ -81,6 +82,7 @@ class PairedTrainer(PreferenceTrainer, trl.DPOTrainer):
     def nll(self, chosen: Completions, inputs: dict[str, Any], weights: Tensor) -> Tensor:
         """This micro-batch's part of the negative log-likelihood of the chosen side."""
         over = Completions(chosen.logps, self.nll_mask(inputs)[:, 1:])
+        self.watch_rows(over.total)
         if self.nll_per_row:
             self.note("nll_loss", -over.mean, weights)
             return self.totals.share(-over.mean, weights)

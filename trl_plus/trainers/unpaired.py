@@ -30,6 +30,7 @@ from trl_plus.scoring import score
 from trl_plus.trainers import upstream
 from trl_plus.trainers.base import OBJECTIVE, PreferenceTrainer
 from trl_plus.trainers.exact_step import StepTotals, row_weights
+from trl_plus.trainers.reference import StartCheck
 
 logger = logging.getLogger("trl_plus")
 Rows = Dataset | IterableDataset
@@ -40,7 +41,7 @@ def has_images(dataset: Any) -> bool:
     return "image" in first or "images" in first
 
 
-class KTOTrainer(PreferenceTrainer, trl.KTOTrainer):
+class KTOTrainer(StartCheck, PreferenceTrainer, trl.KTOTrainer):
     """TRL's KTOTrainer with exact steps: z_ref over the whole effective batch, drawn from rows of other prompts.
 
     Constructor arguments, losses and metrics are TRL's (`kl` is also logged as `z_ref`). What differs: rows are
@@ -81,6 +82,7 @@ class KTOTrainer(PreferenceTrainer, trl.KTOTrainer):
             # TRL's own configuration knows no other order for this loss, so it says nothing about what is wanted
             logger.warning("Rows are shuffled: `sequential` of trl.KTOConfig is what TRL's fixed KL rows need.")
             args.train_sampling_strategy = "random"
+        self.reference_is_given = ref_model is not None
         if ref_model is None:
             ref_model = self._own_reference(model, peft_config, args)
         with nullcontext() if self._upstream_kl else upstream.no_fixed_kl_rows(args):
@@ -102,6 +104,7 @@ class KTOTrainer(PreferenceTrainer, trl.KTOTrainer):
         if self._upstream_kl and self.has_column("weight"):
             raise ValueError("A `weight` column does not work with images under KTO: remove the column.")
         self._finish()
+        self.name_reference()
 
     def _own_reference(self, model: Any, peft_config: Any, args: Any) -> Any:
         """The reference to hand to TRL, or None where TRL's own choice is right."""
@@ -126,10 +129,22 @@ class KTOTrainer(PreferenceTrainer, trl.KTOTrainer):
 
     def measure(self, batches: list[dict[str, Any]], *, local: bool = False) -> StepTotals:
         totals = super().measure(batches, local=local)
+        if not local and not self._upstream_kl:
+            self.note_one_label(batches)
         if not self.needs_z_ref:
             return totals
         known = self._eval_z_ref if local else None
         return replace(totals, z_ref=self.z_ref(batches, local=local) if known is None else known)
+
+    def note_one_label(self, batches: list[dict[str, Any]]) -> None:
+        """Metric `one_label_steps`: the share of steps whose rows, over all ranks, are all desirable or all not."""
+        sums = torch.zeros(2, device=self.args.device)
+        for batch in batches:
+            weights, label = row_weights(batch), batch["label"].bool()
+            sums += torch.stack([(weights * label).sum(), (weights * ~label).sum()]).to(sums.device)
+        if self.accelerator.num_processes > 1:
+            sums = self.accelerator.reduce(sums, reduction="sum")
+        self.note("one_label_steps", (sums == 0).any().float(), torch.ones((), device=sums.device))
 
     @torch.no_grad()
     def z_ref(self, batches: Iterable[dict[str, Any]], *, local: bool = False) -> Tensor:
@@ -188,6 +203,7 @@ class KTOTrainer(PreferenceTrainer, trl.KTOTrainer):
         scores = score(model, inputs, router=self.aux_loss_enabled)
         ref = inputs["ref_logps"] if self.precompute_ref_logps else self.reference_log_probs(inputs)[0]
         rows = scores.rows(slice(None), ref)
+        self.check_start(rows.log_ratio, rows.length)
         kwargs = {
             "beta": self.beta,
             "desirable_weight": self.desirable_weight,
@@ -197,6 +213,7 @@ class KTOTrainer(PreferenceTrainer, trl.KTOTrainer):
             losses = objectives.kto(rows, label, self.totals.z_ref, **kwargs)
         else:
             losses = objectives.apo_zero_unpaired(rows, label, **kwargs)
+        self.watch_rows(rows.log_ratio)  # z_ref is every row's: a row at fault is one whose own log-ratio is
         self.note(OBJECTIVE, losses, weights)
         self.note_rows(rows, label, weights)
         self.note_statistics(scores, {"chosen": label, "rejected": ~label}, weights)

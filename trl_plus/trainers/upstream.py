@@ -38,8 +38,9 @@ class Seams:
         """Rows before TRL tokenizes them."""
         return dataset
 
-    def before_precompute(self) -> None:
-        """Before reference log-probabilities are computed for a whole dataset."""
+    def reference_rows(self, dataset: Any, name: str, compute: Any) -> Any:
+        """Rows with columns of reference log-probabilities, which TRL's `compute(dataset)` adds."""
+        return compute(dataset)
 
     def count_rows(self, dataset: Any) -> int | None:
         """Rows that TRL will tokenize; None for a stream."""
@@ -48,6 +49,9 @@ class Seams:
     def finish_rows(self, dataset: Any, name: str, rows_before: int | None) -> Any:
         """Rows after TRL tokenized them; `rows_before` is None for a stream."""
         return dataset
+
+    def before_step(self, model: Any) -> None:
+        """The gradients of an optimizer step are complete, and neither clipped nor applied."""
 
     def metric_means(self, mode: str) -> dict[str, float]:
         """Our metrics since the last call, by TRL's names; `mode` is "train" or "eval"."""
@@ -65,10 +69,64 @@ class Seams:
         self._metrics[mode].clear()
         return taken
 
+    @contextmanager
+    def ungathered(self) -> Iterator[None]:
+        """Within this context TRL's metrics are this process's own; our meters add the processes up afterwards.
+
+        TRL gathers in the middle of its loss, and from micro-batches of equal shapes only.
+        """
+        accelerator, tokens = self.accelerator, self._total_train_tokens
+        accelerator.gather = accelerator.gather_for_metrics = lambda values, **_: values
+        try:
+            yield
+        finally:
+            del accelerator.gather, accelerator.gather_for_metrics  # the class's own show again
+            self._total_train_tokens = tokens  # TRL counted this process's only
+
+    def running_loss(self) -> torch.Tensor:
+        """The sum of losses since the last log, which transformers adds to in place."""
+        return self._tr_loss
+
+    def _clip_grad_norm(self, model):
+        self.before_step(model)
+        return super()._clip_grad_norm(model)
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        if self.args.max_grad_norm <= 0:  # nothing was clipped
+            self.before_step(model)
+        return super()._get_grad_norm(model, grad_norm=grad_norm)
+
     def count_tokens(self, tokens: int) -> int:
         """Adds to TRL's count of training tokens (all ranks), and returns it."""
         self._total_train_tokens += tokens // self._tp_size  # tensor-parallel ranks see the same tokens
         return self._total_train_tokens
+
+    _part_folder: str | None = None  # where a checkpoint is being written
+    random_state_is_loaded = False  # set by a resumed run that has done so before transformers does
+
+    def write_checkpoint(self, folder: str) -> None:
+        """Their save of `checkpoint-N`, inside `folder`."""
+        self._part_folder = folder
+        try:
+            super()._save_checkpoint(self.model, None)
+        finally:
+            self._part_folder = None
+
+    def push_checkpoint(self, checkpoint: str) -> None:
+        super()._push_from_checkpoint(checkpoint)
+
+    def load_random_state(self, checkpoint: str) -> None:
+        self._load_rng_state(checkpoint)
+        self.random_state_is_loaded = True
+
+    def logging_state(self) -> dict[str, Any]:
+        """The loss since the last log, over all ranks, and what else transformers and TRL count and do not save."""
+        loss = self.accelerator.reduce(self._tr_loss.detach().clone(), reduction="mean").item()
+        return {"loss": loss, "last_logged": self._globalstep_last_logged, "tokens": self._total_train_tokens}
+
+    def restore_logging_state(self, saved: dict[str, Any]) -> None:
+        self._tr_loss += saved["loss"]
+        self._globalstep_last_logged, self._total_train_tokens = saved["last_logged"], saved["tokens"]
 
     @property
     def tokenizer(self) -> Any:
@@ -108,9 +166,28 @@ class Seams:
         super()._set_signature_columns_if_needed()
         self._signature_columns += [c for c in self.extra_columns if c not in self._signature_columns]
 
+    def _save_checkpoint(self, model, trial):
+        self.save_whole(super()._get_output_dir(trial), self.state.global_step)
+
+    def _get_output_dir(self, trial):
+        return self._part_folder or super()._get_output_dir(trial)
+
+    def _push_from_checkpoint(self, checkpoint_folder):
+        """Nothing: the folder still has its temporary name; `push_checkpoint` comes when it is renamed."""
+
+    def _save(self, output_dir=None, state_dict=None):
+        if (save := super()._save) and self._part_folder is not None:
+            return save(output_dir, state_dict)
+        return self.save_files(output_dir or self.args.output_dir, lambda part: save(part, state_dict))
+
+    def _load_rng_state(self, checkpoint):
+        if not self.random_state_is_loaded:
+            super()._load_rng_state(checkpoint)
+            self.random_state_is_loaded = checkpoint is not None
+
     def _precompute_ref_logps(self, dataset, name, batch_size):
-        self.before_precompute()  # TRL calls this inside its constructor, before ours can
-        return super()._precompute_ref_logps(dataset, name, batch_size)
+        compute = super()._precompute_ref_logps
+        return self.reference_rows(dataset, name, lambda rows: compute(rows, name, batch_size))
 
     def log(self, logs, start_time=None):
         mode = "train" if self.model.training else "eval"
@@ -194,8 +271,7 @@ def keep_trainable(model: Any) -> None:
 
 def ignore_bool_buffers(model: Any) -> None:
     """TRL's remedy, under `ignore_bias_buffers`, for DDP's refusal of boolean buffers (transformers issue 22482)."""
-    names = [name for name, buffer in model.named_buffers() if buffer.dtype == torch.bool]
-    model._ddp_params_and_buffers_to_ignore = names
+    model._ddp_params_and_buffers_to_ignore = [n for n, b in model.named_buffers() if b.dtype == torch.bool]
 
 
 def drop_reference_adapter(model: Any) -> None:

@@ -1,0 +1,217 @@
+"""Each rule of LearningWatch where it fires and where it does not, on curves fed to the callback, and one real run."""
+
+import random
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from trl_plus import CPOConfig, DPOConfig, KTOConfig, ORPOConfig, SimPOConfig
+from trl_plus.trainers.rates import unknown_rate
+from trl_plus.trainers.watch import LearningWatch
+
+CONFIGS = {"DPO": DPOConfig, "SimPO": SimPOConfig, "KTO": KTOConfig, "CPO": CPOConfig, "ORPO": ORPOConfig}
+
+
+@pytest.fixture
+def watched(tmp_path):
+    """watched("DPO", curve, ...) -> what the callback says over a curve: a list of log dicts, one per `every` steps."""
+
+    def run(method, curve, every=5, main=True, seen=(), **config):
+        said = []
+        watch = LearningWatch(said.append)
+        args = CONFIGS[method](output_dir=str(tmp_path), bf16=False, use_cpu=True, **config)
+        history = [{**log, "step": (i + 1) * every} for i, log in enumerate(seen)]
+        step = len(seen) * every
+        state = SimpleNamespace(max_steps=1000, log_history=history, global_step=step, is_world_process_zero=main)
+        watch.on_train_begin(args, state, None)
+        for log in curve:
+            state.global_step += every
+            watch.on_log(args, state, None, logs=log)
+        return said
+
+    return run
+
+
+def noise(rng, size):
+    return rng.gauss(0, size)
+
+
+def healthy(method="DPO", logs=80, beta=0.1, seed=0):
+    """Chosen up a little, rejected down; per-batch noise in the log-probabilities."""
+    rng = random.Random(seed)
+    curve = []
+    for i in range(logs):
+        up, down = 0.02 * i, -0.3 * i
+        log = {
+            "loss": 0.69 - 0.004 * i + noise(rng, 0.005),
+            "rewards/chosen": beta * up,
+            "rewards/rejected": beta * down,
+            "rewards/margins": beta * (up - down),
+            "logps/chosen": -200 + up + noise(rng, 5),
+            "logps/rejected": -190 + down + noise(rng, 5),
+        }
+        if method == "KTO":
+            log |= {"kl": max(0.0, 0.01 * i + noise(rng, 0.05)), "one_label_steps": 0.0}
+        else:
+            log["rewards/accuracies"] = min(0.9, 0.5 + 0.01 * i)
+        curve.append(log)
+    return curve
+
+
+def flat(logs=60, method="DPO", accuracy=0.0):
+    """A policy that stays the reference."""
+    rng = random.Random(1)
+    return [
+        {
+            "loss": 0.6931,
+            "rewards/chosen": noise(rng, 1e-5),
+            "rewards/rejected": noise(rng, 1e-5),
+            "rewards/margins": noise(rng, 1e-5),
+            "logps/chosen": -200 + noise(rng, 5),
+            "logps/rejected": -190 + noise(rng, 5),
+            "rewards/accuracies": accuracy,
+        }
+        for _ in range(logs)
+    ]
+
+
+@pytest.mark.parametrize("method", CONFIGS)
+def test_nothing_is_said_of_a_healthy_run(watched, method):
+    for seed in range(5):
+        assert watched(method, healthy(method, seed=seed)) == []
+
+
+def test_stuck_at_the_reference(watched):
+    said = watched("DPO", flat(), learning_rate=0.0)
+    assert len(said) == 1
+    assert "not learning: after 50 steps the loss is still 0.6931" in said[0]
+    assert "raise learning_rate (now 0)" in said[0]
+
+
+def test_warmup_is_no_reason_to_speak(watched):
+    assert watched("DPO", flat(30), warmup_steps=120) == []
+    assert len(watched("DPO", flat(40), warmup_steps=120)) == 1
+
+
+def test_other_ranks_are_silent(watched):
+    assert watched("DPO", flat(), main=False) == []
+
+
+def test_a_resumed_run_does_not_repeat_itself(watched):
+    assert watched("DPO", flat(20), seen=flat(20)) == []
+    assert len(watched("DPO", flat(20), seen=flat(5))) == 1
+
+
+def without_reference(logs, slope, seed=2, accuracy=0.5):
+    """SimPO's curves: noisy from the start, with a trend or without."""
+    rng = random.Random(seed)
+    return [
+        {
+            "loss": 1.2 - slope * i + noise(rng, 0.05),
+            "rewards/margins": 0.1 + slope * i + noise(rng, 0.05),
+            "logps/chosen": -0.8 + noise(rng, 0.02),
+            "logps/rejected": -0.9 + noise(rng, 0.02),
+            "rewards/accuracies": accuracy,
+        }
+        for i in range(logs)
+    ]
+
+
+def test_stuck_without_a_reference(watched):
+    said = watched("SimPO", without_reference(200, slope=0.0))
+    assert len(said) == 1
+    assert "neither margins nor log-probabilities have a trend" in said[0]
+
+
+def test_a_trend_or_many_wins_are_not_stuck(watched):
+    for seed in range(10):
+        assert watched("SimPO", without_reference(200, slope=0.002, seed=seed)) == []
+    assert watched("SimPO", without_reference(200, slope=0.0, accuracy=0.9)) == []  # learned before the first log
+
+
+def test_pinned_reference_point(watched):
+    pinned = [log | {"kl": 0.0} for log in healthy("KTO")]
+    said = watched("KTO", pinned)
+    assert len(said) == 1
+    assert "z_ref (`kl`) has been 0" in said[0]
+    later = [log | {"kl": 0.1 if i == 2 else 0.0} for i, log in enumerate(healthy("KTO"))]
+    assert watched("KTO", later) == []  # clamped later on: the policy found wrong answers unlikely
+
+
+def test_one_label_windows(watched):
+    said = watched("KTO", [log | {"one_label_steps": 0.25} for log in healthy("KTO")])
+    assert len(said) == 1
+    assert "25% of the optimizer steps hold rows of one label only" in said[0]
+    assert watched("KTO", [log | {"one_label_steps": 0.05} for log in healthy("KTO")]) == []
+
+
+@pytest.mark.parametrize(
+    "method, cure",
+    [("DPO", "apo_zero"), ("SimPO", "sft_weight"), ("CPO", "cpo_alpha"), ("ORPO", "odds"), ("KTO", "desirable_weight")],
+)
+def test_chosen_falls_with_rejected(watched, method, cure):
+    falling = []
+    for i, log in enumerate(healthy(method)):
+        falling.append(
+            log | {"logps/chosen": log["logps/chosen"] - 2 * i, "logps/rejected": log["logps/rejected"] - 2 * i}
+        )
+    said = watched(method, falling)
+    assert len(said) == 1
+    assert "fall together" in said[0]
+    assert cure in said[0]
+
+
+def test_a_small_fall_of_chosen_is_usual(watched):
+    falling = [log | {"logps/chosen": log["logps/chosen"] - 0.2 * i} for i, log in enumerate(healthy())]
+    assert watched("DPO", falling) == []
+
+
+def model_of(parameters, adapter=None):
+    model = SimpleNamespace(parameters=lambda: [SimpleNamespace(numel=lambda: parameters)])
+    if adapter:
+        model.peft_config = {"default": SimpleNamespace(peft_type=adapter)}
+    return model
+
+
+@pytest.mark.parametrize(
+    "method, rate, adapter, words",
+    [
+        ("SimPO", 1e-5, None, "far above what is known to work for SimPO with full fine-tuning (3e-07 to 1e-06)"),
+        ("SimPO", 5e-7, None, None),
+        ("SimPO", 5e-6, "LORA", None),
+        ("DPO", 1e-3, "LORA", "with LoRA"),
+        ("DPO", 5e-9, None, "far below"),
+        ("ORPO", 8e-6, None, None),
+        ("KTO", 1e-4, None, "(5e-07 to 5e-06)"),
+        ("CPO", 1e-6, None, None),
+        ("DPO", 1e-3, "PROMPT_TUNING", None),
+    ],
+)
+def test_learning_rates(method, rate, adapter, words):
+    args = SimpleNamespace(learning_rate=rate, optim="adamw_torch")
+    sentence = unknown_rate(method, args, model_of(7_000_000_000, adapter))
+    assert (sentence is None) == (words is None)
+    assert words is None or words in sentence
+    assert unknown_rate(method, args, model_of(1_000_000, adapter)) is None  # no range is known for small models
+
+
+def test_a_run_that_is_stuck_and_one_that_is_not(make_trainer, pair_rows, caplog):
+    """The trainers watch themselves: learning rate 0 is spoken of, a usual one is not."""
+    common = {"max_steps": 52, "per_device_train_batch_size": 2, "reference": False, "max_grad_norm": 1.0}
+    make_trainer("DPO", pair_rows(8), learning_rate=0.0, **common).train()
+    assert any("after 50 steps the loss is still 0.6931" in record.message for record in caplog.records)
+    assert sum("not learning" in record.message for record in caplog.records) == 1
+    caplog.clear()
+    make_trainer("DPO", pair_rows(8), learning_rate=0.05, **common).train()
+    assert not [record.message for record in caplog.records if record.name == "trl_plus" and "step" in record.message]
+
+
+def test_steps_of_one_label_are_logged(make_trainer, unpaired_rows):
+    rows = unpaired_rows(16)
+    for kept, share in ((rows, 0.0), ([row for row in rows if row["label"]], 1.0)):
+        trainer = make_trainer("KTO", kept, train_sampling_strategy="sequential", max_steps=2)
+        trainer.train()
+        logs = [log["one_label_steps"] for log in trainer.state.log_history if "one_label_steps" in log]
+        assert logs == [share, share]
+        assert torch.isfinite(torch.tensor(trainer.state.log_history[0]["loss"]))

@@ -1,0 +1,217 @@
+"""Checkpoint folders as files: written whole or not at all, found, and judged complete. Standard library only.
+
+A save goes into UNFINISHED inside the output folder and is renamed when it is whole and on the disk. A folder that is
+deleted is first renamed into UNFINISHED too, so whatever is called `checkpoint-N` was complete when it got that name.
+"""
+
+import json
+import os
+import re
+import shutil
+import struct
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+UNFINISHED = "_unfinished"  # the hub's upload leaves out what begins with an underscore
+EARLIER = "_earlier"
+STATE = "trainer_state.json"
+_NAME = re.compile(r"checkpoint-(\d+)")
+_WEIGHTS = ("model.safetensors", "adapter_model.safetensors", "pytorch_model.bin", "adapter_model.bin")
+_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_ZIPPED = ("optimizer.pt", "scheduler.pt", "scaler.pt", "training_args.bin")
+
+
+@dataclass
+class Found:
+    """The newest complete checkpoint of a folder, or None; and why each newer or half-written one was passed over."""
+
+    newest: Path | None = None
+    passed_over: list[str] = field(default_factory=list)
+
+
+def step_of(folder: Path) -> int:
+    match = _NAME.fullmatch(folder.name)
+    return int(match.group(1)) if match else -1
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The folders named `checkpoint-N`, highest step first, complete or not."""
+    return sorted((path for path in folder.glob("checkpoint-*") if path.is_dir() and step_of(path) >= 0), key=step_of)[
+        ::-1
+    ]
+
+
+def find(folder: Path) -> Found:
+    """Looks for the newest complete checkpoint in an output folder."""
+    found = Found()
+    for path in sorted((folder / UNFINISHED).glob("checkpoint-*")):
+        found.passed_over.append(f"{path}: the run was killed while it was being saved")
+    for path in checkpoints(folder):
+        problem = problem_of(path)
+        if problem is None:
+            found.newest = path
+            break
+        found.passed_over.append(f"{path}: {problem}")
+    return found
+
+
+def problem_of(folder: Path) -> str | None:
+    """What makes a checkpoint unfit to go on from, as half a sentence; None if it is complete."""
+    try:
+        int(json.loads((folder / STATE).read_text(encoding="utf-8"))["global_step"])
+    except FileNotFoundError:
+        return f"{STATE} is missing"
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{STATE} cannot be read"
+    return _sharded_problem(folder) if _is_sharded(folder) else _weights_problem(folder) or _state_problem(folder)
+
+
+def _is_sharded(folder: Path) -> bool:
+    """Whether DeepSpeed or FSDP wrote the weights and the optimizer, in their own formats."""
+    return any(next(folder.glob(pattern), None) for pattern in ("global_step*", "pytorch_model_fsdp*", "optimizer_*"))
+
+
+def _sharded_problem(folder: Path) -> str | None:
+    if next(folder.glob("global_step*"), None) is not None:
+        latest = folder / "latest"  # DeepSpeed writes it last
+        if not latest.is_file() or not (folder / latest.read_text(encoding="utf-8").strip()).is_dir():
+            return "DeepSpeed's file `latest` is missing or names no folder"
+    return _rng_problem(folder)
+
+
+def _weights_problem(folder: Path) -> str | None:
+    names = [name for name in _WEIGHTS if (folder / name).is_file()]
+    for index in _INDEXES:
+        if (folder / index).is_file():
+            try:
+                names += set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values())
+            except (OSError, ValueError, KeyError, AttributeError):
+                return f"{index} cannot be read"
+    if not names:
+        return "it holds no weights"
+    for name in sorted(names):
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if name.endswith(".safetensors") and not _whole_safetensors(folder / name):
+            return f"{name} is cut short"
+    return None
+
+
+def _whole_safetensors(path: Path) -> bool:
+    """Whether the file is as long as its header says."""
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if 8 + length > path.stat().st_size:
+                return False
+            header = json.loads(file.read(length))
+        end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+    except (OSError, ValueError, KeyError, TypeError, struct.error):
+        return False
+    return path.stat().st_size == 8 + length + end
+
+
+def _state_problem(folder: Path) -> str | None:
+    for name in ("optimizer.pt", "scheduler.pt"):
+        if not (folder / name).is_file():
+            return f"{name} is missing (`save_only_model` leaves it out)"
+    for name in _ZIPPED:
+        if (folder / name).is_file() and not zipfile.is_zipfile(folder / name):
+            return f"{name} is cut short"
+    return _rng_problem(folder)
+
+
+def _rng_problem(folder: Path) -> str | None:
+    files = sorted(folder.glob("rng_state*.pth"))
+    if not files:
+        return "rng_state.pth is missing"
+    for path in files:
+        if not zipfile.is_zipfile(path):
+            return f"{path.name} is cut short"
+    return None
+
+
+# -- writing ----------------------------------------------------------------------------------------------------
+
+
+def clear_unfinished(folder: Path) -> list[str]:
+    """Deletes what killed saves and deletions left behind; gives the names of the checkpoints among it."""
+    left = sorted(path.name for path in (folder / UNFINISHED).glob("checkpoint-*"))
+    shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+    return left
+
+
+def put_in_place(part: Path, final: Path) -> None:
+    """Renames a finished folder to its name, after all of it is on the disk. One of that name is deleted."""
+    for path in part.rglob("*"):
+        _sync(path)
+    _sync(part)
+    if final.exists():
+        remove(final)
+    os.rename(part, final)
+    _sync(final.parent)
+
+
+def merge_into(part: Path, folder: Path) -> None:
+    """Moves every file of `part` to the same place in `folder`: none of them is ever half-written there.
+
+    Weights of an earlier model cut into other files are deleted: they would be loaded instead.
+    """
+    files = [path for path in part.rglob("*") if path.is_file()]
+    for path in files:
+        _sync(path)
+    for path in files:
+        target = folder / path.relative_to(part)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, target)
+    names = {str(path.relative_to(part)) for path in files}
+    weights = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
+    if names & set(weights[:2]):
+        for stale in {path for pattern in weights for path in folder.glob(pattern) if path.name not in names}:
+            stale.unlink()
+    shutil.rmtree(part, ignore_errors=True)
+
+
+def remove(folder: Path) -> None:
+    """Deletes a checkpoint; a process killed meanwhile leaves nothing half-deleted under its name."""
+    trash = folder.parent / UNFINISHED / f"deleted-{folder.name}"
+    trash.parent.mkdir(exist_ok=True)
+    shutil.rmtree(trash, ignore_errors=True)
+    os.rename(folder, trash)
+    shutil.rmtree(trash, ignore_errors=True)
+
+
+def rotate(folder: Path, newest: Path, best: str | None, limit: int | None) -> None:
+    """Deletes the oldest checkpoints until `limit` are left; never the one just saved nor the best one."""
+    if limit is None or limit <= 0:
+        return
+    kept = {newest.resolve()} | ({Path(best).resolve()} if best is not None else set())
+    by_age = sorted(checkpoints(folder), key=lambda path: (path.stat().st_mtime_ns, step_of(path)))
+    too_many = len(by_age) - max(limit, len(kept))
+    for path in [path for path in by_age if path.resolve() not in kept][: max(0, too_many)]:
+        remove(path)
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Moves the checkpoints of an earlier run to a folder of their own, where a later `--resume` overlooks them."""
+    old = checkpoints(folder)
+    if not old:
+        return None
+    number = next(n for n in range(1, 1_000_000) if not (folder / f"{EARLIER}-{n}").exists())
+    target = folder / f"{EARLIER}-{number}"
+    target.mkdir()
+    for path in old:
+        os.rename(path, target / path.name)
+    return target
+
+
+def _sync(path: Path) -> None:
+    """Asks the system to put a file, or a folder's list of names, on the disk."""
+    if os.name != "posix" and path.is_dir():
+        return  # Windows opens no folder
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,138 @@
+"""Checkpoints of our trainers: saved whole or not at all, and gone on from as if nothing had happened.
+
+Works over what every engine writes, since the folder as a whole is renamed; saves by DeepSpeed and FSDP were not run.
+"""
+
+import json
+import logging
+import os
+import random
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from trl_plus import checkpoint_files as files
+
+logger = logging.getLogger("trl_plus")
+PROGRESS = "trl_plus_state.json"
+
+
+@contextmanager
+def untouched_random_state() -> Iterator[None]:
+    """Random numbers drawn inside leave no trace: an evaluation more or less does not change a run."""
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+class SafeCheckpoints:
+    """Mixed in before a trainer and above `upstream.Seams`, whose hooks it overrides."""
+
+    _resume_from: str | None = None  # until the first window of a resumed run has been drawn
+
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """transformers' `train`. `resume_from_checkpoint=True` takes the newest complete checkpoint, with a warning
+        that says why each incomplete one was passed over."""
+        if resume_from_checkpoint is True and os.path.isdir(self.args.output_dir):
+            found = files.find(Path(self.args.output_dir))
+            for reason in found.passed_over:
+                logger.warning("Passed over %s.", reason)
+            if found.newest is not None:
+                resume_from_checkpoint = str(found.newest)
+        self.random_state_is_loaded = False
+        self._resume_from = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        with untouched_random_state():
+            return super().evaluate(*args, **kwargs)
+
+    # -- saving -------------------------------------------------------------------------------------------------------
+
+    def save_whole(self, folder: str, step: int) -> None:
+        """Saves `checkpoint-<step>` in `folder` under a temporary name, and renames it when every process is done."""
+        root, name = Path(folder), f"checkpoint-{step}"
+        part, final = root / files.UNFINISHED / name, root / name
+        if self.args.should_save:
+            for left in files.clear_unfinished(root):
+                logger.warning("Deleted %s, which a killed run left half-written.", root / files.UNFINISHED / left)
+        self.accelerator.wait_for_everyone()
+        best = self.best_after_saving(root)
+        self.write_checkpoint(str(part.parent))
+        self.state.best_model_checkpoint = best
+        progress = self.progress()  # a collective call
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self.state.save_to_json(str(part / files.STATE))  # with the final name of the best checkpoint
+            (part / PROGRESS).write_text(json.dumps(progress) + "\n", encoding="utf-8")
+            files.put_in_place(part, final)
+        self.accelerator.wait_for_everyone()
+        if self.args.local_process_index == 0 and part.is_dir():  # another machine's disk, with its random states
+            files.put_in_place(part, final)
+        if self.args.push_to_hub:
+            self.push_checkpoint(str(final))
+        if self.args.should_save:
+            files.rotate(root, final, best, self.args.save_total_limit)
+
+    def best_after_saving(self, root: Path) -> str | None:
+        """Where the best checkpoint is once this one has its name; transformers' rule."""
+        best = self.state.best_global_step
+        if self.args.save_strategy != "no" and best:
+            path = root / f"checkpoint-{best}"
+            if best == self.state.global_step or path.is_dir():
+                return str(path)
+        return self.state.best_model_checkpoint
+
+    def save_files(self, folder: str, write: Any) -> None:
+        """A model saved beside other files: each of its files is written elsewhere and then moved."""
+        part = Path(folder) / files.UNFINISHED / "model"
+        if self.args.should_save:
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            if (Path(folder) / "README.md").is_file():
+                shutil.copy(Path(folder) / "README.md", part)  # PEFT adds to the model card it finds
+        write(str(part))
+        if self.args.should_save:
+            files.merge_into(part, Path(folder))
+            if not any(part.parent.iterdir()):
+                part.parent.rmdir()
+
+    # -- going on -----------------------------------------------------------------------------------------------------
+
+    def progress(self) -> dict[str, Any]:
+        """What transformers does not save: the metrics since the last log, over all ranks, and the token count."""
+        sums = self._meters["train"].read(self.accelerator)
+        return {"meters": {name: [r.total, r.weight] for name, r in sums.items()}, **self.logging_state()}
+
+    def go_on(self) -> None:
+        """Before the first window of a resumed run is looked at.
+
+        transformers restores the random state only after that window was drawn, KTO's pass over it included.
+        """
+        checkpoint, self._resume_from = self._resume_from, None
+        if checkpoint is None:
+            return
+        self.load_random_state(checkpoint)  # nothing where transformers has, at the beginning of an epoch
+        path = Path(checkpoint) / PROGRESS
+        if path.is_file():
+            saved = json.loads(path.read_text(encoding="utf-8"))
+            mine = float(self.accelerator.is_main_process)  # the sums are of all ranks
+            for name, (total, weight) in saved.pop("meters").items():
+                self._meters["train"].restore(name, mine * total, mine * weight, self.args.device)
+            self.restore_logging_state(saved)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        if 0 < self.state.max_steps <= self.state.global_step:  # resumed at its end: transformers would make a step
+            self.control.should_training_stop = True
+            return [], None
+        return super().get_batch_samples(epoch_iterator, num_batches, device)

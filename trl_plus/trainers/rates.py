@@ -1,0 +1,53 @@
+"""Learning rates that are known to work, by method: what a run is compared with before its first step."""
+
+from typing import Any
+
+# Lowest and highest published peak rate for full fine-tuning of models of 3B to 9B parameters with Adam.
+# SimPO: README and configurations of princeton-nlp/SimPO; ORPO: xfactlab's scripts; KTO: TRL's documentation and HALOs;
+# DPO: alignment-handbook (Zephyr, and SmolLM3 for APO-zero); CPO: TRL's default.
+KNOWN = {
+    "DPO": (5e-7, 1e-6),
+    "SimPO": (3e-7, 1e-6),
+    "ORPO": (5e-6, 5e-6),
+    "CPO": (1e-6, 1e-6),
+    "KTO": (5e-7, 5e-6),
+}
+LORA = 10  # adapters are trained with rates up to this many times higher (DPO QLoRA of alignment-handbook: 5e-6)
+MARGIN = 5  # published rates are few: only what lies this far outside is spoken of
+SMALLEST = 100_000_000  # parameters; smaller models take far higher rates, and nobody published which
+
+
+def unknown_rate(method: str, args: Any, model: Any) -> str | None:
+    """One sentence on a learning rate far outside the method's known range, or None.
+
+    Says nothing for small models, for optimizers other than Adam, and for adapters other than LoRA, of which no range
+    is known.
+    """
+    adapter = adapter_of(model)
+    if parameters(model) < SMALLEST or "adam" not in str(args.optim).lower() or adapter not in ("none", "LORA"):
+        return None
+    low, high = KNOWN[method]
+    high *= LORA if adapter == "LORA" else 1
+    if low / MARGIN <= args.learning_rate <= high * MARGIN:
+        return None
+    far, effect = ("below", "may learn nothing") if args.learning_rate < low else ("above", "may end in repetition")
+    known = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+    kind = "LoRA" if adapter == "LORA" else "full fine-tuning"
+    return (
+        f"learning_rate {args.learning_rate:g} is far {far} what is known to work for {method} with {kind} ({known}) "
+        f"and {effect}: set a rate in that range, unless a sweep on your model says otherwise."
+    )
+
+
+def parameters(model: Any) -> int:
+    """The number of a model's parameters; under DeepSpeed ZeRO-3 a parameter here is only a part of the whole one."""
+    return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())
+
+
+def adapter_of(model: Any) -> str:
+    """The kind of a PEFT model's active adapter, such as "LORA"; "none" for a plain model."""
+    configs = getattr(model, "peft_config", None)
+    if not isinstance(configs, dict) or not configs:
+        return "none"
+    kind = next(iter(configs.values())).peft_type
+    return str(getattr(kind, "value", kind))

@@ -1,0 +1,204 @@
+"""The file that keeps a reference's log-probabilities between runs: what its name stands for, and how it is written.
+
+A file is written under a temporary name and renamed, so a run that dies meanwhile leaves nothing that is ever read. A
+digest of the values is kept inside: a damaged file is computed anew instead of believed.
+"""
+
+import copy
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
+from datasets.fingerprint import Hasher
+from torch import Tensor
+
+from trl_plus.trainers import upstream
+
+logger = logging.getLogger("trl_plus")
+CHUNK_BYTES = 2**26
+
+
+def _bytes_of(tensor: Tensor) -> Iterator[Any]:
+    """The bytes of one tensor, a chunk at a time, so that no more than a chunk leaves its device."""
+    flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
+    for start in range(0, flat.numel(), CHUNK_BYTES):
+        yield flat[start : start + CHUNK_BYTES].cpu().numpy().data
+
+
+def digest_of(tensors: dict[str, Tensor]) -> str:
+    """A digest of names, types, shapes and contents, whatever their order; shards count as what this process holds."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        tensor = getattr(tensor, "ds_tensor", tensor)  # DeepSpeed ZeRO-3
+        tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # FSDP2
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        for chunk in _bytes_of(tensor):
+            found.update(chunk)
+    return found.hexdigest()
+
+
+def rows_digest(dataset: Any, columns: list[str]) -> str:
+    """A digest of these columns of a map-style dataset, read in batches, in the order of its rows."""
+    found = hashlib.sha256()
+    known = [name for name in sorted(columns) if name in dataset.column_names]
+    for batch in dataset.select_columns(known).with_format(None).iter(1000):
+        for name in known:
+            found.update(f"{name} {batch[name]!r};".encode())
+    return found.hexdigest()
+
+
+def write(path: Path, columns: dict[str, Tensor]) -> None:
+    """Writes all of the file or none of it. Raises an OSError where the folder cannot be written to."""
+    from safetensors.torch import save
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = save({name: values.contiguous() for name, values in columns.items()}, {"digest": digest_of(columns)})
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{path.stem}-", suffix=".part", delete=False) as part:
+        try:
+            part.write(content)
+            part.flush()
+            os.fsync(part.fileno())
+            os.replace(part.name, path)
+        except BaseException:
+            Path(part.name).unlink(missing_ok=True)
+            raise
+
+
+def read(path: Path, rows: int) -> dict[str, Tensor] | None:
+    """The columns of a file, (rows,) each, or None where there is none or it is damaged, which is said."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            names, digest = list(file.keys()), (file.metadata() or {}).get("digest")
+            columns = {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError, ValueError) as error:
+        logger.warning("%s cannot be read (%s): its log-probabilities are computed again.", path, error)
+        return None
+    if digest_of(columns) != digest or any(len(values) != rows for values in columns.values()):
+        logger.warning("%s is damaged: its log-probabilities are computed again.", path)
+        return None
+    return columns
+
+
+def reference_tensors(model: Any) -> dict[str, Tensor]:
+    """What a reference computes with: its parameters and buffers, without the adapter that training changes.
+
+    A frozen adapter counts, also one that the reference does not use: a file too many, and never a wrong one.
+    """
+    adapters = set(model.peft_config) if upstream.is_peft(model) else set()
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    if getattr(upstream.base_model(model), "is_quantized", False):  # scales of 4-bit weights are neither
+        extra = model.state_dict()
+        tensors |= {n: t for n, t in extra.items() if n not in tensors and isinstance(t, Tensor)}
+    return {n: t for n, t in tensors.items() if not (t.requires_grad and adapters & set(n.split(".")))}
+
+
+def reference_adapter(model: Any) -> str | None:
+    """The settings of the adapter that the reference keeps: its scale is no weight. None without an adapter."""
+    if not upstream.is_peft(model):
+        return None
+    kept = model.peft_config["ref"].to_dict() if "ref" in model.peft_config else {}
+    kept = {name: value for name, value in kept.items() if name != "base_model_name_or_path"}
+    return json.dumps(
+        kept, sort_keys=True, default=lambda value: sorted(value) if isinstance(value, set) else str(value)
+    )
+
+
+def folder() -> Path:
+    """Where files are kept, whatever the run's output folder; all processes of a run must see it."""
+    return Path(datasets.config.HF_DATASETS_CACHE) / "trl_plus" / "reference"
+
+
+class KeptReference:
+    """Mixed in before TRL's trainers: with `precompute_ref_log_probs`, nothing is computed twice, nor believed wrongly.
+
+    TRL's own file is named by the dataset's fingerprint, which not every option that changes a log-probability enters,
+    and rows in memory have one that only the process which wrote it finds. So TRL computes into a new folder that all
+    processes share, and what is kept has a name made of contents.
+    """
+
+    def reference_rows(self, dataset: Any, name: str, compute: Any) -> Any:
+        if not isinstance(dataset, datasets.Dataset):
+            return compute(dataset)  # TRL refuses streams
+        main, where = self.accelerator.is_main_process, folder()
+        try:
+            where.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"Reference log-probabilities cannot be kept in {where} ({error}): set HF_DATASETS_CACHE to a folder "
+                "that can be written to, or precompute_ref_log_probs: false."
+            ) from None
+        path = where / f"{self.reference_key(dataset)}.safetensors"
+        columns = self._from_main(read(path, len(dataset)) if main else None)
+        if main and columns is not None:
+            logger.warning("Reference log-probabilities of the %s dataset: read from %s.", name, path)
+        if columns is None:
+            columns = self._compute_columns(dataset, compute)
+            if main:
+                keep(path, columns, name)
+        values = datasets.Dataset.from_dict({column: values.numpy() for column, values in columns.items()})
+        return datasets.concatenate_datasets([dataset, values], axis=1)
+
+    def reference_key(self, dataset: Any) -> str:
+        """What log-probabilities depend on: weights, rows, collation, precision and versions. Same on all ranks."""
+        model, args = self.accelerator.unwrap_model(self.ref_model or self.model), self.args
+        shards = gather_object([digest_of(reference_tensors(model))])
+        config = {k: v for k, v in model.config.to_dict().items() if not k.startswith("_")}  # not its path
+        collator = getattr(self.data_collator, "collator", self.data_collator)
+        known = type(collator).__module__.startswith("trl.")  # another may read any column
+        columns = [c for c in dataset.column_names if not known or c.endswith(("_ids", "_mask", "_context"))]
+        options = ("max_length", "truncation_mode", "padding_free", "ld_alpha", "bf16", "fp16")
+        parts = [
+            list(dict.fromkeys(shards)),  # copies count once
+            sorted(config.items(), key=str),
+            reference_adapter(model),
+            getattr(self, "calculate_KL", False),
+            rows_digest(dataset, columns) if self.accelerator.is_main_process else None,
+            Hasher.hash(self.data_collator),
+            self.tokenizer.pad_token_id,
+            [(option, getattr(args, option, None)) for option in options],
+            str(self.accelerator.mixed_precision),
+            [version(package) for package in ("trl", "transformers", "torch")],
+        ]
+        return self._from_main(hashlib.sha256(repr(parts).encode()).hexdigest())
+
+    def _compute_columns(self, dataset: Any, compute: Any) -> dict[str, Tensor]:
+        """TRL's columns, (rows,) each, by way of a file that no other run knows."""
+        main = self.accelerator.is_main_process
+        part = self._from_main(tempfile.mkdtemp(dir=folder(), prefix="computing-") if main else None)
+        rows = copy.copy(dataset)
+        rows._get_cache_file_path = lambda fingerprint: str(Path(part) / "columns.arrow")
+        try:
+            found = compute(rows).with_format("torch")
+            columns = {c: found[c][:].clone() for c in found.column_names if c not in dataset.column_names}
+            self.accelerator.wait_for_everyone()
+        finally:
+            if main:
+                shutil.rmtree(part, ignore_errors=True)
+        return columns
+
+    def _from_main(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        return broadcast_object_list([value], from_process=0)[0]
+
+
+def keep(path: Path, columns: dict[str, Tensor], name: str) -> None:
+    """Writes the file, or says why the next run will compute again."""
+    try:
+        write(path, columns)
+        logger.warning("Reference log-probabilities of the %s dataset: computed, and kept in %s.", name, path)
+    except OSError as error:
+        logger.warning("Reference log-probabilities of the %s dataset: computed, and not kept (%s).", name, error)

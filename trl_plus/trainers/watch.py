@@ -1,0 +1,226 @@
+"""Is it learning? A callback that reads the log and says once, in one sentence with the cure, what looks wrong.
+
+A rule compares what was logged: it sees what a person in front of the curves would see, only earlier. Rules stay
+silent where the log cannot tell: a false alarm costs more trust than a late one.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import Any
+
+from transformers import TrainerCallback
+
+from trl_plus.compat import TRLKTOConfig
+from trl_plus.configs import CPOConfig, ORPOConfig, SimPOConfig
+from trl_plus.trainers.rates import unknown_rate
+
+logger = logging.getLogger("trl_plus")
+Log = dict[str, float]
+
+SETTLED = 50  # optimizer steps after warm-up before a flat curve means anything
+WINDOW = 10  # logs that a level is averaged over
+UNMOVED = 0.05  # nats: a log-ratio to the reference below this is none
+CHANCE = 0.6  # reward accuracy up to here is no sign that anything was learned
+FALL = 0.2  # share of their first level by which chosen log-probabilities must have fallen
+ONE_LABEL = 0.1  # share of one-label steps that is no accident
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the rules need to know of a run.
+
+    Attributes:
+        method: "DPO", "SimPO", "ORPO", "CPO" or "KTO".
+        beta: the loss's temperature; rewards are in units of it.
+        warmup: optimizer steps of warm-up.
+        rows: per-device rows of an optimizer step.
+        learning_rate: the configured peak.
+    """
+
+    method: str
+    beta: float
+    warmup: int
+    rows: int
+    learning_rate: float
+
+    @property
+    def reference(self) -> bool:
+        """Whether rewards are log-ratios to a reference, and so 0 while nothing was learned."""
+        return self.method in ("DPO", "KTO")
+
+
+def stuck(logs: list[Log], setup: Setup) -> str | None:
+    """The loss is where it was at step 0. With a reference: all rewards are still 0. Else: no metric has a trend."""
+    if not _settled(logs, setup):
+        return None
+    at_zero = setup.reference and _at_reference(logs[-WINDOW:], setup)
+    if not (at_zero or _without_trend(logs)):
+        return None
+    why = "and all rewards are 0" if at_zero else "and neither margins nor log-probabilities have a trend"
+    return (
+        f"The model is not learning: after {logs[-1]['step']:.0f} steps the loss is still {logs[-1]['loss']:.4f}, "
+        f"where it began, {why}: raise learning_rate (now {setup.learning_rate:g}), and check that parameters are "
+        "trainable and that the better and the worse completions differ."
+    )
+
+
+def pinned_reference_point(logs: list[Log], setup: Setup) -> str | None:
+    """KTO's z_ref has been 0 in every log, although the policy has left the reference."""
+    measured = [log for log in logs if "kl" in log]
+    if len(measured) < WINDOW or not _settled(measured, setup) or any(log["kl"] > 1e-6 for log in measured):
+        return None
+    rewards = [abs(log[side]) for log in measured[-WINDOW:] for side in _REWARDS if side in log]
+    if not rewards or mean(rewards) <= 10 * UNMOVED * setup.beta:
+        return None
+    return (
+        f"KTO's reference point z_ref (`kl`) has been 0 in all {measured[-1]['step']:.0f} steps although rewards move, "
+        "so nothing holds the policy back: lower learning_rate, raise beta, or put more rows of different prompts "
+        f"into an optimizer step (now {setup.rows} per device)."
+    )
+
+
+def one_label(logs: list[Log], setup: Setup) -> str | None:
+    """Many optimizer steps of KTO hold only desirable or only undesirable rows."""
+    measured = [log for log in logs if "one_label_steps" in log]
+    if len(measured) < WINDOW:
+        return None
+    share = mean(log["one_label_steps"] for log in measured)
+    if share <= ONE_LABEL:
+        return None
+    return (
+        f"{share:.0%} of the optimizer steps hold rows of one label only, so they push all completions one way: raise "
+        f"gradient_accumulation_steps or per_device_train_batch_size (now {setup.rows} rows per device and step), "
+        "shuffle the rows, or balance the labels."
+    )
+
+
+def falling_together(logs: list[Log], setup: Setup) -> str | None:
+    """Margins grow only because rejected completions lose more likelihood than the chosen ones, which lose it too."""
+    measured = [log for log in logs if {"logps/chosen", "logps/rejected", "rewards/margins"} <= log.keys()]
+    if len(measured) < 2 * WINDOW or not _settled(measured, setup):
+        return None
+    first, last = measured[: WINDOW // 2], measured[-WINDOW // 2 :]
+    change = {name: _change(first, last, name) for name in ("logps/chosen", "logps/rejected", "rewards/margins")}
+    chosen, rejected = -change["logps/chosen"][0], -change["logps/rejected"][0]
+    level = abs(mean(log["logps/chosen"] for log in first))
+    clear = all(abs(size) > 3 * error for size, error in change.values())
+    if not clear or change["rewards/margins"][0] <= 0 or chosen < FALL * level or chosen < rejected / 2:
+        return None
+    return (
+        f"Chosen log-probabilities fall together with the rejected ones (by {chosen:.3g} and {rejected:.3g} since the "
+        f"first steps), so the model unlearns good answers too: {_CURE_OF_FALLING[setup.method]}."
+    )
+
+
+RULES: tuple[Callable[[list[Log], Setup], str | None], ...] = (
+    stuck,
+    pinned_reference_point,
+    one_label,
+    falling_together,
+)
+
+_REWARDS = ("rewards/chosen", "rewards/rejected")
+_CURE_OF_FALLING = {
+    "DPO": "lower learning_rate, add the likelihood of the chosen side (`loss_type: [sigmoid, sft]` with "
+    "`loss_weights: [1.0, 0.2]`), or use `loss_type: apo_zero`",
+    "SimPO": "lower learning_rate, or add the likelihood of the chosen side (`sft_weight: 0.1`)",
+    "CPO": "lower learning_rate, or raise `cpo_alpha`",
+    "ORPO": "lower learning_rate, or lower `beta`, the weight of the odds ratio",
+    "KTO": "lower learning_rate, or raise `desirable_weight`",
+}
+
+
+def _settled(logs: list[Log], setup: Setup) -> bool:
+    return len(logs) >= 3 and logs[-1]["step"] >= setup.warmup + SETTLED
+
+
+def _at_reference(logs: list[Log], setup: Setup) -> bool:
+    """Whether every reward of these logs is that of the reference itself."""
+    rewards = [log[name] for log in logs for name in (*_REWARDS, "rewards/margins") if name in log]
+    return bool(rewards) and max(map(abs, rewards)) <= UNMOVED * setup.beta
+
+
+def _without_trend(logs: list[Log]) -> bool:
+    """Whether the second half of the logs looks like the first, within the noise, and wins no more than by chance.
+
+    Looked at between 40 and 400 logs: fewer say nothing, and a run that moved in 400 logs is not stuck at its start.
+    """
+    names = ("loss", "rewards/margins", "logps/chosen")
+    if not 4 * WINDOW <= len(logs) <= 40 * WINDOW or not all(
+        {*names, "rewards/accuracies"} <= log.keys() for log in logs
+    ):
+        return False
+    half = len(logs) // 2
+    if mean(log["rewards/accuracies"] for log in logs[half:]) > CHANCE:
+        return False
+    changes = [_change(logs[:half], logs[half:], name) for name in names]
+    return all(abs(size) <= error for size, error in changes)
+
+
+def _change(first: list[Log], last: list[Log], name: str) -> tuple[float, float]:
+    """The difference of two means, and its standard error."""
+    before, after = [log[name] for log in first], [log[name] for log in last]
+    error = (stdev(before) ** 2 / len(before) + stdev(after) ** 2 / len(after)) ** 0.5
+    return mean(after) - mean(before), error
+
+
+def method_of(args: Any) -> str:
+    """The method of a training configuration, TRL's own included."""
+    for config, method in ((SimPOConfig, "SimPO"), (ORPOConfig, "ORPO"), (CPOConfig, "CPO"), (TRLKTOConfig, "KTO")):
+        if isinstance(args, config):
+            return method
+    return "DPO"
+
+
+class LearningWatch(TrainerCallback):
+    """Watches a run's log and says each finding once, on the main process.
+
+    It finds a loss stuck at its start, a z_ref pinned at 0, steps of one label, chosen log-probabilities that fall
+    together with the rejected ones, and, before the first step, a learning rate far outside the method's known range.
+    Our trainers add one by themselves. A resumed run reads the log of its first part again and does not repeat itself.
+
+    Args:
+        say: prints a sentence; the logger `trl_plus` by default.
+    """
+
+    def __init__(self, say: Callable[[str], None] = logger.warning) -> None:
+        self.say = say
+        self._begin([], Setup("DPO", 0.1, 0, 1, 0.0))
+
+    def _begin(self, logs: list[Log], setup: Setup) -> None:
+        self.setup, self.said = setup, set[str]()
+        self.logs: list[Log] = []
+        for log in logs:
+            self._observe(log, lambda sentence: None)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        setup = Setup(
+            method=method_of(args),
+            beta=args.beta,
+            warmup=args.get_warmup_steps(state.max_steps),
+            rows=args.per_device_train_batch_size * args.gradient_accumulation_steps,
+            learning_rate=args.learning_rate,
+        )
+        self._begin(state.log_history, setup)
+        sentence = unknown_rate(setup.method, args, model) if model is not None and not state.global_step else None
+        if sentence is not None and state.is_world_process_zero:
+            self.say(sentence)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Log | None = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero and logs:
+            self._observe({**logs, "step": state.global_step}, self.say)
+
+    def _observe(self, log: Log, say: Callable[[str], None]) -> None:
+        """Take in one log event of training; evaluations and the summary at the end are none."""
+        if "loss" not in log or "step" not in log or not any(name.startswith("rewards/") for name in log):
+            return
+        self.logs.append(log)
+        for rule in RULES:
+            if rule.__name__ in self.said:
+                continue
+            sentence = rule(self.logs, self.setup)
+            if sentence is not None:
+                self.said.add(rule.__name__)
+                say(sentence)
