@@ -122,25 +122,22 @@ def test_exit_codes_of_a_run(monkeypatch, tmp_path, capfd, error, code, shown):
 
 
 def test_launch(monkeypatch, tmp_path):
-    commands = []
-
-    class Done:
-        returncode = 3
-
-    monkeypatch.setattr(subprocess, "run", lambda command, check: commands.append(command) or Done)
+    started = []
+    monkeypatch.setattr("trl_plus.recipes.processes.start", lambda launch, words: started.append((launch, words)) or 3)
     (tmp_path / "r.yaml").write_text(GOOD)
-    (tmp_path / "a.yaml").write_text("num_processes: 2\n")
+    (tmp_path / "a.yaml").write_text("distributed_type: MULTI_CPU\nuse_cpu: true\n")
     recipe, config = str(tmp_path / "r.yaml"), str(tmp_path / "a.yaml")
-    result = call("train", recipe, "beta=1", "--accelerate_config", config, "--resume")
-    assert result.exit_code == 1
-    (command,) = commands
-    assert command[1:4] == ["-m", "accelerate.commands.launch", "--config_file"]
-    assert command[-6:] == ["-m", "trl_plus.cli", "train", recipe, "beta=1", "--resume=newest"]
-    assert command[command.index("--num_processes") + 1] == "2"
-    assert "--accelerate-config" not in command
+    words = ["use_cpu=true", "--accelerate_config", config, "--num_processes=2", "--resume"]
+    assert call("train", recipe, *words).exit_code == 3
+    ((launch, passed),) = started
+    assert (launch.processes, launch.engine) == (2, "ddp")
+    assert passed[0] == recipe
+    assert {"use_cpu=true", "--resume=newest"} <= set(passed)
+    assert not [word for word in passed if "accelerate" in word or "processes" in word]
 
 
 def test_a_launched_process_does_not_launch(monkeypatch, tmp_path):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     ran = []
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setattr("trl_plus.recipes.run.run", lambda *words: ran.append(words))

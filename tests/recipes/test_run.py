@@ -114,12 +114,17 @@ def test_resume_refused(recipe_file):
         execute(path, "data")
 
 
-def test_resume_of_a_finished_run_is_refused(recipe_file):
-    """transformers would make one more step and overwrite the model."""
+def test_resume_of_a_finished_run_makes_no_step(recipe_file, tmp_path):
+    """transformers would make one more step: a run killed between its last checkpoint and its model must not."""
     path = recipe_file(max_steps=3, num_train_epochs=None)
     execute(path)
-    with pytest.raises(RecipeError, match="at step 3 of max_steps 3"):
-        execute(path, "newest")
+    weights = tmp_path / "out" / "adapter_model.safetensors"
+    before = weights.read_bytes()
+    weights.unlink()
+    execute(path, "newest")
+    assert weights.read_bytes() == before
+    with pytest.raises(RecipeError, match="at step 3, beyond max_steps 2"):
+        execute(path, "newest", "max_steps=2")
 
 
 def test_resume_after_a_crash_while_writing(recipe_file, tmp_path):

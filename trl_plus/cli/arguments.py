@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from trl_plus.recipes.checkpoints import NEWEST
 
-_OPTIONS = {f"--{name.replace('-', '_')}": f"--{name}" for name in ("dry-run", "accelerate-config")}
+_OPTIONS = {f"--{name.replace('-', '_')}": f"--{name}" for name in ("dry-run", "accelerate-config", "num-processes")}
 
 
 def normalise(words: Sequence[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """Exit codes: 1 the run failed, 2 wrong usage, recipe or data, 130 interrupted."""
 
+import os
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +9,8 @@ import typer
 
 from trl_plus.data.files import DataError
 from trl_plus.recipes import RecipeError
+from trl_plus.recipes.errors import RunFault
+from trl_plus.reporting.printable import printable
 
 
 @contextmanager
@@ -16,10 +19,14 @@ def exit_codes() -> Iterator[None]:
     try:
         yield
     except (RecipeError, DataError) as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(printable(f"error: {error}"), err=True)
         raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        typer.echo("Interrupted.", err=True)
+    except RunFault as error:
+        typer.echo(printable(f"error: {error}"), err=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt as error:
+        if os.environ.get("RANK", "0") == "0":
+            typer.echo(printable(str(error) or "Interrupted."), err=True)  # of Stopped: what was saved
         raise typer.Exit(130) from None
     except typer.Exit:
         raise

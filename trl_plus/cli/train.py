@@ -1,6 +1,6 @@
 """trl-plus train RECIPE: train a model from a recipe."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,6 +17,8 @@ trl-plus train simpo_lora learning_rate=5e-7 --beta 2.5 --bf16
 trl-plus train my.yaml --resume
 
 trl-plus train simpo_full --accelerate-config zero3
+
+trl-plus train simpo_lora --num-processes 4
 """
 
 
@@ -27,12 +29,18 @@ def train(
         str | None,
         typer.Option(metavar="[PATH]", help="Go on from a checkpoint; without PATH from the newest in output_dir."),
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Resume also where the changed recipe makes it another run.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything that needs neither the hub nor weights, and stop.")
     ] = False,
     accelerate_config: Annotated[
         str | None,
-        typer.Option(metavar="NAME|PATH", help="Launch with one of TRL's accelerate configurations, or a file."),
+        typer.Option(metavar="NAME|PATH", help="Launch with a configuration of ours, of TRL's, or a file of yours."),
+    ] = None,
+    num_processes: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Start N processes, counted over all machines.")
     ] = None,
 ) -> None:
     """Train a model from a recipe.
@@ -40,7 +48,8 @@ def train(
     Any key of the recipe can be set after it: --beta 2.5, --beta=2.5 or beta=2.5.
     """
     from trl_plus.recipes import load_recipe
-    from trl_plus.recipes.launch import launch, launched
+    from trl_plus.recipes.faults import check_machine, explained
+    from trl_plus.recipes.launch import launched
     from trl_plus.recipes.quiet import quiet_libraries
     from trl_plus.recipes.run import is_main_process
     from trl_plus.reporting.console import say
@@ -50,15 +59,30 @@ def train(
         if is_main_process():
             for note in loaded.notes:
                 say(note)
+        check_machine(loaded)
         quiet_libraries()
         if dry_run:
             from trl_plus.recipes.dry_run import plan
             from trl_plus.reporting.plan import show_plan
 
-            show_plan(plan(loaded, accelerate_config))
-        elif accelerate_config is not None and not launched():
-            raise typer.Exit(launch(accelerate_config, recipe, context.args, resume))
+            show_plan(plan(loaded, accelerate_config, num_processes))
+        elif (accelerate_config is not None or num_processes is not None) and not launched():
+            words = [recipe, *context.args]
+            words += [] if resume is None else [f"--resume={resume}"]
+            words += ["--force"] if force else []
+            raise typer.Exit(_start(loaded, words, accelerate_config, num_processes))
         else:
+            from trl_plus.recipes.asked import asked_of
             from trl_plus.recipes.run import run
 
-            run(loaded, resume, say)
+            with explained(loaded):
+                run(loaded, resume, say, asked_of(accelerate_config, num_processes), force)
+
+
+def _start(recipe: Any, words: list[str], accelerate_config: str | None, num_processes: int | None) -> int:
+    """Run the same command in several processes; gives their exit code."""
+    from trl_plus.recipes.launch import child_command, read_launch, this_machine
+    from trl_plus.recipes.processes import start
+
+    started = read_launch(recipe, accelerate_config, num_processes, this_machine())
+    return start(started, child_command(started, words, recipe["use_cpu"]))

@@ -22,7 +22,9 @@ class MetricsFile(TrainerCallback):
             return
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         kept = [line for line in lines if state.global_step and _step(line) <= state.global_step]
-        self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        part = self.path.with_name(f"{self.path.name}.part")  # a run killed here keeps its lines
+        part.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        part.replace(self.path)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs:

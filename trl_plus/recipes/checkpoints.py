@@ -1,41 +1,52 @@
 """Which checkpoint `--resume` means."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from trl_plus import checkpoint_files as files
 from trl_plus.recipes.errors import RecipeError
 
 NEWEST = "newest"  # the value of `--resume` without a path
 
 
-def find_checkpoint(resume: str, output_dir: str, max_steps: int = -1) -> str:
-    """The checkpoint folder to resume from.
+def find_checkpoint(
+    resume: str, output_dir: str, max_steps: int = -1, say: Callable[[Any], None] = lambda text: None
+) -> str:
+    """The checkpoint folder to resume from: the newest complete one, or the one that is named.
 
     Args:
-        resume: a checkpoint folder, or NEWEST for the last one in `output_dir`.
+        resume: a checkpoint folder, an output folder, or NEWEST for `output_dir`.
         max_steps: of the recipe; -1 where epochs end the run.
+        say: told why each newer checkpoint was passed over.
 
     Raises:
-        RecipeError: there is none, or the run has made all of its steps.
+        RecipeError: there is no complete one, or it is beyond the run's last step.
     """
-    folder = _newest(resume, output_dir)
-    steps = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
-    if 0 < max_steps <= steps:  # transformers would make one more step
-        raise RecipeError(f"--resume: {folder} is at step {steps} of max_steps {max_steps}: raise max_steps to go on.")
+    folder = _complete(resume, output_dir, say)
+    steps = json.loads((folder / files.STATE).read_text(encoding="utf-8"))["global_step"]
+    if 0 < max_steps < steps:
+        raise RecipeError(f"--resume: {folder} is at step {steps}, beyond max_steps {max_steps}: raise max_steps.")
     return str(folder)
 
 
-def _newest(resume: str, output_dir: str) -> Path:
+def _complete(resume: str, output_dir: str, say: Callable[[Any], None]) -> Path:
     folder = Path(output_dir if resume == NEWEST else resume).expanduser()
     if folder.is_file():
         raise RecipeError(f"--resume: {folder} is a file: name a checkpoint folder.")
     if not folder.is_dir():
         raise RecipeError(f"--resume: the folder {folder} does not exist: start without --resume.")
-    if (folder / "trainer_state.json").is_file() and resume != NEWEST:
+    if resume != NEWEST and (files.step_of(folder) >= 0 or (folder / files.STATE).is_file()):
+        problem = files.problem_of(folder)
+        if problem is not None:
+            raise RecipeError(f"--resume: {folder} is not complete: {problem}. Name another checkpoint.")
         return folder
-    from transformers.trainer_utils import get_last_checkpoint
-
-    newest = get_last_checkpoint(str(folder))
-    if newest is None:
-        raise RecipeError(f"--resume: {folder} holds no checkpoint: start without --resume, or name another folder.")
-    return Path(newest)
+    found = files.find(folder)
+    if found.newest is None:
+        why = f" ({'; '.join(found.passed_over)})" if found.passed_over else ""
+        kind = "complete checkpoint" if found.passed_over else "checkpoint"
+        raise RecipeError(f"--resume: {folder} holds no {kind}{why}: start without --resume, or name another folder.")
+    for reason in found.passed_over:
+        say(f"Passed over {reason}.")
+    return found.newest

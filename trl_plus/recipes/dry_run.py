@@ -5,9 +5,13 @@ import os
 from dataclasses import dataclass
 
 from trl_plus.data.loading import Data, load
-from trl_plus.recipes.launch import config_file, process_count
+from trl_plus.recipes.engines import config_file, read_config
+from trl_plus.recipes.errors import RecipeError
+from trl_plus.recipes.launch import launched, read_launch, this_machine
 from trl_plus.recipes.objects import RunObjects, build
 from trl_plus.recipes.recipe import Recipe
+
+_PLACEHOLDER = 8  # GPUs, where a configuration means all of them and this machine has none: TRL's files say 8
 
 
 @dataclass(frozen=True)
@@ -16,6 +20,7 @@ class Plan:
 
     Attributes:
         processes: how many processes the run has, one per device.
+        engine: "ddp", "fsdp" or "deepspeed"; None where nothing would be launched.
         effective_batch: rows per optimizer step over all processes.
         data: the loaded data; None where it is on the hub.
         steps: optimizer steps; None where the number of rows is not known.
@@ -25,6 +30,7 @@ class Plan:
 
     objects: RunObjects
     processes: int
+    engine: str | None
     effective_batch: int
     data: Data | None
     steps: int | None
@@ -32,29 +38,37 @@ class Plan:
     notes_shown: int
 
 
-def plan(recipe: Recipe, accelerate_config: str | None = None) -> Plan:
+def plan(recipe: Recipe, accelerate_config: str | None = None, num_processes: int | None = None) -> Plan:
     """Validate everything that needs neither the hub nor model weights.
 
     Args:
-        accelerate_config: the configuration the run would be launched with; it says how many processes there are.
+        accelerate_config, num_processes: what the run would be launched with.
 
     Raises:
         RecipeError, DataError: the run would be refused.
     """
-    processes = _processes(accelerate_config)
+    processes, engine, refused = _launch(recipe, accelerate_config, num_processes)
     objects = build(recipe)
     data = load(objects.data) if objects.data.local else None
     batch = objects.args.per_device_train_batch_size * objects.args.gradient_accumulation_steps * processes
     unchecked = [f"the model {recipe['model_name_or_path']}: its weights and tokenizer were not loaded"]
+    if refused is not None:
+        unchecked.append(f"the launch, since this machine would refuse it: {refused.rstrip('.')}")
     if data is None:
         unchecked.append(f"the dataset {objects.data.label}: it is on the hub and was not downloaded")
-    return Plan(objects, processes, batch, data, _steps(objects, data, batch), unchecked, len(recipe.notes))
+    return Plan(objects, processes, engine, batch, data, _steps(objects, data, batch), unchecked, len(recipe.notes))
 
 
-def _processes(accelerate_config: str | None) -> int:
-    if accelerate_config is not None:
-        return process_count(config_file(accelerate_config))
-    return int(os.environ.get("WORLD_SIZE", "1"))
+def _launch(recipe: Recipe, config: str | None, number: int | None) -> tuple[int, str | None, str | None]:
+    """Processes, engine, and why this machine would refuse to start them. The run may be meant for another machine."""
+    if (config is None and number is None) or launched():
+        return int(os.environ.get("WORLD_SIZE", "1")), None, None
+    written = {} if config is None else read_config(config_file(config), config)  # a bad file is refused anywhere
+    try:
+        launch = read_launch(recipe, config, number, this_machine())
+        return launch.processes, launch.engine, None
+    except RecipeError as error:
+        return number or written.get("num_processes") or _PLACEHOLDER, None, str(error)
 
 
 def _steps(objects: RunObjects, data: Data | None, batch: int) -> int | None:

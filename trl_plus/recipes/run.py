@@ -5,12 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from trl_plus.checkpoint_files import set_aside
 from trl_plus.data.loading import Data, load
+from trl_plus.recipes.asked import Asked, check_started
 from trl_plus.recipes.checkpoints import find_checkpoint
 from trl_plus.recipes.errors import RecipeError
 from trl_plus.recipes.loading import build_trainer, check_data, load_processor
 from trl_plus.recipes.objects import RunObjects, build
 from trl_plus.recipes.recipe import Recipe, write_resolved
+from trl_plus.recipes.resume import check_same_run
 from trl_plus.reporting.generations import Prompt, generate, generations_table, held_out_prompts, prompt_text
 from trl_plus.reporting.report import Report, Sample
 from trl_plus.reporting.table import held_out_table
@@ -23,21 +26,31 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def run(recipe: Recipe, resume: str | None, say: Say) -> Report:
+def run(recipe: Recipe, resume: str | None, say: Say, asked: Asked | None = None, force: bool = False) -> Report:
     """Train a recipe. The folder `output_dir` then holds the adapter or model with its tokenizer,
     recipe.resolved.yaml, metrics.json and metrics.jsonl.
 
     Args:
         resume: a checkpoint folder, "newest" for the last one in `output_dir`, or None to start afresh.
         say: prints a sentence or a table; called on the main process only.
+        asked: the processes and engine that the run must have.
+        force: resume also where the changed recipe makes it another run.
 
     Raises:
         RecipeError, DataError: the run is refused, before the first step.
+        KeyboardInterrupt: SIGTERM or Ctrl-C; Stopped, a subclass, if a checkpoint was saved.
     """
-    from trl_plus.recipes.callbacks import FirstEvaluation, MetricsFile, use_short_progress
+    from trl_plus.recipes.callbacks import use_short_progress
+    from trl_plus.recipes.stopping import StopOnSignal
+    from trl_plus.trainers.watch import LearningWatch
 
-    checkpoint = None if resume is None else find_checkpoint(resume, recipe["output_dir"], recipe["max_steps"])
+    if not is_main_process():
+        say = _nothing
+    limit = recipe["max_steps"]
+    checkpoint = None if resume is None else find_checkpoint(resume, recipe["output_dir"], limit, say)
     objects = build(recipe)
+    if checkpoint is not None:
+        check_same_run(objects.recipe, checkpoint, force, say)
     data = load(objects.data)
     processor = load_processor(objects)
     check_data(objects, data, processor)
@@ -46,14 +59,12 @@ def run(recipe: Recipe, resume: str | None, say: Say) -> Report:
     if is_main_process():
         _announce(objects, data, recipe, checkpoint, say)
         write_resolved(objects.recipe, folder)
-
-    def keep_before(metrics: dict[str, float]) -> None:
-        report.before = metrics
-        report.save(folder)
+        _set_aside(folder, checkpoint, say)
 
     objects.args.eval_on_start = data.eval is not None and checkpoint is None
-    callbacks = [MetricsFile(folder / "metrics.jsonl"), FirstEvaluation(keep_before)]
-    trainer = build_trainer(objects, data, processor, callbacks)
+    stop = StopOnSignal(str(folder), say)
+    trainer = build_trainer(objects, data, processor, [*_records(report, folder), LearningWatch(say), stop])
+    check_started(asked, trainer.accelerator)
     use_short_progress(trainer)
     if trainer.eval_dataset is not None:
         report.held_out_rows = len(trainer.eval_dataset) if hasattr(trainer.eval_dataset, "__len__") else None
@@ -64,16 +75,43 @@ def run(recipe: Recipe, resume: str | None, say: Say) -> Report:
         answers = _answers(trainer, processor, prompts)
         report.generations = [Sample(prompt_text(p), answer) for p, answer in zip(prompts, answers, strict=True)]
 
-    report.train = dict(trainer.train(resume_from_checkpoint=checkpoint).metrics)
-    if trainer.state.global_step == 0:
-        raise RecipeError(f"{recipe.label}: no step was made: check num_train_epochs, max_steps and the batch size.")
-    trainer.save_model()
+    with stop:
+        report.train = dict(trainer.train(resume_from_checkpoint=checkpoint).metrics)
+        _check_steps(trainer, recipe)
+        trainer.save_model()
+        stop.done()
     _evaluate(trainer, processor, prompts, report, recipe, say)
     if is_main_process():
         report.save(folder)
         say(f"Saved to {folder}.")
     _finish(trainer, objects)
     return report
+
+
+def _records(report: Report, folder: Path) -> list[Any]:
+    """The callbacks that write down what happens."""
+    from trl_plus.recipes.callbacks import FirstEvaluation, MetricsFile
+
+    def keep_before(metrics: dict[str, float]) -> None:
+        report.before = metrics
+        report.save(folder)
+
+    return [MetricsFile(folder / "metrics.jsonl"), FirstEvaluation(keep_before)]
+
+
+def _check_steps(trainer: Any, recipe: Recipe) -> None:
+    if trainer.state.global_step == 0:
+        raise RecipeError(f"{recipe.label}: no step was made: check num_train_epochs, max_steps and the batch size.")
+
+
+def _nothing(text: Any) -> None:
+    """Says nothing."""
+
+
+def _set_aside(folder: Path, checkpoint: str | None, say: Say) -> None:
+    earlier = set_aside(folder) if checkpoint is None else None
+    if earlier is not None:
+        say(f"Moved the checkpoints of an earlier run to {earlier}.")
 
 
 def _announce(objects: RunObjects, data: Data, recipe: Recipe, checkpoint: str | None, say: Say) -> None:

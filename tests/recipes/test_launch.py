@@ -1,0 +1,241 @@
+"""`--num-processes` and `--accelerate-config`: what is started, and what is refused since it would be less or other."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from trl_plus.recipes import RecipeError, load_recipe, processes
+from trl_plus.recipes.asked import Asked, asked_of, check_started
+from trl_plus.recipes.engines import config_file, launcher_arguments, read_config, shipped_engines, trl_configurations
+from trl_plus.recipes.launch import Launch, Machine, child_command, decide, read_launch
+from trl_plus.recipes.package_data import recipe_names
+
+CPU, GPUS = Machine(0), Machine(4, bf16=True, deepspeed=True)
+PLAIN = {"use_cpu": False, "bf16": None, "fp16": False}
+MULTI = {"distributed_type": "MULTI_GPU", "num_processes": None}
+TWO = {"num_machines": 2, "machine_rank": 1, "main_process_ip": "10.0.0.1", "main_process_port": 29500}
+DS = {"distributed_type": "DEEPSPEED", "num_processes": None, "deepspeed_config": {"zero_stage": 3}}
+ALONE = {"distributed_type": "CPU_OR_GPU"}
+
+
+@pytest.mark.parametrize(
+    "values, recipe, machine, engine, count, cpu",
+    [
+        (ALONE | {"num_processes": 2}, {}, CPU, "ddp", 2, True),
+        (ALONE | {"num_processes": 2}, {}, GPUS, "ddp", 2, False),
+        (ALONE | {"num_processes": 9}, {"use_cpu": True}, GPUS, "ddp", 9, True),
+        ({"distributed_type": "MULTI_CPU", "num_processes": 3}, {}, CPU, "ddp", 3, True),
+        (MULTI, {}, GPUS, "ddp", 4, False),
+        (MULTI | TWO, {}, GPUS, "ddp", 8, False),
+        (MULTI | {"gpu_ids": "0,2"}, {}, GPUS, "ddp", 2, False),
+        (MULTI | {"distributed_type": "FSDP"}, {}, GPUS, "fsdp", 4, False),
+        (DS, {}, GPUS, "deepspeed", 4, False),
+        (MULTI | {"distributed_type": "NO"}, {}, GPUS, "ddp", 1, False),
+        (MULTI | {"mixed_precision": "bf16"}, {}, GPUS, "ddp", 4, False),
+    ],
+)
+def test_what_is_started(values, recipe, machine, engine, count, cpu):
+    launch = decide(values, PLAIN | recipe, machine, "it")
+    assert (launch.engine, launch.processes, launch.cpu) == (engine, count, cpu)
+
+
+@pytest.mark.parametrize(
+    "values, recipe, machine, message",
+    [
+        (MULTI, {}, CPU, "no GPU is found"),
+        (MULTI, {"use_cpu": True}, GPUS, "use_cpu: true"),
+        (MULTI | {"distributed_type": "FSDP"}, {}, CPU, "--num-processes N` alone"),
+        (MULTI | {"distributed_type": "FSDP", "use_cpu": True}, {}, CPU, "FSDP does not run on CPUs"),
+        (DS | {"use_cpu": True}, {}, CPU, "DEEPSPEED does not run on CPUs"),
+        (DS, {}, Machine(4), "pip install deepspeed"),
+        (DS | TWO, {}, GPUS, "deepspeed_multinode_launcher: standard"),
+        (MULTI | {"num_processes": 5}, {}, GPUS, "--num-processes 4"),
+        (MULTI | {"num_processes": 3, "gpu_ids": "0,2"}, {}, GPUS, "--num-processes 2"),
+        (MULTI | TWO | {"num_processes": 5}, {}, GPUS, "multiple of 2"),
+        (MULTI | TWO | {"machine_rank": 2}, {}, GPUS, "from 0 to 1"),
+        (MULTI | {"machine_rank": 1}, {}, GPUS, "set `num_machines`"),
+        (MULTI | TWO | {"main_process_ip": None}, {}, GPUS, "TRL_PLUS_MAIN_PROCESS_IP"),
+        (MULTI | TWO | {"main_process_port": None}, {}, GPUS, "main_process_port"),
+        (MULTI | {"distributed_type": "NO", "num_processes": 2}, {}, GPUS, "runs one process"),
+        ({"distributed_type": "MULTI_CPU", "num_processes": 2}, {}, GPUS, "set `use_cpu: true`"),
+        ({"distributed_type": "MULTI_CPU", "num_processes": None}, {}, CPU, "add `--num-processes N`"),
+        ({"distributed_type": "XLA", "num_processes": 2}, {}, GPUS, "not supported"),
+        (MULTI | {"mixed_precision": "bf16"}, {"bf16": False}, GPUS, "bf16: true"),
+        (MULTI | {"mixed_precision": "fp16"}, {}, GPUS, "fp16: true"),
+        (ALONE | {"num_processes": 0}, {}, CPU, "1 or more"),
+    ],
+)
+def test_what_is_refused(values, recipe, machine, message):
+    with pytest.raises(RecipeError, match=message):
+        decide(values, PLAIN | recipe, machine, "it")
+
+
+def test_the_environment_of_a_machine(write):
+    names = {"NUM_MACHINES": "2", "MACHINE_RANK": "1", "MAIN_PROCESS_IP": "h", "MAIN_PROCESS_PORT": "1234"}
+    environment = {f"TRL_PLUS_{name}": value for name, value in names.items()}
+    launch = read_launch(load_recipe(write()), None, 4, CPU, environment)
+    assert (launch.machines, launch.machine_rank, launch.local_processes) == (2, 1, 2)
+    assert (launch.address, launch.port) == ("h", 1234)
+    with pytest.raises(RecipeError, match="whole number"):
+        read_launch(load_recipe(write()), None, 4, CPU, environment | {"TRL_PLUS_MACHINE_RANK": "a"})
+
+
+def test_num_processes_overrides_the_file(write, tmp_path):
+    (tmp_path / "a.yaml").write_text("distributed_type: MULTI_CPU\nnum_processes: 2\n")
+    assert read_launch(load_recipe(write()), str(tmp_path / "a.yaml"), 3, CPU, {}).processes == 3
+
+
+def test_words_of_a_process():
+    launch = Launch("ddp", 2, cpu=True)
+    assert child_command(launch, ["r"], use_cpu=False) == ["r", "use_cpu=true"]
+    assert child_command(launch, ["r"], use_cpu=True) == ["r"]
+
+
+# -- in a started process -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "config, count, environment, message",
+    [
+        (None, 4, {"WORLD_SIZE": "2"}, "4 processes were asked for, but 2"),
+        (None, None, {"TRL_PLUS_EXPECTED_PROCESSES": "2"}, "2 processes were asked for, but 1"),
+        ("fsdp2", None, {"WORLD_SIZE": "2"}, "fsdp was asked for, but ddp"),
+        ("zero3", None, {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}, "deepspeed was asked for, but fsdp"),
+    ],
+)
+def test_another_launcher_is_checked(config, count, environment, message):
+    with pytest.raises(RecipeError, match=message):
+        asked_of(config, count, environment)
+
+
+def test_what_accelerate_made_of_it_is_checked():
+    from types import SimpleNamespace
+
+    from accelerate.utils import DistributedType
+
+    asked = asked_of(None, None, {"WORLD_SIZE": "2"})
+    assert asked == Asked(2, None)
+    one = SimpleNamespace(num_processes=1, distributed_type=DistributedType.NO)
+    two = SimpleNamespace(num_processes=2, distributed_type=DistributedType.MULTI_CPU)
+    check_started(asked, two)
+    with pytest.raises(RecipeError, match="but 1 would run"):
+        check_started(asked, one)
+    with pytest.raises(RecipeError, match="fsdp was asked for"):
+        check_started(Asked(2, "fsdp"), two)
+
+
+# -- configurations -------------------------------------------------------------------------------------------------
+
+
+def test_names():
+    assert set(shipped_engines()) == {"engines/ddp", "engines/fsdp2", "engines/zero3"}
+    assert config_file("zero3") == trl_configurations()["zero3"]
+    assert config_file("ddp") == config_file("engines/ddp") == config_file("recipes/engines/ddp.yaml").absolute()
+    assert not [name for name in recipe_names() if "engine" in name or name in ("ddp", "fsdp2", "zero3")]
+
+
+@pytest.mark.parametrize("name", [*shipped_engines(), *trl_configurations()])
+def test_configuration_is_accelerates(name):
+    values = read_config(config_file(name), name)
+    assert values["num_processes"] is None
+    launcher_arguments(values)
+
+
+@pytest.mark.parametrize("name, engine", [("engines/fsdp2", "fsdp"), ("engines/zero3", "deepspeed")])
+def test_plugin(name, engine, monkeypatch):
+    """accelerate's plugin, made from the environment that the processes get."""
+    launch = Launch(engine, 2, cpu=False, config=read_config(config_file(name), name))
+    environment = processes.environment_of(launch)
+    for key in [key for key in environment if key.startswith(("ACCELERATE_", "FSDP_"))]:
+        monkeypatch.setenv(key, environment[key])
+    assert environment["WORLD_SIZE"] == environment["TRL_PLUS_EXPECTED_PROCESSES"] == "2"
+    assert environment["ACCELERATE_MIXED_PRECISION"] == "no"
+    if engine == "fsdp":
+        from accelerate.utils import FullyShardedDataParallelPlugin
+
+        plugin = FullyShardedDataParallelPlugin()
+        assert plugin.fsdp_version == 2
+        assert plugin.reshard_after_forward is True
+        assert plugin.cpu_ram_efficient_loading
+        assert plugin.state_dict_type.name == "FULL_STATE_DICT"
+    else:  # the plugin itself needs DeepSpeed
+        assert environment["ACCELERATE_USE_DEEPSPEED"] == "true"
+        assert environment["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == "3"
+        assert environment["ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL"] == "true"
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("distributed_type: MULTI_GPU\nnum_proceses: 2\n", "num_proceses"),
+        ("distributed_type: FSDP\nfsdp_config:\n  fsdp_reshard: true\n", "fsdp_reshard"),
+        ("distributed_type: MULTI_GPU\nfsdp_config:\n  fsdp_version: 2\n", "no effect"),
+        ("distributed_type: MULTI_GPU\nparallelism_config:\n  tp_size: 2\n", "parallelism_config"),
+        ("distributed_type: WRONG\n", "WRONG"),
+        ("num_processes: 2\n", "distributed_type"),
+    ],
+)
+def test_a_key_without_effect_is_refused(text, message, tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=message):
+        read_config(path, "a.yaml")
+
+
+# -- signals and exit codes -----------------------------------------------------------------------------------------
+
+PARENT = """
+import subprocess, sys
+from trl_plus.recipes import processes
+from trl_plus.recipes.launch import Launch
+processes.environment_of = lambda launch: __import__("os").environ.copy()
+processes._GRACE = 1.0
+popen = subprocess.Popen
+processes.subprocess.Popen = lambda command, **more: popen([sys.executable, "-c", sys.argv[1]], **more)
+launch = eval(sys.argv[2]) if sys.argv[2:] else Launch("ddp", 2, cpu=True)
+print("exit", processes.start(launch, []), flush=True)
+"""
+SLOW_SAVE = """
+import os, signal, sys, time
+def stop(number, frame):
+    time.sleep(1 + int(os.environ["RANK"])); print("saved", flush=True); sys.exit(130)
+signal.signal(signal.SIGTERM, stop); signal.signal(signal.SIGINT, stop)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    "child, code",
+    [
+        ("pass", 0),
+        ("import os, sys, time; sys.exit(2) if os.environ['RANK'] == '1' else time.sleep(60)", 2),
+        ("import os, time; os.kill(os.getpid(), 9) if os.environ['RANK'] == '0' else time.sleep(60)", 1),
+        ("import signal, time; signal.signal(15, signal.SIG_IGN)\nimport os\n"
+         "os.environ['RANK'] == '1' and exit(3)\ntime.sleep(60)", 3),
+    ],
+)  # fmt: skip
+def test_exit_code(child, code):
+    done = subprocess.run([sys.executable, "-c", PARENT, child], capture_output=True, text=True, timeout=60)
+    assert f"exit {code}" in done.stdout, done.stderr
+
+
+def test_ranks_of_the_second_machine():
+    child = "import os; print('rank', os.environ['RANK'], os.environ['LOCAL_RANK'])"
+    command = [sys.executable, "-c", PARENT, child, 'Launch("ddp", 4, cpu=True, machines=2, machine_rank=1)']
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert sorted(line for line in done.stdout.split("\n") if "rank" in line) == ["rank 2 0", "rank 3 1"], done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_passed_on_and_waited_for(number):
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, SLOW_SAVE], stdout=subprocess.PIPE, text=True)
+    assert [parent.stdout.readline().strip() for _ in range(2)] == ["ready", "ready"]
+    started = time.monotonic()
+    parent.send_signal(number)
+    out, _ = parent.communicate(timeout=60)
+    assert out.split("\n")[:3] == ["saved", "saved", "exit 130"]
+    assert time.monotonic() - started >= 2  # longer than the time a failure leaves

@@ -1,0 +1,70 @@
+"""In a started process: is it what was asked for? Checked from the environment, and again when accelerate is up."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trl_plus.recipes.engines import config_file, read_config
+from trl_plus.recipes.errors import RecipeError
+
+PROCESSES, ENGINE = "TRL_PLUS_EXPECTED_PROCESSES", "TRL_PLUS_EXPECTED_ENGINE"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the run must be. None: nothing was said about it.
+
+    Attributes:
+        engine: "ddp", "fsdp" or "deepspeed".
+    """
+
+    processes: int | None = None
+    engine: str | None = None
+
+
+def asked_of(config: str | None, num_processes: int | None, environment: Mapping[str, str] = os.environ) -> Asked:
+    """What the options, or the process that started this one, ask for; at least every process that was started.
+
+    Raises:
+        RecipeError: the environment already shows another number of processes or another engine.
+    """
+    started = environment.get("WORLD_SIZE") or environment.get("OMPI_COMM_WORLD_SIZE") or environment.get("PMI_SIZE")
+    count = num_processes or environment.get(PROCESSES)
+    engine = environment.get(ENGINE)
+    if config is not None:
+        values = read_config(config_file(config), config)
+        engine = {"FSDP": "fsdp", "DEEPSPEED": "deepspeed"}.get(values["distributed_type"], "ddp")
+        count = count or values["num_processes"]
+    flagged = "fsdp" if _flag(environment, "FSDP") else "deepspeed" if _flag(environment, "DEEPSPEED") else "ddp"
+    asked = Asked(int(count or started or 1), engine)
+    _compare(asked, int(started or 1), flagged)
+    return asked
+
+
+def check_started(asked: Asked | None, accelerator: Any) -> None:
+    """Refuse to train when accelerate made something else of it.
+
+    Raises:
+        RecipeError: fewer (or more) processes, or another engine.
+    """
+    if asked is not None:
+        name = accelerator.distributed_type.value
+        _compare(asked, accelerator.num_processes, {"FSDP": "fsdp", "DEEPSPEED": "deepspeed"}.get(name, "ddp"))
+
+
+def _compare(asked: Asked, processes: int, engine: str) -> None:
+    if asked.processes not in (None, processes):
+        raise RecipeError(
+            f"{asked.processes} processes were asked for, but {processes} would run: start all of them with one "
+            "launcher (`--num-processes`, or `use_cpu: true` with torchrun on CPUs)."
+        )
+    if asked.engine not in (None, engine):
+        raise RecipeError(
+            f"{asked.engine} was asked for, but {engine} would run: leave the launcher out and let trl-plus start the "
+            "processes, or give the launcher the same configuration."
+        )
+
+
+def _flag(environment: Mapping[str, str], engine: str) -> bool:
+    return environment.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true"
