@@ -1,14 +1,21 @@
 """A tiny random chat model, its tokenizer, and preference rows of ragged lengths, made in seconds without a hub."""
 
+import atexit
 import os
 import random
+import shutil
+import tempfile
 
+import pytest
+
+# A cache of this session's own: what an earlier one kept there would be read instead of computed
+_CACHE = tempfile.mkdtemp(prefix="trl_plus_tests_")
+atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+os.environ["HF_DATASETS_CACHE"] = _CACHE
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small only wait for each other's threads
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-
-import pytest
 
 WORDS = (  # noqa: SIM905
     "anchor basil cedar dune elm fern garnet heath indigo jasper kite larch meadow nickel olive pebble quill reed "

@@ -30,6 +30,7 @@ OPTIONS = {
     "SimPO-sft": {"method": "SimPO", "config": {"sft_weight": 1.0}},
     "DPO-mix": {"method": "DPO", "config": MIX},
     # TRL's own loss, a mean over rows that knows no weights
+    "DPO-precomputed": {"method": "DPO", "config": {"precompute_ref_log_probs": True}},
     "DPO-f_divergence": {"method": "DPO", "config": {"f_divergence_type": "js_divergence"}},
     "DPO-ld_alpha": {"method": "DPO", "config": {"ld_alpha": 0.5}},
     "DPO-use_weighting": {"method": "DPO", "config": {"use_weighting": True}},

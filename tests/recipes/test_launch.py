@@ -201,9 +201,9 @@ print("exit", processes.start(launch, []), flush=True)
 SLOW_SAVE = """
 import os, signal, sys, time
 def stop(number, frame):
-    time.sleep(1 + int(os.environ["RANK"])); print("saved", flush=True); sys.exit(130)
+    time.sleep(1 + int(os.environ["RANK"])); os.write(1, b"saved\\n"); sys.exit(130)
 signal.signal(signal.SIGTERM, stop); signal.signal(signal.SIGINT, stop)
-print("ready", flush=True)
+os.write(1, b"ready\\n")  # one write: two children share the pipe
 time.sleep(60)
 """
 
