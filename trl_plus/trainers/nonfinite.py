@@ -130,13 +130,19 @@ class NonFiniteSteps:
             parts.append("the loss of " + self._name_rows(found))
         elif any(not loss.isfinite() for loss in window.losses):
             parts.append("the loss")
-        names = [n for n, p in model.named_parameters() if p.grad is not None and not local(p.grad).isfinite().all()]
-        if names and not found:
-            everyone = [row for i in range(len(window.batches)) for row in rows_of(window.batches[i], None)]
-            everyone = gather_object(everyone) if ranks > 1 else everyone
-            more = f" and of {len(names) - 1} more parameters" if len(names) > 1 else ""
-            parts.append(f"the gradient of {names[-1]}{more}, in a step on " + self._name_rows(everyone))
+        if not found:  # the same on every process, so that all of them gather
+            parts += self._bad_gradients(model, window)
         return f"Step {self.state.global_step + 1}: not finite: {'; '.join(parts) or 'the gradient norm'}."
+
+    def _bad_gradients(self, model: Any, window: Window) -> list[str]:
+        names = [n for n, p in model.named_parameters() if p.grad is not None and not local(p.grad).isfinite().all()]
+        rows = [row for batch in window.batches for row in rows_of(batch, None)]
+        if self.accelerator.num_processes > 1:  # each holds a part of the gradients under FSDP
+            names, rows = list(dict.fromkeys(gather_object(names))), gather_object(rows)
+        if not names:
+            return []
+        more = f" and of {len(names) - 1} more parameters" if len(names) > 1 else ""
+        return [f"the gradient of {names[-1]}{more}, in a step on " + self._name_rows(rows)]
 
     def _name_rows(self, rows: list[tuple[str, list[list[int]]]]) -> str:
         shown, left = rows[:SHOWN], len(rows) - SHOWN
