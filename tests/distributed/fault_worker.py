@@ -1,0 +1,58 @@
+"""One rank of two runs in which a row of rank 1 has no finite loss at step 3. Started by test_faults.py."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import trl_plus
+from tests.conftest import make_pairs
+from trl_plus.trainers.nonfinite import NonFiniteError
+
+RANK = int(os.environ["RANK"])
+
+
+class Poisoned(trl_plus.SimPOTrainer):
+    """The second row of rank 1 becomes NaN in the third step."""
+
+    def pair_losses(self, chosen, rejected):
+        losses = super().pair_losses(chosen, rejected)
+        if RANK == 1 and self.state.global_step == 2:
+            losses = losses * torch.tensor([1.0, float("nan")])
+        return losses
+
+
+def run(choice: str, folder: str, model: str) -> dict:
+    args = trl_plus.SimPOConfig(
+        output_dir=folder, learning_rate=0.1, max_steps=4, per_device_train_batch_size=2, bf16=False, use_cpu=True,
+        gradient_checkpointing=False, report_to=[], save_strategy="no", logging_steps=1, nonfinite=choice,
+        disable_tqdm=True, max_length=128,
+    )  # fmt: skip
+    trainer = Poisoned(
+        model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
+        args=args,
+        train_dataset=Dataset.from_list(make_pairs(16)),
+        processing_class=AutoTokenizer.from_pretrained(model),
+    )
+    said = ""
+    try:
+        trainer.train()
+    except NonFiniteError as error:
+        said = str(error)
+    weights = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+    logs = [log for log in trainer.state.log_history if "learning_rate" in log]
+    return {"said": said, "steps": trainer.state.global_step, "sum": weights.double().sum().item(), "logs": logs}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    where, model_dir = sys.argv[1:]
+    found = {choice: run(choice, f"{where}/{choice}", model_dir) for choice in ("stop", "skip")}
+    Path(where, f"{RANK}.json").write_text(json.dumps(found), encoding="utf-8")

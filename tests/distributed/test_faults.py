@@ -1,0 +1,41 @@
+"""A row that is at fault on one process stops all of them, or is left out by all of them."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+WORKER = Path(__file__).parent / "fault_worker.py"
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory, tiny_model_dir):
+    folder = tmp_path_factory.mktemp("faults")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(WORKER)]
+    done = subprocess.run([*command, str(folder), tiny_model_dir], capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_all_processes_stop_with_the_row_of_the_one(ranks):
+    first, second = (rank["stop"] for rank in ranks)
+    assert first["said"] == second["said"]
+    assert "Step 3: not finite: the loss of row" in first["said"]
+    assert first["said"].count("sha256") == 1
+    assert first["steps"] == second["steps"] == 2
+    assert first["sum"] == second["sum"]
+    assert math.isfinite(first["sum"])
+
+
+def test_all_processes_leave_the_step_out(ranks):
+    first, second = (rank["skip"] for rank in ranks)
+    assert first["said"] == second["said"] == ""
+    assert first["steps"] == second["steps"] == 4
+    assert first["sum"] == second["sum"]
+    assert math.isfinite(first["sum"])
+    assert [log.get("nonfinite_skips") for log in first["logs"]] == [None, None, 1, 1]
+    assert all(math.isfinite(log["loss"]) for log in first["logs"] if "loss" in log)
+    assert "loss" not in first["logs"][2]
