@@ -188,7 +188,7 @@ def rotate(folder: Path, newest: Path, best: str | None, limit: int | None) -> N
         return
     kept = {newest.resolve()} | ({Path(best).resolve()} if best is not None else set())
     by_age = sorted(checkpoints(folder), key=lambda path: (path.stat().st_mtime_ns, step_of(path)))
-    too_many = len(by_age) - max(limit, len(kept))
+    too_many = len(by_age) - max(limit, sum(path.resolve() in kept for path in by_age))
     for path in [path for path in by_age if path.resolve() not in kept][: max(0, too_many)]:
         remove(path)
 

@@ -94,6 +94,7 @@ def main(recipe, out, kills, seed):
     rng, said, ended = random.Random(seed), f"{out}.said", []
     start = time.monotonic()
     tqdm.monitor_interval = 0  # no thread may run when this process forks
+    tqdm.set_lock(threading.RLock())  # tqdm's own is shared by all forks: one killed while it holds it blocks them all
     run(load_recipe(f"{recipe}.whole.yaml"), None, lambda text: None)  # here: the forks then find all modules imported
     seconds = json.loads(Path(f"{out}-whole/metrics.json").read_text())["train"]["train_runtime"]
     for number in range(kills):

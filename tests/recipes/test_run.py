@@ -234,3 +234,12 @@ def test_configurations_refuse(recipe_file):
 def test_no_row_fits(recipe_file):
     with pytest.raises((DataError, RecipeError), match="max_length"):
         execute(recipe_file(max_length=2, max_eval_rows=0))
+
+
+def test_a_checkpoint_of_the_output_folder_is_no_model_of_a_fresh_run(recipe_file, tmp_path):
+    """A fresh run moves the checkpoints of its output folder away, and with them its model."""
+    path = recipe_file(max_steps=3)
+    execute(path)
+    with pytest.raises(RecipeError, match="name another `output_dir`"):
+        execute(path, None, "model_name_or_path=out/checkpoint-3")
+    assert (tmp_path / "out" / "checkpoint-3").is_dir()

@@ -40,8 +40,8 @@ def check_machine(recipe: Recipe) -> None:
         if modules and not any(importlib.util.find_spec(module) for module in modules):
             raise RecipeError(f"`report_to: {name}` needs a package: pip install {package}, or set `report_to: none`.")
     folder = Path(recipe["output_dir"]).expanduser()
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         with tempfile.TemporaryFile(dir=existing) as file:  # permissions alone do not tell: read-only disks, root
             file.write(b"0" * 4096)
     except OSError as error:

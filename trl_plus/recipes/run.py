@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trl_plus.checkpoint_files import set_aside
+from trl_plus.checkpoint_files import set_aside, step_of
 from trl_plus.data.loading import Data, load
 from trl_plus.recipes.asked import Asked, check_started
 from trl_plus.recipes.checkpoints import find_checkpoint
@@ -46,8 +46,7 @@ def run(recipe: Recipe, resume: str | None, say: Say, asked: Asked | None = None
 
     if not is_main_process():
         say = _nothing
-    limit = recipe["max_steps"]
-    checkpoint = None if resume is None else find_checkpoint(resume, recipe["output_dir"], limit, say)
+    checkpoint = resume and find_checkpoint(resume, recipe["output_dir"], recipe["max_steps"], say)
     objects = build(recipe)
     if checkpoint is not None:
         check_same_run(objects.recipe, checkpoint, force, say)
@@ -56,6 +55,7 @@ def run(recipe: Recipe, resume: str | None, say: Say, asked: Asked | None = None
     check_data(objects, data, processor)
     folder = Path(objects.args.output_dir)
     report = Report(recipe.method.name, recipe["model_name_or_path"], objects.data.label)
+    _refuse_own_checkpoint(recipe["model_name_or_path"], folder, checkpoint)
     if is_main_process():
         _announce(objects, data, recipe, checkpoint, say)
         write_resolved(objects.recipe, folder)
@@ -106,6 +106,13 @@ def _check_steps(trainer: Any, recipe: Recipe) -> None:
 
 def _nothing(text: Any) -> None:
     """Says nothing."""
+
+
+def _refuse_own_checkpoint(model: str, folder: Path, checkpoint: str | None) -> None:
+    """A fresh run moves the checkpoints of its folder away: its model cannot be one of them."""
+    path = Path(model).expanduser()
+    if checkpoint is None and path.is_dir() and step_of(path) >= 0 and path.resolve().parent == folder.resolve():
+        raise RecipeError(f"`model_name_or_path` is a checkpoint inside {folder}: name another `output_dir`.")
 
 
 def _set_aside(folder: Path, checkpoint: str | None, say: Say) -> None:

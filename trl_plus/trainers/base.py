@@ -124,7 +124,7 @@ class PreferenceTrainer(NonFiniteSteps, ExactSteps, SafeCheckpoints, PreferenceR
         loss that is a function of single rows.
         """
         loss, weights = self.upstream_loss(model, without_weights(inputs)), row_weights(inputs)
-        self.watch_rows(loss.expand_as(weights))
+        self.watch_rows(loss)
         self.note(OBJECTIVE, loss, weights.sum())
         for name, value in self.take_upstream_metrics(self.mode).items():
             self.note(name, torch.tensor(value, device=loss.device), weights.sum())

@@ -71,6 +71,10 @@ class NonFiniteSteps:
         if self._window is not None and self.mode == "train":
             self._window.rows.append((len(self._window.losses), values.detach()))
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        self._steps = self._skips = self._skips_since_log = self._steps_since_log = 0
+        return super().train(*args, **kwargs)
+
     # -- the check ----------------------------------------------------------------------------------------------------
 
     def before_step(self, model: Any) -> None:
