@@ -1,0 +1,170 @@
+"""What preflight says: findings with a stable code, and the result they stand in."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+EXAMPLES = 3  # rows shown per finding
+EXCERPT = 160  # characters of an example
+
+
+class Severity(str, Enum):
+    """ERROR: the rows teach something wrong, or the run would refuse them. WARNING: probably not what is wanted.
+    INFO: worth knowing."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    INFO = "info"
+
+    @property
+    def rank(self) -> int:
+        """0 for the gravest."""
+        return list(Severity).index(self)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of a finding: `row` counts from 0 in the split as it lies in the source; `detail` is what was found."""
+
+    row: int
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing found in one split.
+
+    Attributes:
+        code: stable, such as "D105"; docs/preflight.md lists them.
+        split: "train" or "eval".
+        title: what was looked for, the same for every dataset.
+        sentence: what was found, with its numbers.
+        count: rows it was found in; 0 where it is a property of the dataset as a whole.
+        checked: rows it was looked for in.
+        examples: the first rows, at most `EXAMPLES`.
+        cure: what to do about it.
+    """
+
+    code: str
+    severity: Severity
+    split: str
+    title: str
+    sentence: str
+    count: int
+    checked: int
+    cure: str
+    examples: tuple[Example, ...] = ()
+
+    @property
+    def share(self) -> float:
+        """`count` as a share of `checked`, 0 to 1."""
+        return self.count / self.checked if self.checked else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """The finding as `--json` prints it."""
+        return {
+            "code": self.code,
+            "severity": self.severity.value,
+            "split": self.split,
+            "title": self.title,
+            "sentence": self.sentence,
+            "count": self.count,
+            "checked": self.checked,
+            "share": self.share,
+            "examples": [{"row": example.row, "detail": example.detail} for example in self.examples],
+            "cure": self.cure,
+        }
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Token lengths of one part ("prompt", "chosen", "rejected" or "completion") of a split, before any cut.
+
+    Attributes:
+        edges: bin edges in tokens, ascending, one more than `counts`.
+        counts: rows per bin.
+        quantiles: tokens by quantile, "0.5" and so on.
+        mean: in tokens.
+    """
+
+    part: str
+    edges: list[int]
+    counts: list[int]
+    quantiles: dict[str, float]
+    mean: float
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token as trained on: its text, and what becomes of it.
+
+    Attributes:
+        loss: part of the response, so of the loss. False: prompt, or an earlier turn.
+        special: a special token of the tokenizer.
+        cut: beyond `max_length`, never seen by the model.
+    """
+
+    text: str
+    loss: bool
+    special: bool
+    cut: bool
+
+
+@dataclass(frozen=True)
+class Preview:
+    """The token sequences of one row: side ("chosen", "rejected" or "completion") -> its tokens, prompt first.
+
+    `dropped` says why the row is not trained on at all, and is empty where it is.
+    """
+
+    row: int
+    split: str
+    sides: dict[str, list[Token]]
+    label: bool | None = None
+    dropped: str = ""
+
+
+@dataclass
+class Split:
+    """What was looked at in one split, beyond the findings.
+
+    Attributes:
+        rows: rows of the split; None for a stream that was not read to its end.
+        checked: rows looked at.
+        lengths: token lengths by part; empty without a model.
+        differences: (chosen, rejected) response lengths in tokens of at most 1000 rows, for the plot.
+        labels: rows by label ("true", "false"); None for pairs.
+        dropped, cut: rows that `max_length` drops, and sides it cuts, by side.
+    """
+
+    name: str
+    rows: int | None
+    checked: int
+    lengths: list[Lengths] = field(default_factory=list)
+    differences: list[tuple[int, int]] = field(default_factory=list)
+    labels: dict[str, int] | None = None
+    dropped: int = 0
+    cut: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class Result:
+    """The outcome of a preflight; `as_dict` is what `--json` prints (docs/preflight.md documents it)."""
+
+    source: str
+    method: str
+    model: str | None
+    format: str
+    max_length: int | None
+    splits: list[Split]
+    findings: list[Finding]
+    notes: list[str] = field(default_factory=list)
+    previews: list[Preview] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def count(self, severity: Severity) -> int:
+        return sum(finding.severity is severity for finding in self.findings)
+
+    def fails(self, strict: bool = False) -> bool:
+        """Whether the command exits with 3: there are errors, or warnings under `strict`."""
+        return bool(self.count(Severity.ERROR) or (strict and self.count(Severity.WARNING)))
