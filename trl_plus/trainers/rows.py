@@ -17,6 +17,10 @@ from trl_plus.trainers import upstream
 logger = logging.getLogger("trl_plus")
 
 
+class NoRowLeft(ValueError):
+    """Every row was dropped."""
+
+
 class PreferenceRows:
     """Mixed in before a trainer. `length_reports` says what `max_length` did to each dataset, by name."""
 
@@ -90,7 +94,7 @@ class PreferenceRows:
         if rows_before is None:
             return self._finish_stream(dataset, max_length, overlong)
         if rows_before and not len(dataset):
-            raise ValueError(
+            raise NoRowLeft(
                 f"All {rows_before} rows of the {name} dataset were dropped: every prompt fills max_length "
                 f"{max_length}. Raise max_length."
             )

@@ -1,0 +1,119 @@
+"""D6xx: rows that say the same, or the opposite, of other rows."""
+
+import numpy as np
+
+from trl_plus.preflight.findings import EXAMPLES, Example
+from trl_plus.preflight.registry import INFO, WARNING, summary_check
+from trl_plus.preflight.sketches import near_duplicates
+from trl_plus.preflight.tally import Summary, Verdict
+from trl_plus.preflight.target import Target
+
+
+def earlier(keys: np.ndarray) -> np.ndarray:
+    """For each key the position of its first occurrence: its own, if it is the first."""
+    _, first, which = np.unique(keys, return_index=True, return_inverse=True)
+    return first[which.ravel()]
+
+
+def _pairs_of(rows: np.ndarray, again: np.ndarray, first: np.ndarray) -> list[Example]:
+    return [Example(int(rows[i]), f"as row {int(rows[first[i]])}") for i in again[:EXAMPLES]]
+
+
+@summary_check(
+    "D601",
+    WARNING,
+    "a row is the same as an earlier one",
+    "Remove the repetitions: each counts as often as it stands there, and held-out rows may be among them.",
+)
+def exact_duplicates(summary: Summary, target: Target) -> Verdict | None:
+    first = earlier(summary.text["row"])
+    again = np.flatnonzero(first != np.arange(len(first)))
+    if not len(again):
+        return None
+    return Verdict.of_rows(len(again), summary, _pairs_of(summary.index, again, first))
+
+
+@summary_check(
+    "D602",
+    INFO,
+    "a row is nearly the same as an earlier one",
+    "Look at them, and keep one of each.",
+)
+def nearly_duplicates(summary: Summary, target: Target) -> Verdict | None:
+    if "sketch" not in summary.text:
+        return None
+    exact = earlier(summary.text["row"]) != np.arange(len(summary.index))
+    first = near_duplicates(summary.text["sketch"])
+    again = np.flatnonzero((first != np.arange(len(first))) & ~exact)
+    if not len(again):
+        return None
+    return Verdict.of_rows(len(again), summary, _pairs_of(summary.index, again, first))
+
+
+@summary_check(
+    "D603",
+    WARNING,
+    "another row prefers the opposite for the same prompt",
+    "Decide which one is right, and remove the other: the two pull in opposite directions.",
+)
+def contradictions(summary: Summary, target: Target) -> Verdict | None:
+    text = summary.text
+    if "chosen" in text:
+        same = text["chosen"] == text["rejected"]
+        key = text["prompt"] ^ (text["chosen"] + text["rejected"])  # alike for both orders of the sides
+        opposite = text["chosen"] > text["rejected"]
+    else:
+        same, key, opposite = np.zeros(len(summary.index), bool), text["prompt"] ^ text["completion"], text["label"]
+    positions = np.flatnonzero(~same)
+    order = positions[np.argsort(key[positions], kind="stable")]
+    groups = np.split(order, np.flatnonzero(np.diff(key[order].astype(np.uint64)) != 0) + 1) if len(order) else []
+    found = [group for group in groups if len(group) > 1 and 0 < opposite[group].sum() < len(group)]
+    if not found:
+        return None
+    partner = {int(a): int(next(b for b in group if opposite[b] != opposite[a])) for group in found for a in group}
+    rows = sorted(partner)
+    examples = [
+        Example(int(summary.index[i]), f"against row {int(summary.index[partner[i]])}") for i in rows[:EXAMPLES]
+    ]
+    return Verdict.of_rows(len(rows), summary, examples)
+
+
+@summary_check(
+    "D604",
+    WARNING,
+    "a held-out row has a prompt that is trained on",
+    "Split the data by prompt: held-out figures of these rows say what was memorised.",
+)
+def overlap(summary: Summary, target: Target) -> Verdict | None:
+    if summary.split == "train" or summary.train is None:
+        return None
+    known, where = np.unique(summary.train.text["prompt"], return_index=True)
+    if not len(known):
+        return None
+    place = np.minimum(np.searchsorted(known, summary.text["prompt"]), len(known) - 1)
+    again = np.flatnonzero(known[place] == summary.text["prompt"])
+    if not len(again):
+        return None
+    examples = [
+        Example(int(summary.index[i]), f"as row {int(summary.train.index[where[place[i]]])} of train")
+        for i in again[:EXAMPLES]
+    ]
+    return Verdict.of_rows(len(again), summary, examples)
+
+
+@summary_check(
+    "D605",
+    WARNING,
+    "the columns `chosen` and `rejected` may be swapped",
+    "Look at a few rows with `trl-plus preview`; if they are swapped, rename the columns.",
+)
+def swapped_columns(summary: Summary, target: Target) -> Verdict | None:
+    scored, contradicting = summary.counts.get("scored", 0), summary.hits.get("D305")
+    if scored >= 10 and contradicting is not None and contradicting.count > 0.8 * scored:
+        return Verdict(f"The scores say so in {contradicting.count} of {scored} rows that have scores.")
+    chosen, rejected = summary.counts.get("chosen_poor", 0), summary.counts.get("rejected_poor", 0)
+    if chosen >= 20 and chosen > 4 * rejected:
+        return Verdict(
+            f"In {chosen} rows only the chosen response breaks off or repeats itself, in {rejected} only the rejected one."
+        )
+    return None

@@ -1,0 +1,118 @@
+"""D1xx: rows that no trainer can tokenize. What is found here is skipped by every other check."""
+
+from typing import Any
+
+from trl_plus.data.checks import is_weight
+from trl_plus.data.responses import shared_turns
+from trl_plus.preflight.registry import ERROR, shape_check
+from trl_plus.preflight.rows import Kind, excerpt
+
+Raw = dict[str, Any]
+
+
+def _columns(kind: Kind) -> tuple[str, ...]:
+    return ("prompt", *kind.sides) if kind.prompt else kind.sides
+
+
+def _is_message(value: Any) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("role"), str):
+        return False
+    content = value.get("content")
+    return isinstance(content, str | list) or bool(content is None and value.get("tool_calls"))
+
+
+def _well_formed(value: Any, conversational: bool) -> bool:
+    if not conversational:
+        return isinstance(value, str)
+    return isinstance(value, list) and all(map(_is_message, value))
+
+
+@shape_check("D102", ERROR, "a value is missing (null)", "Fill the values in, or remove these rows.")
+def null_value(row: Raw, kind: Kind) -> str | None:
+    names = [name for name in _columns(kind) if row.get(name) is None]
+    if not kind.paired and row.get("label") is None:
+        names.append("label")
+    return f"{', '.join(names)} null" if names else None
+
+
+@shape_check(
+    "D103",
+    ERROR,
+    "a value is of another kind than in the other rows, or its messages have no role and content",
+    "Bring every row into one form: text everywhere, or lists of {role, content} messages everywhere.",
+)
+def malformed_value(row: Raw, kind: Kind) -> str | None:
+    for name in _columns(kind):
+        conversational = kind.conversational and not (name == "prompt" and kind.text_prompt)
+        if row.get(name) is not None and not _well_formed(row[name], conversational):
+            return f"{name}: {excerpt(repr(row[name]))}"
+    return None
+
+
+@shape_check("D104", ERROR, "a side holds nothing at all", "Remove these rows, or write the missing response.")
+def nothing_there(row: Raw, kind: Kind) -> str | None:
+    if kind.conversational or not kind.prompt:
+        names = [side for side in kind.sides if row.get(side) in ("", [])]
+        return f"{', '.join(names)} empty" if names else None
+    return None
+
+
+@shape_check(
+    "D105",
+    ERROR,
+    "the label is not true or false",
+    "Make `label` a boolean: true for completions that are wanted, false for the others (1 and 0 work too).",
+)
+def label_type(row: Raw, kind: Kind) -> str | None:
+    value = row.get("label")
+    if kind.paired or value is None or (isinstance(value, bool | int) and value in (0, 1)):
+        return None
+    return f"label {value!r}"
+
+
+@shape_check(
+    "D106", ERROR, "the weight is not a finite number of at least 0", "Mend the `weight` of these rows, or remove them."
+)
+def weight_value(row: Raw, kind: Kind) -> str | None:
+    if "weight" not in row or is_weight(row["weight"]):
+        return None
+    return f"weight {row['weight']!r}"
+
+
+def _conversations(row: Raw, kind: Kind) -> dict[str, list[dict[str, Any]]] | None:
+    """Each side with its prompt, as one conversation; None where other checks have to speak first."""
+    if not kind.conversational or null_value(row, kind) or malformed_value(row, kind) or nothing_there(row, kind):
+        return None
+    prompt = row.get("prompt") or []
+    if kind.text_prompt:
+        prompt = [] if kind.whole else [{"role": "user", "content": row["prompt"]}]
+    return {side: [*prompt, *row[side]] for side in kind.sides}
+
+
+@shape_check(
+    "D107",
+    ERROR,
+    "a conversation does not end with the assistant's message",
+    "Remove what follows the last assistant message: it is the response that is trained on.",
+)
+def last_turn(row: Raw, kind: Kind) -> str | None:
+    whole = _conversations(row, kind) or {}
+    bad = [f"{side} ends with {turns[-1]['role']!r}" for side, turns in whole.items() if turns[-1]["role"] != "assistant"]
+    return ", ".join(bad) or None
+
+
+@shape_check(
+    "D108",
+    ERROR,
+    "there is no prompt: the sides have no first turn in common",
+    "Give both sides the same prompt: a pair compares two answers to one question.",
+)
+def common_prompt(row: Raw, kind: Kind) -> str | None:
+    whole = _conversations(row, kind)
+    if whole is None or last_turn(row, kind):
+        return None
+    contexts = [turns[:-1] for turns in whole.values()]
+    if shared_turns(contexts):
+        return None
+    first = [excerpt(str(turns[0].get("content"))) if turns else "nothing" for turns in contexts]
+    return " / ".join(first)

@@ -1,0 +1,195 @@
+"""D2xx: prompt, responses and turns as text."""
+
+import re
+
+from trl_plus.preflight.registry import ERROR, WARNING, text_check
+from trl_plus.preflight.rows import Row, excerpt, message_text
+
+ROLES = {"system", "developer", "user", "assistant", "tool", "function", "ipython"}
+# how text begins a turn where it went through a template already: (marker, what it is)
+_TEMPLATED = re.compile(
+    r"<\|im_start\|>\s*(system|user|assistant)\b|<\|start_header_id\|>\s*\w+\s*<\|end_header_id\|>"
+    r"|<start_of_turn>\s*(user|model)\b|<\|(system|user|assistant|end|turn|start_of_role)\|>"
+    r"|\[/?INST\]|<</?SYS>>|<\|(START|END)_OF_TURN_TOKEN\|>|<｜(User|Assistant)｜>"
+)
+_HH = re.compile(r"\n\n(Human|Assistant): ?")
+
+
+@text_check("D201", ERROR, "the prompt is blank", "Remove these rows, or write the prompt: nothing is asked for here.")
+def blank_prompt(row: Row) -> str | None:
+    if row.implicit and row.chosen == row.rejected:  # identical sides, which another check reports
+        return None
+    asked = [message_text(turn) for turn in row.turns if turn["role"] != "system"] if row.conversational else [row.prompt]
+    return None if any(text.strip() for text in asked) or _has_media(row) else "the prompt is blank"
+
+
+@text_check(
+    "D202",
+    ERROR,
+    "a wanted response is blank",
+    "Remove these rows: they teach the model to say nothing.",
+)
+def blank_wanted(row: Row) -> str | None:
+    side = "chosen" if row.paired else "completion"
+    wanted = row.paired or row.label
+    return f"{side} is blank" if wanted and _is_blank(row, side) else None
+
+
+@text_check(
+    "D203",
+    WARNING,
+    "an unwanted response is blank",
+    "Remove these rows: a response of one token weighs heavily in length-normalised losses and teaches little.",
+)
+def blank_unwanted(row: Row) -> str | None:
+    side = "rejected" if row.paired else "completion"
+    unwanted = row.paired or not row.label
+    return f"{side} is blank" if unwanted and _is_blank(row, side) else None
+
+
+@text_check(
+    "D204",
+    ERROR,
+    "chosen and rejected are the same response",
+    "Remove these rows: a pair of equals holds no preference, and its gradient is noise.",
+)
+def identical_sides(row: Row) -> str | None:
+    if not row.paired or row.chosen.strip() != row.rejected.strip() or _calls(row):
+        return None
+    if row.conversational and row.context["chosen"] != row.context["rejected"]:
+        return None  # the same last words after different histories
+    return excerpt(row.chosen)
+
+
+@text_check(
+    "D205",
+    WARNING,
+    "one side is the beginning of the other",
+    "Look at them: usually one side was cut off while it was generated.",
+    rare=0.01,
+)
+def prefix_side(row: Row) -> str | None:
+    if not row.paired:
+        return None
+    chosen, rejected = row.chosen.strip(), row.rejected.strip()
+    if not chosen or not rejected or chosen == rejected:
+        return None
+    short, long = sorted((chosen, rejected), key=len)
+    if not long.startswith(short) or _ends_a_sentence(short):
+        return None
+    return f"{'chosen' if short is chosen else 'rejected'}: ...{excerpt(short[-60:])}"
+
+
+@text_check(
+    "D206",
+    WARNING,
+    "turns are out of order",
+    "Let user and assistant alternate, with a system message only at the beginning.",
+)
+def turn_order(row: Row) -> str | None:
+    for side, context in row.context.items():
+        before = None
+        for number, role in enumerate([*(turn["role"] for turn in context), "assistant"]):
+            if not _may_follow(role, before, number):
+                return f"{side}: {role} after {before or 'nothing'} (message {number})"
+            before = role
+    return None
+
+
+@text_check(
+    "D207",
+    ERROR,
+    "a message has a role that chat templates do not know",
+    "Rename the roles to system, user, assistant and tool (`converter: sharegpt` renames human and gpt).",
+)
+def unknown_role(row: Row) -> str | None:
+    for context in row.context.values():
+        for number, turn in enumerate(context):
+            if turn["role"] not in ROLES:
+                return f"role {turn['role']!r} (message {number})"
+    return None
+
+
+@text_check(
+    "D208",
+    WARNING,
+    "the sides differ before the last turn",
+    "Only the last assistant turn is trained on; if the earlier turns should be, make them rows of their own.",
+)
+def different_histories(row: Row) -> str | None:
+    if not row.paired or not row.conversational or row.context["chosen"] == row.context["rejected"]:
+        return None
+    pairs = zip(row.context["chosen"], row.context["rejected"], strict=False)
+    turn = next((number for number, (a, b) in enumerate(pairs) if a != b), None)
+    return "one side has more turns" if turn is None else f"first in message {turn}"
+
+
+@text_check(
+    "D209",
+    WARNING,
+    "the prompt that the sides share ends inside a word or a turn",
+    "Add a column `prompt`, or name the format (`converter: hh`): without one, TRL splits where the texts begin to differ.",
+)
+def bad_implicit_split(row: Row) -> str | None:
+    if not row.implicit or row.chosen == row.rejected:
+        return None
+    turns = list(_HH.finditer(row.prompt))
+    if turns:  # dialogues in one text: the prompt must end where the assistant begins
+        rest = row.prompt[turns[-1].end() :]
+        bad = turns[-1].group(1) != "Assistant" or rest.strip()
+    else:
+        bad = any(row.prompt[-1:].isalnum() and side[:1].isalnum() for side in row.responses.values())
+    return f"...{row.prompt[-60:]!r} | {row.chosen[:30]!r} / {row.rejected[:30]!r}" if bad else None
+
+
+@text_check(
+    "D210",
+    ERROR,
+    "the text of a message went through a chat template already",
+    "Give the plain text of each turn: the template is applied by the trainer, and would be applied twice.",
+)
+def already_templated(row: Row) -> str | None:
+    if not row.conversational:
+        return None  # text is trained on as it stands, so a template's marks belong there
+    for where, text in row.texts():
+        match = _TEMPLATED.match(text.lstrip()[:64])
+        if match:
+            return f"{where}: {excerpt(text)}"
+    return None
+
+
+def _is_blank(row: Row, side: str) -> bool:
+    return not row.responses[side].strip() and not _calls(row)
+
+
+def _calls(row: Row) -> bool:
+    """Whether a response is a tool call, or blocks that are not text."""
+    if not row.conversational:
+        return False
+    last = [row.last_message(side) for side in row.responses]
+    return any(message.get("tool_calls") or _has_blocks(message) for message in last)
+
+
+def _has_blocks(message: dict) -> bool:
+    content = message.get("content")
+    return isinstance(content, list) and any(
+        isinstance(block, dict) and block.get("type") not in (None, "text") for block in content
+    )
+
+
+def _has_media(row: Row) -> bool:
+    return any(row.raw.get(name) for name in ("image", "images")) or any(map(_has_blocks, row.turns))
+
+
+def _ends_a_sentence(text: str) -> bool:
+    return text.rstrip("\"'*)]}”’」").endswith((".", "!", "?", "。", "！", "？", ":", ";", "…", "```"))
+
+
+def _may_follow(role: str, before: str | None, number: int) -> bool:
+    if role in ("system", "developer"):
+        return number == 0 or (number == 1 and before in ("system", "developer"))
+    if role == "user":
+        return before in (None, "system", "developer", "assistant")
+    if role == "assistant":
+        return before in ("user", "tool", "function", "ipython")
+    return True  # tools: after a call or another tool; unknown roles are another check's

@@ -1,0 +1,141 @@
+"""One batch of rows through all row checks: raw rows, then text, then the trainer's tokens."""
+
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+
+from trl_plus.data.files import DataError
+from trl_plus.data.formats import prepare
+from trl_plus.preflight import checks  # noqa: F401  (registers them)
+from trl_plus.preflight.checks.content import SCORES
+from trl_plus.preflight.preview import preview_rows
+from trl_plus.preflight.registry import SHAPE, TEXT, TOKENS
+from trl_plus.preflight.rows import ROW, Row, excerpt, read_row
+from trl_plus.preflight.sketches import sketch
+from trl_plus.preflight.tally import Tally
+from trl_plus.preflight.target import Target
+from trl_plus.preflight.tokens import TokenRows, tokenize
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some raw rows of a split. `features` are those of the whole dataset, where they are known."""
+
+    split: str
+    rows: list[dict[str, Any]]
+    features: Any = None
+    previews: int = 0
+
+
+def examine(batch: Batch, target: Target, near: bool = True) -> Tally:
+    """What the row checks find in a batch, and what is kept of it for the checks of the whole split.
+
+    Args:
+        near: keep sketches, by which near duplicates are found.
+    """
+    tally = Tally(rows=len(batch.rows))
+    raw = [row for row in batch.rows if not _misshapen(row, target, tally)]
+    rows = [read_row(row, row[ROW], target.kind) for row in raw]
+    for row in rows:
+        for code, check in TEXT.items():
+            detail = check.function(row)
+            if detail is not None:
+                tally.of(code).add(row.index, detail)
+    for code in TEXT:
+        tally.of(code).checked += len(rows)
+    _keep_texts(rows, tally, near)
+    if target.processor is not None and rows:
+        _examine_tokens(batch, raw, rows, target, tally)
+    return tally
+
+
+def _misshapen(row: dict[str, Any], target: Target, tally: Tally) -> bool:
+    details = {code: check.function(row, target.kind) for code, check in SHAPE.items()}
+    for code, detail in details.items():
+        found = tally.of(code)
+        found.checked += 1
+        if detail is not None:
+            found.add(row[ROW], detail)
+    return any(detail is not None for detail in details.values())
+
+
+def _key(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+def _keep_texts(rows: list[Row], tally: Tally, near: bool) -> None:
+    if not rows:
+        return
+    sides = list(rows[0].responses)
+    values: dict[str, Any] = {"index": [row.index for row in rows], "prompt": [_key(row.prompt) for row in rows]}
+    for side in sides:
+        # after its own history, where that differs
+        values[side] = [_key(f"{row.context.get(side)}{row.responses[side]}") for row in rows]
+        values[f"{side}_size"] = [len(row.responses[side]) for row in rows]
+    arrays = {
+        name: np.array(value, np.int64 if name.endswith("_size") or name == "index" else np.uint64)
+        for name, value in values.items()
+    }
+    arrays["row"] = arrays["prompt"].copy()
+    for place, side in enumerate(sides, start=1):
+        arrays["row"] = arrays["row"] * np.uint64(0x9E3779B97F4A7C15) + arrays[side] * np.uint64(2 * place + 1)
+    if not rows[0].paired:
+        arrays["label"] = np.array([row.label for row in rows], bool)
+        arrays["row"] += arrays["label"].astype(np.uint64)
+    if near:
+        arrays["sketch"] = sketch([(row.prompt, "\n".join(row.responses.values())) for row in rows])
+    tally.keep(tally.text, arrays)
+    for row in rows:
+        tally.counts["scored"] += any(row.raw.get(a) is not None and row.raw.get(b) is not None for a, b in SCORES)
+        if row.paired:
+            chosen, rejected = _is_poor(row.chosen), _is_poor(row.rejected)
+            tally.counts["chosen_poor"] += chosen and not rejected
+            tally.counts["rejected_poor"] += rejected and not chosen
+
+
+def _is_poor(text: str) -> bool:
+    """Whether a response repeats itself. Breaking off is no sign of it: lists, code and names end without a stop."""
+    words = text.split()
+    return len(words) >= 30 and len(set(words)) < 0.25 * len(words)
+
+
+def _examine_tokens(batch: Batch, raw: list[dict[str, Any]], rows: list[Row], target: Target, tally: Tally) -> None:
+    from datasets import Dataset
+
+    dataset = Dataset.from_list(raw, features=batch.features)
+    try:
+        dataset, _, _ = prepare(dataset, f"the {batch.split} rows", target.paired_method)
+        tokens = tokenize(dataset, rows, target)
+    except (DataError, ValueError) as error:  # what no check foresaw, in the trainer's own words
+        tally.refused = str(error)
+        return
+    for index, message in tokens.failed.items():
+        tally.of("D410").add(index, excerpt(message))
+    tally.of("D410").checked += len(rows)
+    if not len(tokens.index):
+        return
+    for code, check in TOKENS.items():
+        hits = check.function(tokens, target)
+        if hits is None:
+            continue
+        found = tally.of(code)
+        found.checked += len(tokens.index)
+        found.parts.update(hits.parts)
+        for place in np.flatnonzero(hits.mask):
+            if len(found.examples) < 3:
+                found.add(int(tokens.index[place]), hits.detail(int(place)))
+            else:
+                found.count += 1
+    _keep_tokens(tokens, tally)
+    tally.previews = preview_rows(tokens, target, batch.split, batch.previews)
+
+
+def _keep_tokens(tokens: TokenRows, tally: Tally) -> None:
+    values: dict[str, np.ndarray] = {"index": tokens.index, "prompt": tokens.prompt.lengths, "dropped": tokens.dropped}
+    values |= {side: tokens.response_lengths(side) for side in tokens.sides}
+    values |= {f"{side}_over": tokens.over(side) * ~tokens.dropped for side in tokens.sides}
+    if tokens.label is not None:
+        values["label"] = tokens.label
+    tally.keep(tally.tokens, values)

@@ -1,0 +1,57 @@
+"""Rows as the sequences of tokens that are trained on."""
+
+import numpy as np
+
+from trl_plus.preflight.findings import Preview, Token
+from trl_plus.preflight.target import Target
+from trl_plus.preflight.tokens import TokenRows
+
+
+def preview_rows(tokens: TokenRows, target: Target, split: str, count: int) -> list[Preview]:
+    """The first `count` rows of a batch, in the order of their source."""
+    places = np.argsort(tokens.index, kind="stable")[:count].tolist()
+    return [_preview(tokens, place, target, split) for place in places]
+
+
+def _preview(tokens: TokenRows, place: int, target: Target, split: str) -> Preview:
+    dropped = ""
+    if tokens.dropped[place]:
+        full = tokens.max_length is not None and len(tokens.prompt[place]) >= tokens.max_length
+        dropped = f"the prompt fills max_length {tokens.max_length}" if full else f"overlong: {target.overlong}"
+    sides = {side: _tokens(tokens, side, place, target) for side in tokens.sides}
+    label = None if tokens.label is None else bool(tokens.label[place])
+    return Preview(int(tokens.index[place]), split, sides, label, dropped)
+
+
+def _tokens(tokens: TokenRows, side: str, place: int, target: Target) -> list[Token]:
+    prompt, own = tokens.prompt[place], tokens.sides[side][place]
+    ids = np.concatenate([prompt, own])
+    trained_from = len(prompt) + int(tokens.context[side][place])
+    over = int(tokens.over(side)[place])
+    special = set(target.tokenizer.all_special_ids)
+    texts = token_texts(target.tokenizer, ids.tolist())
+    return [
+        Token(
+            text=text,
+            loss=position >= trained_from,
+            special=int(token) in special,
+            cut=position >= len(ids) - over if target.keeps_start else position < over,
+        )
+        for position, (token, text) in enumerate(zip(ids, texts, strict=True))
+    ]
+
+
+def token_texts(tokenizer: object, ids: list[int]) -> list[str]:
+    """The text of each token, which together make the text of all: a character of several tokens stands at its last."""
+    texts: list[str] = []
+    start = 0  # of the tokens whose text is not complete yet
+    for position in range(len(ids)):
+        text = tokenizer.decode(ids[start : position + 1], clean_up_tokenization_spaces=False)  # type: ignore[attr-defined]
+        if text.endswith("\ufffd") and position - start < 8:
+            texts.append("")
+            continue
+        texts.append(text)
+        start = position + 1
+    if start < len(ids) and texts:
+        texts[-1] = "\ufffd"
+    return texts

@@ -1,0 +1,143 @@
+"""What is kept of the rows: counts and examples of each check, and arrays for the checks of a whole split."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from trl_plus.preflight.findings import EXAMPLES, Example, Preview, Severity
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class Hits(NamedTuple):
+    """What a token check found in a batch: a mask over its rows, what to show of one, and counts to put in words."""
+
+    mask: np.ndarray
+    detail: Callable[[int], str]
+    parts: dict[str, int] = {}  # noqa: RUF012  (a NamedTuple's default is never changed)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a summary check found. `severity` overrides that of the check; `count` is 0 for the split as a whole."""
+
+    sentence: str = ""
+    count: int = 0
+    examples: tuple[Example, ...] = ()
+    severity: Severity | None = None
+
+    @classmethod
+    def of_rows(cls, count: int, summary: "Summary", examples: "Iterable[Example]") -> "Verdict":
+        """A verdict on single rows, whose sentence is made of their number and the check's title."""
+        return cls("", count, tuple(examples))
+
+
+@dataclass
+class Found:
+    """How often a check found something, the rows it looked at, and its first examples."""
+
+    count: int = 0
+    checked: int = 0
+    examples: list[Example] = field(default_factory=list)
+    parts: Counter[str] = field(default_factory=Counter)
+
+    def add(self, row: int, detail: str) -> None:
+        self.count += 1
+        if len(self.examples) < EXAMPLES:
+            self.examples.append(Example(row, detail))
+
+    def merge(self, other: "Found") -> None:
+        self.count += other.count
+        self.checked += other.checked
+        self.examples = sorted([*self.examples, *other.examples], key=lambda example: example.row)[:EXAMPLES]
+        self.parts.update(other.parts)
+
+
+@dataclass
+class Tally:
+    """What a part of a split came to; parts add up in any grouping.
+
+    Attributes:
+        rows: rows looked at.
+        text, tokens: columns with one value per readable row, and per token row, in batches.
+        counts: other things that were counted.
+        previews: of the first rows.
+    """
+
+    rows: int = 0
+    found: dict[str, Found] = field(default_factory=dict)
+    text: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    tokens: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+    previews: list[Preview] = field(default_factory=list)
+    refused: str = ""  # why rows could not be brought into shape at all
+
+    def of(self, code: str) -> Found:
+        return self.found.setdefault(code, Found())
+
+    def keep(self, columns: dict[str, list[np.ndarray]], values: dict[str, np.ndarray]) -> None:
+        for name, value in values.items():
+            columns.setdefault(name, []).append(value)
+
+    def merge(self, other: "Tally") -> None:
+        self.rows += other.rows
+        for code, found in other.found.items():
+            self.of(code).merge(found)
+        for mine, theirs in ((self.text, other.text), (self.tokens, other.tokens)):
+            for name, parts in theirs.items():
+                mine.setdefault(name, []).extend(parts)
+        self.counts.update(other.counts)
+        self.previews = [*self.previews, *other.previews]
+        self.refused = self.refused or other.refused
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A split as the summary checks see it.
+
+    Attributes:
+        index: row in the source, for each readable row.
+        text: per readable row: hashes "row", "prompt" and of each side, "<side>_size" in characters, "label", "sketch".
+        tokens: per token row: "prompt", and of each side, in tokens; "label", "dropped".
+        hits: what the other checks found, by code.
+        sampled: only some of the split's rows were looked at.
+        train: the training split, for a held-out one.
+    """
+
+    split: str
+    index: np.ndarray
+    text: dict[str, np.ndarray]
+    tokens: dict[str, np.ndarray]
+    hits: dict[str, Found]
+    counts: dict[str, int]
+    sampled: bool
+    streaming: bool
+    train: "Summary | None" = None
+
+    @property
+    def unit(self) -> str:
+        return "tokens" if self.tokens else "characters"
+
+    def response_sizes(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Lengths of wanted and unwanted responses: of the two sides of each pair, or of the rows of each label."""
+        if self.tokens:
+            source = {name: self.tokens[name] for name in self.tokens}
+        else:
+            source = {name.removesuffix("_size"): value for name, value in self.text.items() if name.endswith("_size")}
+            source |= {"label": self.text["label"]} if "label" in self.text else {}
+        if "chosen" in source:
+            return source["chosen"], source["rejected"]
+        if "completion" not in source:
+            return None
+        return source["completion"][source["label"]], source["completion"][~source["label"]]
+
+
+def joined(columns: dict[str, list[np.ndarray]]) -> dict[str, np.ndarray]:
+    """Each column's batches as one array."""
+    return {name: np.concatenate(parts) for name, parts in columns.items()}
+
+

@@ -1,0 +1,213 @@
+"""Rows as token ids, made by the trainer's own code, and what `max_length` does to them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trl_plus.preflight.rows import ROW, Row
+from trl_plus.preflight.target import Target
+
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Lists of token ids of different lengths, as one array.
+
+    Attributes:
+        values: all ids, one list after the other.
+        starts: where each list begins, and the end of the last: one more than there are lists.
+    """
+
+    values: Ints
+    starts: Ints
+
+    @classmethod
+    def of(cls, column: Any) -> "Ragged":
+        """From an Arrow column of lists."""
+        import pyarrow as pa
+
+        array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        offsets = array.offsets.to_numpy().astype(np.int64)
+        return cls(array.values.to_numpy()[offsets[0] : offsets[-1]].astype(np.int64), offsets - offsets[0])
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, index: int) -> Ints:
+        return self.values[self.starts[index] : self.starts[index + 1]]
+
+    @property
+    def lengths(self) -> Ints:
+        return np.diff(self.starts)
+
+    def count(self, ids: Sequence[int], skip: Ints | None = None) -> Ints:
+        """How many of each list's ids, without its first `skip` ones, are among `ids`."""
+        hit = np.concatenate([[0], np.cumsum(np.isin(self.values, list(ids)))])
+        first = self.starts[:-1] + (0 if skip is None else np.minimum(skip, self.lengths))
+        return hit[self.starts[1:]] - hit[first]
+
+    def tail_has(self, ids: Sequence[int], width: int) -> Bools:
+        """Whether any of each list's last `width` ids is among `ids`."""
+        skip = np.maximum(self.lengths - width, 0)
+        return self.count(ids, skip) > 0
+
+    def ends_with(self, ids: Sequence[int]) -> Bools:
+        """Whether each list ends with exactly these ids."""
+        if not len(ids):
+            return np.ones(len(self), bool)
+        found = self.lengths >= len(ids)
+        padded = np.concatenate([np.full(len(ids), -1), self.values])  # a list's last ids, for short ones too
+        for place, token in enumerate(ids):
+            found = found & (padded[self.starts[1:] + place] == token)
+        return found
+
+
+@dataclass
+class TokenRows:
+    """A batch of rows as the trainer gets them, before the collator cuts them.
+
+    Attributes:
+        index: row of the source, for each token row; a pair that became two completions stands there twice.
+        prompt, sides: token ids.
+        context: leading ids of each side that are earlier turns and not the response.
+        dropped: rows that `max_length` or `overlong` removes.
+        rows: the same rows as text.
+        label: of completions; None for pairs.
+    """
+
+    index: Ints
+    prompt: Ragged
+    sides: dict[str, Ragged]
+    context: dict[str, Ints]
+    dropped: Bools
+    rows: list[Row]
+    label: Bools | None = None
+    max_length: int | None = None
+    failed: dict[int, str] = field(default_factory=dict)  # rows that the template refuses: index -> its message
+
+    def over(self, side: str) -> Ints:
+        """Tokens of prompt and side beyond `max_length`, 0 where none are."""
+        if self.max_length is None:
+            return np.zeros(len(self.index), np.int64)
+        return np.maximum(self.prompt.lengths + self.sides[side].lengths - self.max_length, 0)
+
+    def response_lengths(self, side: str) -> Ints:
+        return self.sides[side].lengths - self.context[side]
+
+
+def tokenize(dataset: Any, rows: list[Row], target: Target) -> TokenRows:
+    """Rows as the trainer would make them, the ones that it would drop included and marked.
+
+    Args:
+        dataset: prepared rows with a column `ROW`.
+        rows: the same rows as text, in the same order.
+    """
+    failed: dict[int, str] = {}
+    try:
+        kept = _as_trained(dataset, target)
+    except Exception:  # a chat template may raise anything for a single row: find the rows, go on with the others
+        failed = _refused(rows, target)
+        if not failed:
+            raise
+        dataset = dataset.select([i for i, row in enumerate(dataset[ROW]) if row not in failed])
+        kept = _as_trained(dataset, target) if len(dataset) else None
+    return _token_rows(dataset, kept, rows, target, failed)
+
+
+def _as_trained(dataset: Any, target: Target) -> Any | None:
+    """The trainer's own rows; None where not one of them is left."""
+    from trl_plus.trainers.rows import NoRowLeft
+
+    try:
+        return _trainer_rows(dataset, target, max_length=target.max_length)
+    except NoRowLeft:
+        return None
+
+
+def _trainer_rows(dataset: Any, target: Target, max_length: int | None) -> Any:
+    import copy
+
+    import trl_plus
+
+    args = copy.copy(target.args)
+    args.max_length = max_length
+    args.dataset_num_proc = None
+    args.train_sampling_strategy = "random"  # no column of lengths
+    if getattr(args, "overlong", None) == "error":
+        args.overlong = "drop"  # what would stop the run is marked instead
+    return getattr(trl_plus, target.trainer).tokenized_rows(args, target.processor, dataset)
+
+
+def _refused(rows: list[Row], target: Target) -> dict[int, str]:
+    """Rows that the chat template refuses, and why."""
+    import json
+
+    from trl_plus.trainers.upstream import tokenize_messages
+
+    failed = {}
+    for row in rows:
+        tools = row.raw.get("tools")
+        kwargs = {
+            "tools": json.loads(tools) if isinstance(tools, str) else tools,
+            **(row.raw.get("chat_template_kwargs") or {}),
+        }
+        try:
+            tokenize_messages(target.processor, row.turns, add_generation_prompt=True, **kwargs)
+            for side, context in row.context.items():
+                tokenize_messages(target.processor, [*context, row.last_message(side)], **kwargs)
+        except Exception as error:  # see `tokenize`
+            failed[row.index] = (str(error).strip() or type(error).__name__).splitlines()[-1]
+    return failed
+
+
+def _token_rows(
+    dataset: Any, kept: Any | None, rows: list[Row], target: Target, failed: dict[int, str]
+) -> TokenRows:
+    import pyarrow as pa
+
+    tables = [] if kept is None else [_table(kept, target)]
+    left = set(tables[0].column(ROW).to_pylist()) if tables else set()
+    gone = [i for i, row in enumerate(dataset[ROW]) if row not in left] if len(dataset) else []
+    if gone:
+        tables.append(_table(_trainer_rows(dataset.select(gone), target, max_length=None), target))
+    table = pa.concat_tables(tables) if tables else None
+    by_index = {row.index: row for row in rows}
+    index = np.array(table.column(ROW).to_pylist() if table else [], np.int64)
+    columns = {name: Ragged.of(table.column(f"{name}_ids")) for name in ("prompt", *target.sides)} if table else {
+        name: Ragged(np.zeros(0, np.int64), np.zeros(1, np.int64)) for name in ("prompt", *target.sides)
+    }  # fmt: skip
+    names = table.column_names if table else []
+    context = {
+        side: table.column(f"{side}_context").to_numpy().astype(np.int64)
+        if f"{side}_context" in names
+        else np.zeros(len(index), np.int64)
+        for side in target.sides
+    }
+    return TokenRows(
+        index=index,
+        prompt=columns.pop("prompt"),
+        sides=columns,
+        context=context,
+        dropped=np.isin(index, list({dataset[i][ROW] for i in gone})),
+        rows=[by_index[i] for i in index.tolist()],
+        label=np.array(table.column("label").to_pylist(), bool) if "label" in names else None,
+        max_length=target.max_length,
+        failed=failed,
+    )
+
+
+def _table(dataset: Any, target: Target) -> Any:
+    wanted = [ROW, "prompt_ids", "label", *(f"{side}_{what}" for side in target.sides for what in ("ids", "context"))]
+    known = [name for name in wanted if name in dataset.column_names]
+    table = dataset.select_columns(known).with_format("arrow")[:]
+    for side in target.sides:  # marked only where some row of its batch has earlier turns
+        if f"{side}_context" not in known:
+            import pyarrow as pa
+
+            table = table.append_column(f"{side}_context", pa.array([0] * len(table), pa.int64()))
+    return table.select([name for name in wanted if name in table.column_names])
