@@ -1,7 +1,5 @@
 """Local files to splits, formats by their columns, held-out rows, and one sentence for whatever cannot be read."""
 
-import json
-
 import pytest
 
 from trl_plus.data.files import DataError, is_local, split_files
@@ -14,17 +12,6 @@ USER, GOOD, BAD = (
 PAIR = {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}
 TEXT_PAIR = {"prompt": "q", "chosen": "a", "rejected": "b"}
 LABELLED = {"prompt": [USER], "completion": [GOOD], "label": True}
-
-
-@pytest.fixture
-def write(tmp_path):
-    def _write(name, rows):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(rows if isinstance(rows, str) else "".join(json.dumps(row) + "\n" for row in rows))
-        return path
-
-    return _write
 
 
 def request(name, paired=True, **keys):

@@ -1,0 +1,133 @@
+"""The list `datasets` of a recipe: each entry read as TRL reads it, or from local files, and mixed as TRL mixes."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from trl_plus.data.files import DataError, as_path, is_local, split_files
+from trl_plus.data.numbering import mark_source, number_rows
+from trl_plus.data.reading import first_line, read_files
+from trl_plus.data.request import DataRequest
+
+# Keys with which an entry asks for a reading of its own
+_READING_KEYS = ("name", "data_dir", "data_files")
+
+
+def mix(request: DataRequest) -> tuple[dict[str, Any], list[str]]:
+    """The splits of a mixture ("train", and "test" with `test_split_size`), and what each entry gave.
+
+    Without `fraction` the entries are concatenated. With it, map-style rows are those of TRL: of each entry the first
+    rows, as many as give the shares without repeating a row. A stream, for which TRL has no fractions, draws the entry
+    of each row with the run's seed, in the proportion of the shares, and ends when one entry ends.
+
+    Raises:
+        DataError: an entry cannot be read, the fractions give no shares, or the columns do not fit together.
+    """
+    names = [str(entry["path"]) for entry in request.mixture]
+    try:
+        parts = [_entry(entry, index, request) for index, entry in enumerate(request.mixture)]
+        train, notes = _mixed(parts, names, _shares(request.mixture), request)
+        return _split(train, request), notes
+    except DataError:
+        raise
+    except Exception as error:  # the readers and the hub client raise many unrelated types
+        raise DataError(f"The mixture {request.label} could not be loaded: {first_line(error)}") from error
+
+
+def _entry(entry: Mapping[str, Any], index: int, request: DataRequest) -> Any:
+    """The rows of one entry, with its columns selected."""
+    path = str(entry["path"])
+    own_files = is_local(path) and not as_path(path).is_dir() and not any(entry.get(key) for key in _READING_KEYS)
+    rows = _local(entry, request.mixture_streaming) if own_files else _as_trl(entry, request.mixture_streaming)
+    rows = number_rows(rows, request.row_column, path)
+    return mark_source(rows, request.source_column, index, path)
+
+
+def _as_trl(entry: Mapping[str, Any], streaming: bool) -> Any:
+    from trl import DatasetMixtureConfig, get_dataset
+
+    alone = {key: value for key, value in entry.items() if key != "fraction"}
+    return get_dataset(DatasetMixtureConfig(datasets=[alone], streaming=streaming))["train"]
+
+
+def _local(entry: Mapping[str, Any], streaming: bool) -> Any:
+    """The rows of local files; `split` may be a slice, as in `datasets`."""
+    path, split = str(entry["path"]), str(entry.get("split") or "train")
+    files = split_files(path)
+    word = re.match(r"\w*", split)
+    name = word[0] if word else ""
+    if name not in files:
+        raise DataError(f"{path} has no split {name!r}: set `split` to {' or '.join(files)}.")
+    rows = read_files(files[name], streaming, f"train{split.removeprefix(name)}")
+    columns = entry.get("columns")
+    return rows if columns is None else rows.select_columns(columns)
+
+
+def _shares(mixture: list[Mapping[str, Any]]) -> list[float] | None:
+    """The share of each entry, summing to 1; None where no entry has a `fraction`."""
+    fractions = [entry.get("fraction") for entry in mixture]
+    if all(fraction is None for fraction in fractions):
+        return None
+    given = [fraction for fraction in fractions if fraction is not None]
+    if len(given) < len(fractions):
+        raise DataError("`fraction` must be set for every entry of `datasets` or for none: add the missing ones.")
+    if not all(math.isfinite(fraction) and fraction >= 0 for fraction in given) or not sum(given) > 0:
+        raise DataError(f"`fraction` is {', '.join(map(str, given))}: give numbers of at least 0, one of them above.")
+    return [fraction / sum(given) for fraction in given]
+
+
+def _mixed(
+    parts: list[Any], names: list[str], shares: list[float] | None, request: DataRequest
+) -> tuple[Any, list[str]]:
+    import datasets
+
+    parts = _with_one_text_type(parts)
+    if request.mixture_streaming:
+        if shares is None:
+            return datasets.concatenate_datasets(parts), []
+        drawn = [index for index, share in enumerate(shares) if share > 0]  # one of share 0 would never end the stream
+        train = datasets.interleave_datasets(
+            [parts[index] for index in drawn],
+            probabilities=[shares[index] for index in drawn],
+            seed=request.seed,
+            stopping_strategy="first_exhausted",
+        )
+        said = ", ".join(f"{share:.1%} {name}" for share, name in zip(shares, names, strict=True))
+        return train, [f"The stream draws each row from {said} (`fraction`), and ends when one of them ends."]
+    sizes = [len(part) for part in parts]
+    if shares is not None:
+        total = min(size / share for size, share in zip(sizes, shares, strict=True) if share > 0)
+        parts = [part.select(range(round(share * total))) for part, share in zip(parts, shares, strict=True)]
+    counts = zip(parts, sizes, names, strict=True)
+    said = ", ".join(f"{len(part)} of {size} rows of {name}" for part, size, name in counts)
+    return datasets.concatenate_datasets(parts), [f"The mixture holds {said}."]
+
+
+def _with_one_text_type(parts: list[Any]) -> list[Any]:
+    """CSV and some parquet files come as `large_string`, which `datasets` does not concatenate with `string`."""
+    from datasets import Features, List, Value
+
+    def plain(feature: Any) -> Any:
+        if isinstance(feature, dict):
+            return {name: plain(part) for name, part in feature.items()}
+        if isinstance(feature, List):
+            return List(plain(feature.feature))
+        return Value("string") if feature == Value("large_string") else feature
+
+    known = [part.features for part in parts]
+    if any(features is None for features in known) or all(features == known[0] for features in known):
+        return parts
+    wanted = [Features(plain(dict(features))) for features in known]
+    return [part if new == old else part.cast(new) for part, new, old in zip(parts, wanted, known, strict=True)]
+
+
+def _split(train: Any, request: DataRequest) -> dict[str, Any]:
+    from transformers import set_seed
+
+    set_seed(request.seed)  # TRL's split draws from NumPy's global state: every rank and a resumed run must agree
+    if request.mixture_test_size is None:
+        return {"train": train}
+    if not hasattr(train, "train_test_split"):
+        raise DataError("`test_split_size` needs rows that can be counted: remove `streaming`.")
+    return dict(train.train_test_split(test_size=request.mixture_test_size))

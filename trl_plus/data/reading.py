@@ -1,0 +1,90 @@
+"""Local files and hub datasets to splits, and one sentence for whatever cannot be read."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from trl_plus.data.files import READERS, DataError, is_local, split_files
+
+
+def read_splits(name: str, config: str | None, streaming: bool) -> dict[str, Any]:
+    """Every split of a dataset by name.
+
+    Raises:
+        DataError: a file or the hub dataset cannot be read.
+    """
+    import datasets
+
+    if is_local(name):
+        if config is not None:
+            raise DataError(f"`dataset_config: {config}` has no meaning for the local {name}: remove it.")
+        return _read_local(split_files(name), streaming)
+    try:
+        return dict(datasets.load_dataset(name, name=config, streaming=streaming))
+    except Exception as error:  # the hub client raises many unrelated types, all with a sentence worth showing
+        raise DataError(f"The dataset {name} could not be loaded from the hub: {first_line(error)}") from error
+
+
+def _read_local(files: dict[str, list[Path]], streaming: bool) -> dict[str, Any]:
+    """Each split by itself, since their columns may differ."""
+    return {split: read_files(paths, streaming) for split, paths in files.items()}
+
+
+def read_files(paths: list[Path], streaming: bool, split: str = "train") -> Any:
+    """The rows of files of one kind.
+
+    Args:
+        split: "train" for all rows, or a slice such as "train[:10%]".
+
+    Raises:
+        DataError: a file is empty, broken or cut off, or the files have different columns.
+    """
+    import datasets
+
+    for path in paths:
+        if path.stat().st_size == 0:
+            raise DataError(f"{path} is empty: it has no rows.")
+    names = [str(path) for path in paths]
+    try:
+        return datasets.load_dataset(READERS[paths[0].suffix], data_files=names, split=split, streaming=streaming)
+    except Exception as error:  # pyarrow, pandas and json each raise their own types
+        for path in paths:
+            _refuse_broken_line(path)
+            _refuse_cut_parquet(path)
+        cause = error.__cause__ or error
+        raise DataError(f"{', '.join(names)}: the rows cannot be read as one table: {first_line(cause)}") from error
+
+
+def _refuse_broken_line(path: Path) -> None:
+    """Name the line of a JSON file that is not JSON; the readers only say that there is one."""
+    if path.suffix not in (".jsonl", ".json"):
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        start = file.read(1)
+        if path.suffix == ".json" and start == "[":  # one list of rows
+            try:
+                json.loads(start + file.read())
+            except json.JSONDecodeError as error:
+                raise DataError(f"{path}, line {error.lineno} is not JSON: {error}. Is the file cut off?") from error
+            return
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                json.loads(line) if line.strip() else None
+            except json.JSONDecodeError as error:
+                raise DataError(f"{path}, line {number} is not JSON: {error}. Mend or remove the line.") from error
+
+
+def _refuse_cut_parquet(path: Path) -> None:
+    """Say of a parquet file that its end is missing, where its index is."""
+    if path.suffix != ".parquet":
+        return
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 4))
+        if file.read() != b"PAR1":
+            raise DataError(f"{path} is cut off: its end is missing. Copy or download it again.")
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, cut to one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
