@@ -10,9 +10,10 @@ from trl_plus.data.files import DataError
 from trl_plus.data.formats import prepare
 from trl_plus.preflight import checks  # noqa: F401  (registers them)
 from trl_plus.preflight.checks.content import SCORES
+from trl_plus.preflight.findings import EXAMPLES
 from trl_plus.preflight.preview import preview_rows
 from trl_plus.preflight.registry import SHAPE, TEXT, TOKENS
-from trl_plus.preflight.rows import ROW, Row, excerpt, read_row
+from trl_plus.preflight.rows import ROW, SOURCE_ROW, Row, excerpt, read_row
 from trl_plus.preflight.sketches import sketch
 from trl_plus.preflight.tally import Tally
 from trl_plus.preflight.target import Target
@@ -42,7 +43,7 @@ def examine(batch: Batch, target: Target, near: bool = True) -> Tally:
         for code, check in TEXT.items():
             detail = check.function(row)
             if detail is not None:
-                tally.of(code).add(row.index, detail)
+                tally.of(code).add(row.source_row, detail)
     for code in TEXT:
         tally.of(code).checked += len(rows)
     _keep_texts(rows, tally, near)
@@ -57,7 +58,7 @@ def _misshapen(row: dict[str, Any], target: Target, tally: Tally) -> bool:
         found = tally.of(code)
         found.checked += 1
         if detail is not None:
-            found.add(row[ROW], detail)
+            found.add(row[SOURCE_ROW], detail)
     return any(detail is not None for detail in details.values())
 
 
@@ -69,7 +70,7 @@ def _keep_texts(rows: list[Row], tally: Tally, near: bool) -> None:
     if not rows:
         return
     sides = list(rows[0].responses)
-    values: dict[str, Any] = {"index": [row.index for row in rows], "prompt": [_key(row.prompt) for row in rows]}
+    values: dict[str, Any] = {"index": [row.source_row for row in rows], "prompt": [_key(row.prompt) for row in rows]}
     for side in sides:
         # after its own history, where that differs
         values[side] = [_key(f"{row.context.get(side)}{row.responses[side]}") for row in rows]
@@ -111,8 +112,9 @@ def _examine_tokens(batch: Batch, raw: list[dict[str, Any]], rows: list[Row], ta
     except (DataError, ValueError) as error:  # what no check foresaw, in the trainer's own words
         tally.refused = str(error)
         return
+    by_index = {row.index: row for row in rows}
     for index, message in tokens.failed.items():
-        tally.of("D410").add(index, excerpt(message))
+        tally.of("D410").add(by_index[index].source_row, excerpt(message))
     tally.of("D410").checked += len(rows)
     if not len(tokens.index):
         return
@@ -124,8 +126,8 @@ def _examine_tokens(batch: Batch, raw: list[dict[str, Any]], rows: list[Row], ta
         found.checked += len(tokens.index)
         found.parts.update(hits.parts)
         for place in np.flatnonzero(hits.mask):
-            if len(found.examples) < 3:
-                found.add(int(tokens.index[place]), hits.detail(int(place)))
+            if len(found.examples) < EXAMPLES:
+                found.add(tokens.rows[place].source_row, hits.detail(int(place)))
             else:
                 found.count += 1
     _keep_tokens(tokens, tally)
@@ -133,7 +135,7 @@ def _examine_tokens(batch: Batch, raw: list[dict[str, Any]], rows: list[Row], ta
 
 
 def _keep_tokens(tokens: TokenRows, tally: Tally) -> None:
-    values: dict[str, np.ndarray] = {"index": tokens.index, "prompt": tokens.prompt.lengths, "dropped": tokens.dropped}
+    values: dict[str, np.ndarray] = {"prompt": tokens.prompt.lengths, "dropped": tokens.dropped}
     values |= {side: tokens.response_lengths(side) for side in tokens.sides}
     values |= {f"{side}_over": tokens.over(side) * ~tokens.dropped for side in tokens.sides}
     if tokens.label is not None:

@@ -20,7 +20,7 @@ def _preview(tokens: TokenRows, place: int, target: Target, split: str) -> Previ
         dropped = f"the prompt fills max_length {tokens.max_length}" if full else f"overlong: {target.overlong}"
     sides = {side: _tokens(tokens, side, place, target) for side in tokens.sides}
     label = None if tokens.label is None else bool(tokens.label[place])
-    return Preview(int(tokens.index[place]), split, sides, label, dropped)
+    return Preview(tokens.rows[place].source_row, split, sides, label, dropped)
 
 
 def _tokens(tokens: TokenRows, side: str, place: int, target: Target) -> list[Token]:

@@ -8,7 +8,8 @@ from typing import Any
 from trl_plus.data.responses import Message, is_conversation, split_response
 from trl_plus.preflight.findings import EXCERPT
 
-ROW = "_row"  # column with a row's index in its source
+ROW = "_position"  # column with a row's position among the rows looked at
+SOURCE_ROW, SOURCE = "_row", "source"  # columns with a row's index in its source, and with that source's name
 THINKING_KEYS = ("reasoning_content", "thinking", "reasoning")
 
 
@@ -57,9 +58,7 @@ def message_text(message: Message) -> str:
     if isinstance(content, str):
         return content
     if isinstance(content, list):
-        return "\n".join(
-            str(block.get("text") or "") if isinstance(block, dict) else str(block) for block in content
-        )
+        return "\n".join(str(block.get("text") or "") if isinstance(block, dict) else str(block) for block in content)
     return ""
 
 
@@ -75,7 +74,7 @@ class Row:
     """One row.
 
     Attributes:
-        index: in its source, from 0.
+        index: position among the rows looked at.
         context: messages before the response, by side; [] where the row is text.
         prompt: the prompt as text (every turn before the response, where it is a conversation).
         responses: the last assistant message's text, or the side's text, by side.
@@ -89,6 +88,11 @@ class Row:
     raw: dict[str, Any] = field(repr=False)
     conversational: bool = False
     implicit: bool = False
+
+    @property
+    def source_row(self) -> int:
+        """The row's number in its source, from 0."""
+        return self.raw.get(SOURCE_ROW, self.index)
 
     @property
     def chosen(self) -> str:

@@ -10,7 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 PERMUTATIONS = 64  # of each sketch: the standard error of a similarity of 0.85 is 0.045
-_BANDS, _ROWS = 32, 2  # bands of a sketch, and values per band: two rows of similarity 0.85 miss all of them 1 time in 10^8
+_BANDS, _ROWS = (
+    32,
+    2,
+)  # bands of a sketch, and values per band: two rows of similarity 0.85 miss all of them 1 time in 10^8
 _SIMILAR = 0.85
 _SHINGLE = 3  # words
 _CHARACTERS = 5  # of a shingle where words are not separated by spaces
@@ -36,7 +39,7 @@ def sketch(texts: Sequence[tuple[str, str]]) -> NDArray[np.uint16]:
 
 
 def near_duplicates(sketches: NDArray[np.uint16]) -> NDArray[np.int64]:
-    """For each row the position of the earliest row found that it is nearly the same as; its own where there is none."""
+    """For each row the position of the earliest row found that is nearly the same; its own where there is none."""
     rows = len(sketches)
     first = np.arange(rows)
     for band in range(_BANDS):

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -139,5 +139,3 @@ class Summary:
 def joined(columns: dict[str, list[np.ndarray]]) -> dict[str, np.ndarray]:
     """Each column's batches as one array."""
     return {name: np.concatenate(parts) for name, parts in columns.items()}
-
-

@@ -19,6 +19,7 @@ class Target:
         processor: tokenizer or processor; None without a model.
         stop_ids: token ids that generation stops on: the generation config's and the tokenizer's end of sequence.
         trainer: name of the trainer class.
+        sources: the datasets of a mixture, in the order of its entries.
     """
 
     kind: Kind
@@ -28,6 +29,7 @@ class Target:
     processor: Any = None
     stop_ids: frozenset[int] = frozenset()
     trainer: str = ""
+    sources: tuple[str, ...] = ()
 
     @property
     def tokenizer(self) -> Any:

@@ -165,9 +165,7 @@ def _refused(rows: list[Row], target: Target) -> dict[int, str]:
     return failed
 
 
-def _token_rows(
-    dataset: Any, kept: Any | None, rows: list[Row], target: Target, failed: dict[int, str]
-) -> TokenRows:
+def _token_rows(dataset: Any, kept: Any | None, rows: list[Row], target: Target, failed: dict[int, str]) -> TokenRows:
     import pyarrow as pa
 
     tables = [] if kept is None else [_table(kept, target)]

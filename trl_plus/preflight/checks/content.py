@@ -15,13 +15,19 @@ SCORES = (
     ("chosen_reward", "rejected_reward"),
 )
 # UTF-8 read as Latin-1 or Windows-1252: a lead byte's letter followed by a continuation byte's sign
-_MOJIBAKE = re.compile("[ÃÂ][\x80-\xbf\u2018-\u201d\u20ac\u2122\u0152\u0153\u0160\u0161]|â€[\x80-\xbf\u2122\u0153œ˜¦“”]|ðŸ")
+_MOJIBAKE = re.compile(
+    "[ÃÂ][\x80-\xbf\u2018-\u201d\u20ac\u2122\u0152\u0153\u0160\u0161]|â€[\x80-\xbf\u2122\u0153œ˜¦“”]|ðŸ"
+)
 # zero-width, direction marks, tag characters, control characters other than tab and line breaks
 _INVISIBLE = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u2060-\u2064\ufeff\u202a-\u202e\u2066-\u2069\U000e0000-\U000e007f\ud800-\udfff]"
 )
-_EMAIL = re.compile(r"\b[\w.+-]{1,64}@(?!example\.|test\.|domain\.|email\.)[\w-]+(?:\.[\w-]+)*\.[a-z]{2,24}\b", re.IGNORECASE)
-_PHONE = re.compile(r"(?<![\w.+-])(?:\+\d{1,3}[ .-]?\(?\d{2,4}\)?(?:[ .-]\d{2,4}){2,3}|\(\d{3}\) ?\d{3}-\d{4})(?![\w-])")
+_EMAIL = re.compile(
+    r"\b[\w.+-]{1,64}@(?!example\.|test\.|domain\.|email\.)[\w-]+(?:\.[\w-]+)*\.[a-z]{2,24}\b", re.IGNORECASE
+)
+_PHONE = re.compile(
+    r"(?<![\w.+-])(?:\+\d{1,3}[ .-]?\(?\d{2,4}\)?(?:[ .-]\d{2,4}){2,3}|\(\d{3}\) ?\d{3}-\d{4})(?![\w-])"
+)
 _SSN = re.compile(r"(?<![\w-])(?!000|666|9\d\d)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\w-])")
 _CARD = re.compile(r"(?<![\w.-])(?:\d{4}[ -]){3}\d{4}(?![\w-])|(?<![\w.-])[3-6]\d{14,15}(?![\w.-])")
 _DIGITS = re.compile(r"\d{2}")

@@ -114,6 +114,6 @@ def swapped_columns(summary: Summary, target: Target) -> Verdict | None:
     chosen, rejected = summary.counts.get("chosen_poor", 0), summary.counts.get("rejected_poor", 0)
     if chosen >= 20 and chosen > 4 * rejected:
         return Verdict(
-            f"In {chosen} rows only the chosen response breaks off or repeats itself, in {rejected} only the rejected one."
+            f"In {chosen} rows only the chosen response repeats itself endlessly, in {rejected} only the rejected one."
         )
     return None

@@ -36,7 +36,7 @@ def row_too_long(tokens: TokenRows, target: Target) -> Hits | None:
     if target.max_length is None:
         return None
     mask = tokens.dropped & (tokens.prompt.lengths < target.max_length)
-    return Hits(mask, lambda place: f"{max(map(lambda s: s.lengths[place], tokens.sides.values()))} response tokens")
+    return Hits(mask, lambda place: f"{max(side.lengths[place] for side in tokens.sides.values())} response tokens")
 
 
 def _cut(tokens: TokenRows) -> dict[str, np.ndarray]:
@@ -95,7 +95,7 @@ def cut_to_little(tokens: TokenRows, target: Target) -> Hits:
     "D510",
     WARNING,
     "one side is longer than the other in most rows",
-    "Balance the lengths, or choose a length-normalised method (simpo, orpo, dpo_norm) and watch the length of answers.",
+    "Balance the lengths, or choose a length-normalised method (simpo, orpo, dpo_norm), and watch how long answers get.",
 )
 def length_bias(summary: Summary, target: Target) -> Verdict | None:
     sizes = summary.response_sizes()

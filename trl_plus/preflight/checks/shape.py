@@ -97,7 +97,9 @@ def _conversations(row: Raw, kind: Kind) -> dict[str, list[dict[str, Any]]] | No
 )
 def last_turn(row: Raw, kind: Kind) -> str | None:
     whole = _conversations(row, kind) or {}
-    bad = [f"{side} ends with {turns[-1]['role']!r}" for side, turns in whole.items() if turns[-1]["role"] != "assistant"]
+    bad = [
+        f"{side} ends with {turns[-1]['role']!r}" for side, turns in whole.items() if turns[-1]["role"] != "assistant"
+    ]
     return ", ".join(bad) or None
 
 

@@ -22,8 +22,8 @@ _THINK = re.compile(r"<think(?:ing)?>(.+?)</think(?:ing)?>", re.DOTALL)
     "D401",
     WARNING,
     "the tokenized prompt is not the beginning of prompt and response: the end of the prompt is left out",
-    "End text prompts at a token's end (no trailing space), or use a chat template that writes the prompt alike with and "
-    "without a response: the model otherwise trains on another context than it meets.",
+    "End text prompts at a token's end (no trailing space), or use a chat template that writes the prompt alike with "
+    "and without a response: the model otherwise trains on another context than it meets.",
 )
 def prompt_is_no_prefix(tokens: TokenRows, target: Target) -> Hits:
     mask = np.zeros(len(tokens.index), bool)
@@ -69,8 +69,8 @@ def template_arguments(row: Row) -> dict[str, Any]:
     "D402",
     ERROR,
     "a response does not end with a token that generation stops on",
-    "Use a chat template that closes the assistant's turn with such a token, or add it to `eos_token_id` of the model's "
-    "generation config: the model never learns to stop.",
+    "Use a chat template that closes the assistant's turn with such a token, or add it to `eos_token_id` of the "
+    "model's generation config: the model never learns to stop.",
 )
 def no_stop_token(tokens: TokenRows, target: Target) -> Hits:
     missing = {side: ~ids.tail_has(sorted(target.stop_ids), _TAIL) for side, ids in tokens.sides.items()}
@@ -112,7 +112,9 @@ def begins_twice(tokens: TokenRows, target: Target) -> Hits | None:
     bos = target.tokenizer.bos_token_id
     if bos is None:
         return None
-    mask = np.array([len(tokens.prompt[i]) > 1 and (tokens.prompt[i][:2] == bos).all() for i in range(len(tokens.index))])
+    mask = np.array(
+        [len(tokens.prompt[i]) > 1 and (tokens.prompt[i][:2] == bos).all() for i in range(len(tokens.index))]
+    )
     return Hits(mask.astype(bool), lambda place: target.tokenizer.decode(tokens.prompt[place][:8]))
 
 
@@ -225,6 +227,16 @@ def unknown_tokens(tokens: TokenRows, target: Target) -> Hits | None:
         return None
     counts = tokens.prompt.count([unknown]) + sum(ids.count([unknown]) for ids in tokens.sides.values())
     return Hits(counts > 0, lambda place: f"{counts[place]} tokens")
+
+
+@token_check(
+    "D410",
+    ERROR,
+    "the chat template refuses the row",
+    "Mend these rows, or use a template that takes them: training would stop at the first one.",
+)
+def refused_by_template(tokens: TokenRows, target: Target) -> None:
+    """Found while the rows are tokenized (`TokenRows.failed`): there is nothing left to look at here."""
 
 
 @cache

@@ -19,7 +19,9 @@ _HH = re.compile(r"\n\n(Human|Assistant): ?")
 def blank_prompt(row: Row) -> str | None:
     if row.implicit and row.chosen == row.rejected:  # identical sides, which another check reports
         return None
-    asked = [message_text(turn) for turn in row.turns if turn["role"] != "system"] if row.conversational else [row.prompt]
+    asked = (
+        [message_text(turn) for turn in row.turns if turn["role"] != "system"] if row.conversational else [row.prompt]
+    )
     return None if any(text.strip() for text in asked) or _has_media(row) else "the prompt is blank"
 
 
@@ -128,7 +130,7 @@ def different_histories(row: Row) -> str | None:
     "D209",
     WARNING,
     "the prompt that the sides share ends inside a word or a turn",
-    "Add a column `prompt`, or name the format (`converter: hh`): without one, TRL splits where the texts begin to differ.",
+    "Add a column `prompt`, or name the format (`converter: hh`): TRL splits where the texts begin to differ.",
 )
 def bad_implicit_split(row: Row) -> str | None:
     if not row.implicit or row.chosen == row.rejected:

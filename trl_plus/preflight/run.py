@@ -1,0 +1,185 @@
+"""A preflight: every row check over the rows of a recipe or dataset, then the checks of whole splits."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trl_plus.preflight.examine import Batch, examine
+from trl_plus.preflight.findings import Finding, Result, Severity, Split
+from trl_plus.preflight.registry import SUMMARY, every_check
+from trl_plus.preflight.source import Source, batches
+from trl_plus.preflight.statistics import split_statistics
+from trl_plus.preflight.tally import Found, Summary, Tally, joined
+from trl_plus.preflight.target import Target
+
+COLUMNS_CODE, REFUSED_CODE = "D101", "D199"
+_EMPTY = np.zeros(0, np.int64)
+Advance = Callable[[str, int, int | None], None]
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is looked at.
+
+    Attributes:
+        rows: at most so many rows of each split; None for all.
+        near: look for near duplicates.
+        num_proc: processes that share the work.
+        previews: rows that are shown as tokens.
+    """
+
+    rows: int | None = 5000
+    near: bool = True
+    num_proc: int = 1
+    previews: int = 5
+
+
+def preflight(source: Source, extent: Extent, advance: Advance | None = None) -> Result:
+    """Look at the rows of a source.
+
+    Args:
+        advance: called with a split, the rows that are done, and how many there will be (None for a stream).
+    """
+    begun = time.perf_counter()
+    result = Result(
+        source=source.label,
+        method=source.target.method,
+        model=source.model,
+        format=source.format,
+        max_length=source.target.max_length,
+        splits=[],
+        findings=[],
+        notes=list(source.raw.notes),
+    )
+    if source.problem:
+        result.findings.append(_whole(COLUMNS_CODE, source.problem))
+        return result
+    if source.target.processor is None:
+        result.notes.append("No model was named, so tokens were not checked: add --model, or name a recipe.")
+    summary = None
+    with quiet_maps():
+        for name, dataset in source.splits():
+            summary = _one_split(name, dataset, source, extent, advance or _nothing, result, summary)
+    result.findings.sort(key=lambda finding: (finding.severity.rank, finding.code, finding.split))
+    result.seconds = time.perf_counter() - begun
+    return result
+
+
+def _nothing(split: str, done: int, total: int | None) -> None:
+    """Shows no progress."""
+
+
+def _one_split(
+    name: str, dataset: Any, source: Source, extent: Extent, advance: Advance, result: Result, train: Summary | None
+) -> Summary:
+    """Look at one split, and put what is found into the result."""
+    parts, rows, sampled = batches(dataset, name, extent.rows, extent.previews)
+    expected = rows if extent.rows is None or rows is None else min(rows, extent.rows)
+    tally = Tally()
+    for part in _examined(parts, source.target, extent):
+        tally.merge(part)
+        advance(name, tally.rows, expected)
+    text, tokens = joined(tally.text), joined(tally.tokens)
+    summary = Summary(
+        split=name,
+        index=text.pop("index", _EMPTY),
+        text=text,
+        tokens=tokens,
+        hits=tally.found,
+        counts=dict(tally.counts),
+        sampled=sampled,
+        streaming=rows is None,
+        train=train,
+    )
+    result.findings += _findings(name, tally, summary, source.target)
+    result.previews += tally.previews
+    result.splits.append(split_statistics(Split(name, rows, tally.rows), summary, source.target))
+    if sampled or (rows is None and extent.rows is not None and tally.rows == extent.rows):
+        of = "the stream" if rows is None else f"{rows}"
+        result.notes.append(f"{tally.rows} of {of} {name} rows were looked at; --all looks at all of them.")
+    return summary
+
+
+def _examined(parts: Iterator[Batch], target: Target, extent: Extent) -> Iterator[Tally]:
+    if extent.num_proc == 1:
+        for batch in parts:
+            yield examine(batch, target, extent.near)
+        return
+    from trl_plus.preflight.workers import examine_in_processes
+
+    yield from examine_in_processes(parts, target, extent.near, extent.num_proc)
+
+
+def _findings(split: str, tally: Tally, summary: Summary, target: Target) -> Iterator[Finding]:
+    if tally.refused:
+        yield _whole(REFUSED_CODE, tally.refused, split)
+    checks = every_check()
+    for code, found in tally.found.items():
+        if found.count:
+            check = checks[code]
+            severity = check.severity_at(found.count / max(found.checked, 1))
+            if code == "D502" and target.overlong == "error":
+                severity = Severity.ERROR
+            yield _of_rows(code, split, found, severity)
+    for code, check in SUMMARY.items():
+        verdict = check.function(summary, target) if len(summary.index) else None
+        if verdict is not None:
+            severity = verdict.severity or check.severity
+            found = Found(verdict.count, len(summary.index), list(verdict.examples))
+            sentence = verdict.sentence or _sentence(found, check.title)
+            yield Finding(code, severity, split, check.title, sentence, found.count, found.checked, check.cure,
+                          verdict.examples)  # fmt: skip
+
+
+def _of_rows(code: str, split: str, found: Found, severity: Severity) -> Finding:
+    check = every_check()[code]
+    sentence = _sentence(found, check.title)
+    return Finding(code, severity, split, check.title, sentence, found.count, found.checked, check.cure,
+                   tuple(found.examples))  # fmt: skip
+
+
+def _sentence(found: Found, title: str) -> str:
+    parts = ", ".join(f"{name} {count}" for name, count in found.parts.items())
+    share = found.count / max(found.checked, 1)
+    of = f"{found.count} of {found.checked} rows ({share:.1%})"
+    return f"{of}: {title}{f' ({parts})' if parts else ''}."
+
+
+def _whole(code: str, sentence: str, split: str = "train") -> Finding:
+    title, cure = _REFUSALS[code]
+    return Finding(code, Severity.ERROR, split, title, sentence, 0, 0, cure)
+
+
+_REFUSALS = {
+    COLUMNS_CODE: (
+        "the columns are not those that the method needs",
+        "Rename the columns, or name the format of the data with `converter`.",
+    ),
+    REFUSED_CODE: ("the trainer refuses the rows", "Do as its message says."),
+}
+
+
+@contextmanager
+def quiet_maps() -> Iterator[None]:
+    """Without the progress bars of the datasets library and the warnings of TRL's tokenization: they come per batch."""
+    import logging
+
+    import datasets
+
+    shown = datasets.is_progress_bar_enabled()
+    loggers = {name: logging.getLogger(name) for name in ("trl", "trl_plus", "transformers")}
+    levels = {name: logger.level for name, logger in loggers.items()}
+    datasets.disable_progress_bars()
+    for logger in loggers.values():
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+        for name, logger in loggers.items():
+            logger.setLevel(levels[name])

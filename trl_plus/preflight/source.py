@@ -1,0 +1,129 @@
+"""What preflight looks at: the rows, method and tokenizer of a recipe, or of a dataset alone."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from trl_plus.data.files import DataError
+from trl_plus.data.formats import detect
+from trl_plus.data.loading import RawData, hold_out, load_raw
+from trl_plus.data.request import DataRequest
+from trl_plus.preflight.examine import Batch
+from trl_plus.preflight.rows import ROW, SOURCE_ROW, Kind, kind_of
+from trl_plus.preflight.target import Target, stop_ids
+from trl_plus.recipes.methods import METHODS
+from trl_plus.recipes.objects import RunObjects
+
+BATCH = 1000  # rows
+_LOOK = 100  # rows from which the kind of the data is told
+_DRAW = 0  # seed of the rows that are looked at; the run's own random numbers stay untouched
+
+
+@dataclass(frozen=True)
+class Source:
+    """Loaded rows and what they are for. `problem` says why no row can be looked at, and is empty where they can."""
+
+    raw: RawData
+    target: Target
+    model: str | None
+    format: str
+    problem: str = ""
+
+    @property
+    def label(self) -> str:
+        return self.raw.request.label
+
+    def splits(self) -> Iterator[tuple[str, Any]]:
+        yield "train", self.raw.train
+        if self.raw.eval is not None:
+            yield "eval", self.raw.eval
+
+
+def open_run(objects: RunObjects, processor: Any | None) -> Source:
+    """The rows of a recipe, with everything the trainer will be given."""
+    model = objects.model.model_name_or_path
+    target = Target(
+        kind=Kind((), False, False),
+        method=objects.recipe.method.name,
+        paired_method=objects.recipe.method.paired,
+        args=objects.args,
+        processor=processor,
+        trainer=objects.recipe.method.trainer,
+    )
+    if processor is not None:
+        target = replace(target, stop_ids=stop_ids(target.tokenizer, model, objects.model.model_revision))
+    return _opened(objects.data, target, model)
+
+
+def open_dataset(request: DataRequest, method: str | None) -> Source:
+    """The rows of a dataset without a model: they are looked at as text."""
+    name = method or "dpo"
+    target = Target(Kind((), False, False), name, METHODS[name].paired)
+    return _opened(request, target, None, any_method=method is None)
+
+
+def _opened(request: DataRequest, target: Target, model: str | None, any_method: bool = False) -> Source:
+    raw = hold_out(load_raw(replace(request, row_column=SOURCE_ROW)))
+    first = list(islice(iter(raw.train), _LOOK))
+    if not first:
+        raise DataError(f"{raw.name} has no rows: check the file and the split.")
+    kinds = Counter(kind for kind in map(kind_of, first) if kind is not None)
+    if not kinds:
+        return Source(raw, target, model, "unknown", problem=_why(first[0], raw.name, target.paired_method))
+    kind = kinds.most_common(1)[0][0]
+    if any_method and not kind.paired:
+        target = replace(target, method="kto", paired_method=False)
+    sources = tuple(str(entry["path"]) for entry in request.mixture)
+    target = replace(target, kind=kind, sources=sources)
+    example = next(row for row in first if kind_of(row) == kind)
+    try:
+        form = str(detect(example, raw.name, target.paired_method))
+    except DataError as error:
+        return Source(raw, target, model, "unknown", problem=str(error))
+    return Source(raw, target, model, form)
+
+
+def _why(row: dict[str, Any], name: str, paired_method: bool) -> str:
+    try:
+        detect(row, name, paired_method)
+    except DataError as error:
+        return str(error)
+    return f"{name}: no row has a readable form."
+
+
+def batches(dataset: Any, split: str, rows: int | None, previews: int) -> tuple[Iterator[Batch], int | None, bool]:
+    """The rows to look at in batches, how many there are in all (None for a stream), and whether only some are taken.
+
+    Args:
+        rows: at most so many, drawn evenly; of a stream the first ones. None for all.
+        previews: rows of the first batch to keep whole.
+    """
+    total = len(dataset) if hasattr(dataset, "__len__") else None
+    some = rows is not None and total is not None and rows < total
+    if some:
+        chosen = np.random.default_rng(_DRAW).choice(total, rows, replace=False)
+        dataset = dataset.select(np.sort(chosen))
+    columns = dataset.iter(BATCH) if total is None or rows is None or rows else ()
+    return _numbered(columns, dataset.features, split, rows if total is None else None, previews), total, some
+
+
+def _numbered(columns: Any, features: Any, split: str, limit: int | None, previews: int) -> Iterator[Batch]:
+    from datasets import Features, Value
+
+    known = None if features is None else Features({**features, ROW: Value("int64")})
+    done = 0
+    for batch in columns:
+        names = list(batch)
+        rows = [dict(zip(names, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+        if limit is not None:
+            rows = rows[: limit - done]
+        if not rows:
+            return
+        for position, row in enumerate(rows, start=done):
+            row[ROW] = position
+        yield Batch(split, rows, known, previews if done == 0 else 0)
+        done += len(rows)
