@@ -88,6 +88,16 @@ def load_recipe(argument: str, overrides: Sequence[str] = ()) -> Recipe:
     return _merge(given, source.label, notes)
 
 
+def recipe_from(values: Mapping[str, Any], label: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe that no file holds: values that a command's own options gave, and overrides.
+
+    Raises:
+        RecipeError: as `load_recipe`.
+    """
+    given = {**values, **parse_overrides(overrides)}
+    return _merge({name: Value(value, COMMAND_LINE, "command line: ") for name, value in given.items()}, label, [])
+
+
 def _merge(given: dict[str, Value], label: str, notes: list[str]) -> Recipe:
     method = _method(given.pop("method", None), label)
     keys = keys_of(method)

@@ -1,0 +1,47 @@
+"""The look that `train` takes at a sample of the rows before it loads the model."""
+
+from collections.abc import Callable
+from typing import Any
+
+from trl_plus.recipes.objects import RunObjects
+
+ROWS = 200
+
+
+class DataFound(ValueError):
+    """Preflight found errors in the data; the text says which."""
+
+
+def look(objects: RunObjects, processor: Any, say: Callable[[Any], None]) -> None:
+    """Run preflight on a sample of the rows; say its errors, and how many warnings there are.
+
+    Raises:
+        DataFound: there are errors. Warnings stop nothing.
+    """
+    from trl_plus.preflight.findings import Severity
+    from trl_plus.preflight.run import Extent, preflight
+    from trl_plus.preflight.source import open_run
+
+    result = preflight(open_run(objects, processor), Extent(rows=ROWS, near=False, previews=0))
+    errors = [finding for finding in result.findings if finding.severity is Severity.ERROR]
+    looked = ", ".join(f"{split.checked} {split.name}" for split in result.splits)
+    command = f"trl-plus preflight {objects.recipe.label}"
+    if errors:
+        raise DataFound(
+            "\n".join(
+                [
+                    f"preflight found {len(errors)} kinds of errors in the data ({looked} rows looked at):",
+                    *(f"- {found.code} {found.split}: {found.sentence}{_rows(found)} {found.cure}" for found in errors),
+                    f"See all of it with `{command}`, or train all the same with --no-preflight.",
+                ]
+            )
+        )
+    warnings = result.count(Severity.WARNING)
+    if warnings:
+        kinds = f"{warnings} warning{'s' if warnings > 1 else ''}"
+        say(f"Preflight: no errors and {kinds} in {looked} rows; `{command}` shows them.")
+
+
+def _rows(found: Any) -> str:
+    rows = ", ".join(str(example.row) for example in found.examples)
+    return f" Rows {rows}{', ...' if found.count > len(found.examples) else ''}." if rows else ""
