@@ -1,0 +1,188 @@
+"""Results made by hand, and a Chromium that tests talk to over its DevTools pipe: no port, no driver, no library."""
+
+import json
+import os
+import select
+import shutil
+import subprocess
+import time
+
+import pytest
+
+from trl_plus.preflight.findings import Example, Finding, Lengths, Preview, Result, Severity, Split, Token
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PATIENCE = 60  # seconds a browser on a busy machine may take for one answer
+
+
+def make_finding(code="D105", severity=Severity.ERROR, split="train", **changes):
+    values = {
+        "title": "Identical sides",
+        "sentence": "In 4 rows both sides are the same text.",
+        "count": 4,
+        "checked": 200,
+        "cure": "Remove these rows.",
+        "examples": (Example(17, "Yes, of course."), Example(88, "No.")),
+    }
+    return Finding(code, severity, split, **{**values, **changes})
+
+
+def make_preview(row=3, text="fine"):
+    prompt = [Token("<s>", False, True, False), Token("Hello\n", False, False, False)]
+    chosen = [Token(f" {text}", True, False, False), Token(" long", True, False, True), Token("</s>", True, True, True)]
+    rejected = [Token(" bad", True, False, False), Token("</s>", True, True, False)]
+    return Preview(row, "train", {"chosen": prompt + chosen, "rejected": prompt + rejected})
+
+
+def make_result(**changes):
+    """Every severity, two splits, a preview, and a field of every kind."""
+    edges, counts = [0, 50, 100, 150, 200], [120, 60, 20, 0]
+    quantiles = {"0.5": 41.0, "0.95": 120.5, "1.0": 149.0}
+    parts = [Lengths(part, edges, counts, quantiles, 48.25) for part in ("prompt", "chosen", "rejected")]
+    pairs = [(10, 5), (10, 5), (3, 9), (4, 4)]
+    values = {
+        "source": "recipes/my.yaml",
+        "method": "simpo",
+        "model": "org/model",
+        "format": "conversational pairs",
+        "max_length": 128,
+        "splits": [
+            Split("train", 200, 200, parts, pairs, dropped=3, cut={"chosen": 7, "rejected": 5}),
+            Split("eval", None, 20, labels={"true": 15, "false": 5}),
+        ],
+        "findings": [
+            make_finding("D701", Severity.INFO, title="Personal data", count=1, examples=(Example(5, "a@b.org"),)),
+            make_finding(),
+            make_finding("D501", Severity.WARNING, title="Length bias", count=0, examples=()),
+            make_finding("D601", Severity.WARNING, "eval", title="Overlap", count=2, checked=20),
+        ],
+        "notes": ["80 rows begin with a system message."],
+        "previews": [make_preview()],
+        "seconds": 1.25,
+    }
+    return Result(**{**values, **changes})
+
+
+@pytest.fixture
+def finding():
+    return make_finding
+
+
+@pytest.fixture
+def preview():
+    return make_preview
+
+
+@pytest.fixture
+def result():
+    return make_result
+
+
+class Browser:
+    """Headless Chromium, driven by messages of its DevTools protocol that end in a NUL byte.
+
+    `requests`, `problems` and `dialogs` hold what happened since the last `open`: URLs asked for, messages of the
+    console and the security policy, and dialogs that a script has opened.
+    """
+
+    def __init__(self, folder):
+        (from_us, self._to), (self._from, to_us) = os.pipe(), os.pipe()
+        flags = "--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --remote-debugging-pipe"
+        # a shell puts the pipes where Chromium looks for them: 3 to read, 4 to write
+        command = f'exec "$0" "$@" 3<&{from_us} 4>&{to_us}'
+        words = [CHROMIUM, *flags.split(), f"--user-data-dir={folder}", "about:blank"]
+        with open(os.path.join(folder, "log"), "wb") as log:
+            self._process = subprocess.Popen(
+                ["bash", "-c", command, *words], pass_fds=(from_us, to_us), stdout=log, stderr=log
+            )
+        os.close(from_us)
+        os.close(to_us)
+        self._buffer, self._number, self._session = b"", 0, None
+        self._clear()
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+
+    def _clear(self):
+        self.requests, self.problems, self.dialogs, self._loaded = [], [], [], False
+
+    def call(self, method, **params):
+        """The result of one command; what happens meanwhile is noted."""
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": params}
+        message |= {"sessionId": self._session} if self._session else {}
+        data = json.dumps(message).encode() + b"\0"
+        while data:
+            data = data[os.write(self._to, data) :]
+        while True:
+            answer = self._receive()
+            if answer.get("id") == message["id"]:
+                assert "error" not in answer, answer
+                return answer["result"]
+
+    def _receive(self):
+        deadline = time.monotonic() + PATIENCE
+        while b"\0" not in self._buffer:
+            ready, _, _ = select.select([self._from], [], [], max(0, deadline - time.monotonic()))
+            assert ready, f"Chromium did not answer in {PATIENCE} s"
+            data = os.read(self._from, 1 << 16)
+            assert data, "Chromium has ended"
+            self._buffer += data
+        text, self._buffer = self._buffer.split(b"\0", 1)
+        message = json.loads(text)
+        self._note(message.get("method"), message.get("params", {}))
+        return message
+
+    def _note(self, event, params):
+        if event == "Page.loadEventFired":
+            self._loaded = True
+        elif event == "Network.requestWillBeSent":
+            self.requests.append(params["request"]["url"])
+        elif event == "Log.entryAdded":
+            self.problems.append(params["entry"]["text"])
+        elif event == "Runtime.exceptionThrown":
+            self.problems.append(str(params["exceptionDetails"]))
+        elif event == "Runtime.consoleAPICalled":
+            self.problems.append(str(params["args"]))
+        elif event == "Page.javascriptDialogOpening":
+            self.dialogs.append(params["message"])
+
+    def open(self, path, scripts=True):
+        """Load a page, wait until all of it is there, and let timers that it may have set go off."""
+        self._clear()
+        self.call("Emulation.setScriptExecutionDisabled", value=not scripts)
+        self.call("Page.navigate", url=path.as_uri())
+        while not self._loaded:
+            self._receive()
+        if scripts:
+            self.evaluate("new Promise((done) => setTimeout(done, 50))")
+
+    def evaluate(self, expression):
+        """The value of a JavaScript expression, or of the promise it gives; the page's policy does not bind it."""
+        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def press(self, key, text=""):
+        """One key, as a person presses it."""
+        self.call("Input.dispatchKeyEvent", type="keyDown", key=key, text=text)
+        self.call("Input.dispatchKeyEvent", type="keyUp", key=key)
+
+    def close(self):
+        os.close(self._to)  # ends it
+        os.close(self._from)
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine: install the package `chromium` to test the pages")
+    browser = Browser(tmp_path_factory.mktemp("chromium"))
+    yield browser
+    browser.close()

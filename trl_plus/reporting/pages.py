@@ -1,0 +1,57 @@
+"""HTML pages in one file: no request leaves them, and text of a dataset in them is shown and never run."""
+
+import base64
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from trl_plus.reporting.printable import printable
+
+_TEMPLATES = Path(__file__).with_name("templates")
+
+
+def render(template: str, **context: Any) -> str:
+    """A page of the package's templates.
+
+    Every text is escaped, and what no page can show is written out (`printable`). The page's own style and script are
+    allowed by their hashes in its Content-Security-Policy, so that nothing else could run even if it were not escaped.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    style, script = _source("page.css"), _source("page.js")
+    policy = (
+        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+    )
+    own = {"policy": policy, "style": Markup(style), "script": Markup(script)}
+    return environment.get_template(template).render(**context, **own)
+
+
+def write_page(page: str, path: Path) -> None:
+    """Write a page; the file is whole or as it was."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(page, encoding="utf-8", newline="\n")
+    part.replace(path)
+
+
+def _source(name: str) -> str:
+    """A file as it stands between its tags, surrounding line breaks included: the hash is taken over all of it."""
+    return "\n" + (_TEMPLATES / name).read_text(encoding="utf-8")
+
+
+def _hash(source: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
+
+
+def _finalize(value: Any) -> Any:
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value

@@ -1,0 +1,95 @@
+"""What `trl-plus preflight --json` prints: one object. preflight.schema.json and docs/preflight-output.md describe it."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from trl_plus.preflight.findings import Lengths, Preview, Result, Severity, Split
+
+SCHEMA_VERSION = 1  # rises when a key goes or changes its meaning; keys may be added within a version
+_SCHEMA = Path(__file__).with_name("preflight.schema.json")
+
+
+def as_json(result: Result) -> dict[str, Any]:
+    """The result as plain dicts, lists, strings, finite numbers, booleans and None. Texts are whole and unchanged."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "source": result.source,
+        "method": result.method,
+        "model": result.model,
+        "format": result.format,
+        "max_length": _integer(result.max_length),
+        "counts": {severity.value: result.count(severity) for severity in Severity},
+        "fails": result.fails(),
+        "fails_strict": result.fails(strict=True),
+        "splits": [_split(split) for split in result.splits],
+        "findings": [finding.as_dict() for finding in result.findings],
+        "previews": [_preview(preview) for preview in result.previews],
+        "notes": list(result.notes),
+        "seconds": _finite(result.seconds),
+    }
+
+
+def json_text(result: Result) -> str:
+    """`as_json` as ASCII text, so that any terminal and any file can hold it."""
+    return json.dumps(as_json(result), indent=2, allow_nan=False, default=_plain)
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of `as_json`."""
+    return json.loads(_SCHEMA.read_text(encoding="utf-8"))
+
+
+def _split(split: Split) -> dict[str, Any]:
+    return {
+        "name": split.name,
+        "rows": _integer(split.rows),
+        "checked": int(split.checked),
+        "dropped": int(split.dropped),
+        "cut": {side: int(count) for side, count in split.cut.items()},
+        "labels": None if split.labels is None else {label: int(count) for label, count in split.labels.items()},
+        "lengths": [_lengths(lengths) for lengths in split.lengths],
+        "differences": [[int(chosen), int(rejected)] for chosen, rejected in split.differences],
+    }
+
+
+def _lengths(lengths: Lengths) -> dict[str, Any]:
+    return {
+        "part": lengths.part,
+        "edges": [_finite(edge) for edge in lengths.edges],
+        "counts": [int(count) for count in lengths.counts],
+        "quantiles": {key: _finite(value) for key, value in lengths.quantiles.items()},
+        "mean": _finite(lengths.mean),
+    }
+
+
+def _preview(preview: Preview) -> dict[str, Any]:
+    return {
+        "row": int(preview.row),
+        "split": preview.split,
+        "label": None if preview.label is None else bool(preview.label),
+        "dropped": preview.dropped,
+        "sides": {
+            side: [{"text": t.text, "loss": t.loss, "special": t.special, "cut": t.cut} for t in tokens]
+            for side, tokens in preview.sides.items()
+        },
+    }
+
+
+def _integer(value: int | None) -> int | None:
+    return None if value is None else int(value)
+
+
+def _finite(value: float) -> float | int | None:
+    """A number that JSON can hold: None for one that is not finite (the mean of no rows)."""
+    if not math.isfinite(value):
+        return None
+    return int(value) if float(value).is_integer() else float(value)
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy's, in a finding, as Python's."""
+    if hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} has no place in JSON: give a str, int, float or bool.")
