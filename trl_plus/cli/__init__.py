@@ -7,13 +7,19 @@ import typer
 from trl_plus._version import __version__
 from trl_plus.cli.arguments import normalise
 from trl_plus.cli.env import env
+from trl_plus.cli.preflight import EPILOG as PREFLIGHT_EPILOG
+from trl_plus.cli.preflight import preflight
+from trl_plus.cli.preview import EPILOG as PREVIEW_EPILOG
+from trl_plus.cli.preview import preview
 from trl_plus.cli.recipes import app as recipes
 from trl_plus.cli.schema import schema
 from trl_plus.cli.train import EPILOG as TRAIN_EPILOG
 from trl_plus.cli.train import train
 
 _HELP = "Preference alignment on top of TRL: SimPO, ORPO, CPO, KTO and the DPO family, one command per recipe."
-_EPILOG = "Exit codes: 0 done, 1 the run failed, 2 wrong usage, recipe or data, 130 interrupted."
+_EPILOG = (
+    "Exit codes: 0 done, 1 the run failed, 2 wrong usage, recipe or data, 3 preflight found errors, 130 interrupted."
+)
 
 app = typer.Typer(
     help=_HELP,
@@ -23,11 +29,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-app.command(
-    # overrides are any key of the recipe, so Typer leaves options that it does not know alone
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    epilog=TRAIN_EPILOG,
-)(train)
+# overrides are any key of the recipe, so Typer leaves options that it does not know alone
+_OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
+app.command(context_settings=_OVERRIDES, epilog=TRAIN_EPILOG)(train)
+app.command(context_settings=_OVERRIDES, epilog=PREFLIGHT_EPILOG)(preflight)
+app.command(context_settings=_OVERRIDES, epilog=PREVIEW_EPILOG)(preview)
 app.add_typer(recipes, name="recipes")
 app.command(epilog="Example: trl-plus schema > recipe.schema.json")(schema)
 app.command(epilog="Example: trl-plus env")(env)

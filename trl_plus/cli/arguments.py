@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from trl_plus.recipes.checkpoints import NEWEST
 
-_OPTIONS = {f"--{name.replace('-', '_')}": f"--{name}" for name in ("dry-run", "accelerate-config", "num-processes")}
+_OURS = ("dry-run", "accelerate-config", "num-processes", "no-preflight", "num-proc", "with-model")
+_OPTIONS = {f"--{name.replace('-', '_')}": f"--{name}" for name in _OURS}
 
 
 def normalise(words: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Exit codes: 1 the run failed, 2 wrong usage, recipe or data, 130 interrupted."""
+"""Exit codes: 1 the run failed, 2 wrong usage, recipe or data, 3 preflight found errors, 130 interrupted."""
 
 import os
 import traceback
@@ -10,7 +10,10 @@ import typer
 from trl_plus.data.files import DataError
 from trl_plus.recipes import RecipeError
 from trl_plus.recipes.errors import RunFault
+from trl_plus.recipes.quick_look import DataFound
 from trl_plus.reporting.printable import printable
+
+PREFLIGHT = 3
 
 
 @contextmanager
@@ -21,6 +24,10 @@ def exit_codes() -> Iterator[None]:
     except (RecipeError, DataError) as error:
         typer.echo(printable(f"error: {error}"), err=True)
         raise typer.Exit(2) from None
+    except DataFound as error:
+        if os.environ.get("RANK", "0") == "0":
+            typer.echo(printable(f"error: {error}"), err=True)
+        raise typer.Exit(PREFLIGHT) from None
     except RunFault as error:
         typer.echo(printable(f"error: {error}"), err=True)
         raise typer.Exit(1) from None

@@ -35,6 +35,9 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything that needs neither the hub nor weights, and stop.")
     ] = False,
+    no_preflight: Annotated[
+        bool, typer.Option("--no-preflight", help="Do not look at a sample of the rows first.")
+    ] = False,
     accelerate_config: Annotated[
         str | None,
         typer.Option(metavar="NAME|PATH", help="Launch with a configuration of ours, of TRL's, or a file of yours."),
@@ -70,13 +73,14 @@ def train(
             words = [recipe, *context.args]
             words += [] if resume is None else [f"--resume={resume}"]
             words += ["--force"] if force else []
+            words += ["--no-preflight"] if no_preflight else []
             raise typer.Exit(_start(loaded, words, accelerate_config, num_processes))
         else:
             from trl_plus.recipes.asked import asked_of
             from trl_plus.recipes.run import run
 
             with explained(loaded):
-                run(loaded, resume, say, asked_of(accelerate_config, num_processes), force)
+                run(loaded, resume, say, asked_of(accelerate_config, num_processes), force, not no_preflight)
 
 
 def _start(recipe: Any, words: list[str], accelerate_config: str | None, num_processes: int | None) -> int:

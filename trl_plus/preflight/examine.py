@@ -12,7 +12,8 @@ from trl_plus.preflight import checks  # noqa: F401  (registers them)
 from trl_plus.preflight.checks.content import SCORES
 from trl_plus.preflight.findings import EXAMPLES
 from trl_plus.preflight.preview import preview_rows
-from trl_plus.preflight.registry import SHAPE, TEXT, TOKENS
+from trl_plus.preflight.checks.shape import conversations
+from trl_plus.preflight.registry import CONVERSATION, SHAPE, TEXT, TOKENS
 from trl_plus.preflight.rows import ROW, SOURCE_ROW, Row, excerpt, read_row
 from trl_plus.preflight.sketches import sketch
 from trl_plus.preflight.tally import Tally
@@ -54,6 +55,9 @@ def examine(batch: Batch, target: Target, near: bool = True) -> Tally:
 
 def _misshapen(row: dict[str, Any], target: Target, tally: Tally) -> bool:
     details = {code: check.function(row, target.kind) for code, check in SHAPE.items()}
+    if target.kind.conversational and not any(details.values()):
+        whole = conversations(row, target.kind)
+        details |= {code: check.function(whole) for code, check in CONVERSATION.items()}
     for code, detail in details.items():
         found = tally.of(code)
         found.checked += 1
@@ -102,13 +106,24 @@ def _is_poor(text: str) -> bool:
     return len(words) >= 30 and len(set(words)) < 0.25 * len(words)
 
 
-def _examine_tokens(batch: Batch, raw: list[dict[str, Any]], rows: list[Row], target: Target, tally: Tally) -> None:
+def tokenized(batch: Batch, target: Target) -> TokenRows:
+    """The well-formed rows of a batch as the trainer gets them."""
+    raw = [row for row in batch.rows if not _misshapen(row, target, Tally())]
+    return _tokenized(batch, raw, [read_row(row, row[ROW], target.kind) for row in raw], target)
+
+
+def _tokenized(batch: Batch, raw: list[dict[str, Any]], rows: list[Row], target: Target) -> TokenRows:
     from datasets import Dataset
 
-    dataset = Dataset.from_list(raw, features=batch.features)
+    dataset, _, _ = prepare(
+        Dataset.from_list(raw, features=batch.features), f"the {batch.split} rows", target.paired_method
+    )
+    return tokenize(dataset, rows, target)
+
+
+def _examine_tokens(batch: Batch, raw: list[dict[str, Any]], rows: list[Row], target: Target, tally: Tally) -> None:
     try:
-        dataset, _, _ = prepare(dataset, f"the {batch.split} rows", target.paired_method)
-        tokens = tokenize(dataset, rows, target)
+        tokens = _tokenized(batch, raw, rows, target)
     except (DataError, ValueError) as error:  # what no check foresaw, in the trainer's own words
         tally.refused = str(error)
         return

@@ -64,7 +64,9 @@ def _run(recipe: Recipe) -> Opened:
 def _request(argument: str, method: str | None, overrides: Sequence[str]) -> Any:
     from trl_plus.recipes.objects import data_request
 
-    recipe = recipe_from(_values(argument, method or "kto", _NOWHERE), argument, overrides)  # kto takes rows of any kind
+    recipe = recipe_from(
+        _values(argument, method or "kto", _NOWHERE), argument, overrides
+    )  # kto takes rows of any kind
     return data_request(recipe)
 
 

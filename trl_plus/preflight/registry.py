@@ -1,8 +1,9 @@
 """How a check is declared: its code, gravity, cure, and the function that finds it.
 
-A check is one small function. There are four kinds, by what they look at:
+A check is one small function. There are five kinds, by what they look at:
 
 - `shape_check`: a raw row, as it was loaded or converted. A row it finds cannot be tokenized, so the others skip it.
+- `conversation_check`: the same of well-formed conversations: each side, with its prompt, as one list of messages.
 - `text_check`: a `Row`: prompt, responses and labels as text.
 - `token_check`: a batch of `TokenRows`: the ids exactly as the trainer gets them.
 - `summary_check`: what was kept of all rows of a split: lengths, hashes, labels.
@@ -39,6 +40,7 @@ class Check:
 
 
 SHAPE: dict[str, Check] = {}
+CONVERSATION: dict[str, Check] = {}
 TEXT: dict[str, Check] = {}
 TOKENS: dict[str, Check] = {}
 SUMMARY: dict[str, Check] = {}
@@ -59,11 +61,13 @@ def _declaring(kind: dict[str, Check]) -> Callable[..., Callable[[Callable[..., 
 
 def every_check() -> dict[str, Check]:
     """All registered checks by code, in the order of their codes."""
-    return dict(sorted({**SHAPE, **TEXT, **TOKENS, **SUMMARY}.items()))
+    return dict(sorted({**SHAPE, **CONVERSATION, **TEXT, **TOKENS, **SUMMARY}.items()))
 
 
 # shape_check functions: (raw row, Kind) -> what was found, or None
 shape_check = _declaring(SHAPE)
+# conversation_check functions: (side -> messages) -> what was found, or None
+conversation_check = _declaring(CONVERSATION)
 # text_check functions: (Row) -> what was found (may be ""), or None
 text_check = _declaring(TEXT)
 # token_check functions: (TokenRows, Target) -> Hits, or None where the check does not apply

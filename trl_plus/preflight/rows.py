@@ -1,6 +1,5 @@
 """A row of preference data as the checks read it: prompt, responses, label, as text."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -118,14 +117,14 @@ class Row:
     def last_message(self, side: str) -> Message:
         return self.raw[side][-1]
 
-    def texts(self) -> Iterable[tuple[str, str]]:
+    @cached_property
+    def texts(self) -> list[tuple[str, str]]:
         """(where, text) of everything that is read or trained on, each once."""
+        prompts = [("prompt", self.prompt)]
         if self.conversational:
-            for number, message in enumerate(self.turns):
-                yield f"message {number} of the prompt", message_text(message)
-        else:
-            yield "prompt", self.prompt
-        yield from self.responses.items()
+            turns = enumerate(self.turns)
+            prompts = [(f"message {number} of the prompt", message_text(message)) for number, message in turns]
+        return [*prompts, *self.responses.items()]
 
 
 def read_row(raw: dict[str, Any], index: int, kind: Kind) -> Row:

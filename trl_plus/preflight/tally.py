@@ -137,5 +137,5 @@ class Summary:
 
 
 def joined(columns: dict[str, list[np.ndarray]]) -> dict[str, np.ndarray]:
-    """Each column's batches as one array."""
-    return {name: np.concatenate(parts) for name, parts in columns.items()}
+    """Each column as one array. Batches are let go column by column, so that memory holds only one column twice."""
+    return {name: np.concatenate(columns.pop(name)) for name in list(columns)}

@@ -12,6 +12,7 @@ from trl_plus.recipes.checkpoints import find_checkpoint
 from trl_plus.recipes.errors import RecipeError
 from trl_plus.recipes.loading import build_trainer, check_data, load_processor
 from trl_plus.recipes.objects import RunObjects, build
+from trl_plus.recipes.quick_look import look
 from trl_plus.recipes.recipe import Recipe, write_resolved
 from trl_plus.recipes.resume import check_same_run
 from trl_plus.reporting.generations import Prompt, generate, generations_table, held_out_prompts, prompt_text
@@ -26,7 +27,14 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def run(recipe: Recipe, resume: str | None, say: Say, asked: Asked | None = None, force: bool = False) -> Report:
+def run(
+    recipe: Recipe,
+    resume: str | None,
+    say: Say,
+    asked: Asked | None = None,
+    force: bool = False,
+    preflight: bool = False,
+) -> Report:
     """Train a recipe. The folder `output_dir` then holds the adapter or model with its tokenizer,
     recipe.resolved.yaml, metrics.json and metrics.jsonl.
 
@@ -35,8 +43,10 @@ def run(recipe: Recipe, resume: str | None, say: Say, asked: Asked | None = None
         say: prints a sentence or a table; called on the main process only.
         asked: the processes and engine that the run must have.
         force: resume also where the changed recipe makes it another run.
+        preflight: look at a sample of the rows first. A resumed run does not: it began with these rows.
 
     Raises:
+        DataFound: preflight found errors in the sample.
         RecipeError, DataError: the run is refused, before the first step.
         KeyboardInterrupt: SIGTERM or Ctrl-C; Stopped, a subclass, if a checkpoint was saved.
     """
@@ -56,6 +66,8 @@ def run(recipe: Recipe, resume: str | None, say: Say, asked: Asked | None = None
     folder = Path(objects.args.output_dir)
     report = Report(recipe.method.name, recipe["model_name_or_path"], objects.data.label)
     _refuse_own_checkpoint(recipe["model_name_or_path"], folder, checkpoint)
+    if preflight and checkpoint is None:
+        look(objects, processor, say)
     if is_main_process():
         _announce(objects, data, recipe, checkpoint, say)
         write_resolved(objects.recipe, folder)

@@ -30,6 +30,7 @@ _PHONE = re.compile(
 )
 _SSN = re.compile(r"(?<![\w-])(?!000|666|9\d\d)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\w-])")
 _CARD = re.compile(r"(?<![\w.-])(?:\d{4}[ -]){3}\d{4}(?![\w-])|(?<![\w.-])[3-6]\d{14,15}(?![\w.-])")
+_SECRET_MARKS = ("AKIA", "PRIVATE KEY", "gh", "hf_", "sk-", "xox", "AIza", "eyJ")  # one of which every secret has
 _DIGITS = re.compile(r"\d{2}")
 _SECRET = re.compile(
     r"\bAKIA[0-9A-Z]{16}\b|-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----|\bgh[pousr]_[A-Za-z0-9]{36,}\b|\bhf_[A-Za-z]{34}\b"
@@ -39,7 +40,7 @@ _SECRET = re.compile(
 
 
 def _first_match(row: Row, pattern: re.Pattern[str]) -> str | None:
-    for where, text in row.texts():
+    for where, text in row.texts:
         match = pattern.search(text)
         if match:
             return f"{where}: {excerpt(text, match.start())}"
@@ -53,7 +54,7 @@ def _first_match(row: Row, pattern: re.Pattern[str]) -> str | None:
     "Read the source again as UTF-8, or repair the text (the ftfy package does).",
 )
 def broken_encoding(row: Row) -> str | None:
-    for where, text in row.texts():
+    for where, text in row.texts:
         if text.isascii():
             continue
         at = text.find("\ufffd")
@@ -70,7 +71,7 @@ def broken_encoding(row: Row) -> str | None:
     "Remove them unless the language needs them: the model learns to write them.",
 )
 def invisible_characters(row: Row) -> str | None:
-    for where, text in row.texts():
+    for where, text in row.texts:
         if text.isascii() and text.isprintable():
             continue
         match = _INVISIBLE.search(text)
@@ -86,7 +87,7 @@ def invisible_characters(row: Row) -> str | None:
     "Mask what is real before training: models repeat such strings.",
 )
 def personal_data(row: Row) -> str | None:
-    for where, text in row.texts():
+    for where, text in row.texts:
         found = _EMAIL.search(text) if "@" in text else None
         found = found or _number(text)
         if found:
@@ -115,8 +116,8 @@ def _luhn(number: str) -> bool:
     "Revoke it if it is real, and mask it before training.",
 )
 def secrets(row: Row) -> str | None:
-    for where, text in row.texts():
-        found = _SECRET.search(text)
+    for where, text in row.texts:
+        found = _SECRET.search(text) if any(mark in text for mark in _SECRET_MARKS) else None
         if found:
             return f"{where}: {found.group()[:6]}... at {found.start()}"
     return None

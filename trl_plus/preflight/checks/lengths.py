@@ -94,8 +94,8 @@ def cut_to_little(tokens: TokenRows, target: Target) -> Hits:
 @summary_check(
     "D510",
     WARNING,
-    "one side is longer than the other in most rows",
-    "Balance the lengths, or choose a length-normalised method (simpo, orpo, dpo_norm), and watch how long answers get.",
+    "wanted and unwanted responses differ in length",
+    "Balance the lengths, or choose a length-normalised method (simpo, orpo, dpo_norm); watch how long answers get.",
 )
 def length_bias(summary: Summary, target: Target) -> Verdict | None:
     sizes = summary.response_sizes()

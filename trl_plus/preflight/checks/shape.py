@@ -4,10 +4,11 @@ from typing import Any
 
 from trl_plus.data.checks import is_weight
 from trl_plus.data.responses import shared_turns
-from trl_plus.preflight.registry import ERROR, shape_check
+from trl_plus.preflight.registry import ERROR, conversation_check, shape_check
 from trl_plus.preflight.rows import Kind, excerpt
 
 Raw = dict[str, Any]
+Conversations = dict[str, list[Any]]
 
 
 def _columns(kind: Kind) -> tuple[str, ...]:
@@ -79,42 +80,33 @@ def weight_value(row: Raw, kind: Kind) -> str | None:
     return f"weight {row['weight']!r}"
 
 
-def _conversations(row: Raw, kind: Kind) -> dict[str, list[dict[str, Any]]] | None:
-    """Each side with its prompt, as one conversation; None where other checks have to speak first."""
-    if not kind.conversational or null_value(row, kind) or malformed_value(row, kind) or nothing_there(row, kind):
-        return None
+def conversations(row: Raw, kind: Kind) -> dict[str, list[Any]]:
+    """Each side of a well-formed row with its prompt, as one conversation."""
     prompt = row.get("prompt") or []
     if kind.text_prompt:
         prompt = [] if kind.whole else [{"role": "user", "content": row["prompt"]}]
     return {side: [*prompt, *row[side]] for side in kind.sides}
 
 
-@shape_check(
+@conversation_check(
     "D107",
     ERROR,
     "a conversation does not end with the assistant's message",
     "Remove what follows the last assistant message: it is the response that is trained on.",
 )
-def last_turn(row: Raw, kind: Kind) -> str | None:
-    whole = _conversations(row, kind) or {}
-    bad = [
-        f"{side} ends with {turns[-1]['role']!r}" for side, turns in whole.items() if turns[-1]["role"] != "assistant"
-    ]
-    return ", ".join(bad) or None
+def last_turn(whole: Conversations) -> str | None:
+    ends = {side: turns[-1]["role"] for side, turns in whole.items()}
+    return ", ".join(f"{side} ends with {role!r}" for side, role in ends.items() if role != "assistant") or None
 
 
-@shape_check(
+@conversation_check(
     "D108",
     ERROR,
     "there is no prompt: the sides have no first turn in common",
     "Give both sides the same prompt: a pair compares two answers to one question.",
 )
-def common_prompt(row: Raw, kind: Kind) -> str | None:
-    whole = _conversations(row, kind)
-    if whole is None or last_turn(row, kind):
-        return None
+def common_prompt(whole: Conversations) -> str | None:
     contexts = [turns[:-1] for turns in whole.values()]
     if shared_turns(contexts):
         return None
-    first = [excerpt(str(turns[0].get("content"))) if turns else "nothing" for turns in contexts]
-    return " / ".join(first)
+    return " / ".join(excerpt(str(turns[0].get("content"))) if turns else "nothing" for turns in contexts)

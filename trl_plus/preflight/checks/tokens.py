@@ -257,7 +257,7 @@ def control_tokens(tokens: TokenRows, target: Target) -> Hits | None:
         return None
     found: dict[int, str] = {}
     for place, row in enumerate(tokens.rows):
-        for where, text in row.texts():
+        for where, text in row.texts:
             match = pattern.search(text)
             if match:
                 found[place] = f"{where}: {excerpt(text, match.start())}"

@@ -153,7 +153,7 @@ def bad_implicit_split(row: Row) -> str | None:
 def already_templated(row: Row) -> str | None:
     if not row.conversational:
         return None  # text is trained on as it stands, so a template's marks belong there
-    for where, text in row.texts():
+    for where, text in row.texts:
         match = _TEMPLATED.match(text.lstrip()[:64])
         if match:
             return f"{where}: {excerpt(text)}"

@@ -1,0 +1,123 @@
+"""What preflight costs: the time of its checks beside TRL's own tokenization of the same rows, and memory on a stream.
+
+    python benchmarks/preflight.py                     # 100,000 pairs: seconds, and their ratio
+    python benchmarks/preflight.py --stream 1000000    # peak memory of `trl-plus preflight --all` on a streamed file
+
+Rows are made here: dialogues of random words, with lengths as in a well-known dialogue set. The tokenizer is that of
+the bundled quickstart model, or --model's. TRL's tokenization and the preflight take turns, in one process.
+"""
+
+import argparse
+import copy
+import json
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from trl_plus.preflight.run import Extent, preflight, quiet_maps
+from trl_plus.preflight.source import Source, open_run
+from trl_plus.recipes.loading import load_processor
+from trl_plus.recipes.objects import build
+from trl_plus.recipes.recipe import recipe_from
+
+WORDS = [
+    f"{a}{b}" for a in ("ba", "co", "di", "fe", "gu", "ha", "lo", "mi", "ne", "po") for b in ("ra", "ten", "lis", "mo")
+]
+CHILD = """
+import resource, sys
+from trl_plus.cli import main
+try:
+    main()
+finally:
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
+"""
+
+
+def text(rng: random.Random, mean: int) -> str:
+    return " ".join(rng.choices(WORDS, k=1 + int(rng.expovariate(1 / mean)))) + "."
+
+
+def row(rng: random.Random) -> dict[str, list[dict[str, str]]]:
+    turns = 2 * rng.choice((0, 0, 1, 1, 2)) + 1
+    prompt = [{"role": ("user", "assistant")[i % 2], "content": text(rng, 20)} for i in range(turns)]
+    return {
+        "prompt": prompt,
+        **{side: [{"role": "assistant", "content": text(rng, 25)}] for side in ("chosen", "rejected")},
+    }
+
+
+def write(path: Path, rows: int) -> None:
+    rng = random.Random(0)
+    with path.open("w") as file:
+        for _ in range(rows):
+            file.write(json.dumps(row(rng)) + "\n")
+
+
+def opened(path: Path, model: str) -> Source:
+    values = {"method": "dpo", "model_name_or_path": model, "dataset_name": str(path), "output_dir": "none"}
+    objects = build(recipe_from(values, "benchmark"))
+    return open_run(objects, load_processor(objects))
+
+
+def trl_seconds(source: Source) -> float:
+    """TRL's own tokenization, by TRL's own class, of rows in memory: nothing is read from a cache."""
+    import datasets
+    import trl
+
+    datasets.disable_caching()
+    trainer = object.__new__(trl.DPOTrainer)
+    trainer._tokenizer = source.target.tokenizer
+    args = copy.copy(source.target.args)
+    rows = source.raw.train.remove_columns("_row")
+    begun = time.perf_counter()
+    with quiet_maps():
+        trl.DPOTrainer._prepare_dataset(trainer, rows, source.target.processor, args, "train")
+    return time.perf_counter() - begun
+
+
+def compare(path: Path, model: str, rounds: int) -> None:
+    source = opened(path, model)
+    theirs, ours = [], []
+    for _ in range(rounds):
+        theirs.append(trl_seconds(source))
+        begun = time.perf_counter()
+        result = preflight(source, Extent(rows=None))
+        ours.append(time.perf_counter() - begun)
+    checks = [whole - tokenization for whole, tokenization in zip(ours, theirs, strict=True)]
+    ratio = statistics.median(extra / tokenization for extra, tokenization in zip(checks, theirs, strict=True))
+    print(f"rows {result.splits[0].checked}, findings {[finding.code for finding in result.findings]}")
+    print(f"TRL's tokenization      {statistics.median(theirs):8.1f} s")
+    print(f"preflight, tokenizing   {statistics.median(ours):8.1f} s")
+    print(f"checks over tokenization {ratio:7.2f}   (bar 0.5)")
+
+
+def stream(path: Path, model: str) -> None:
+    words = ["preflight", str(path), "--model", model, "--all", "--json", "dataset_streaming=true"]
+    done = subprocess.run([sys.executable, "-c", CHILD, *words], capture_output=True, text=True, check=False)
+    peak = int(done.stderr.strip().splitlines()[-1]) / 1024
+    found = json.loads(done.stdout)
+    print(f"streamed rows {found['splits'][0]['checked']}, {found['seconds']:.0f} s, peak {peak:.0f} MB   (bar 1536)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--stream", type=int, default=0)
+    parser.add_argument("--model", default="bundled:quickstart/model")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pairs.jsonl"
+        write(path, arguments.stream or arguments.rows)
+        if arguments.stream:
+            stream(path, arguments.model)
+        else:
+            compare(path, arguments.model, arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()
