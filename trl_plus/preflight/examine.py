@@ -10,9 +10,9 @@ from trl_plus.data.files import DataError
 from trl_plus.data.formats import prepare
 from trl_plus.preflight import checks  # noqa: F401  (registers them)
 from trl_plus.preflight.checks.content import SCORES
+from trl_plus.preflight.checks.shape import conversations
 from trl_plus.preflight.findings import EXAMPLES
 from trl_plus.preflight.preview import preview_rows
-from trl_plus.preflight.checks.shape import conversations
 from trl_plus.preflight.registry import CONVERSATION, SHAPE, TEXT, TOKENS
 from trl_plus.preflight.rows import ROW, SOURCE_ROW, Row, excerpt, read_row
 from trl_plus.preflight.sketches import sketch
