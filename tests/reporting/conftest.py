@@ -11,7 +11,7 @@ import pytest
 
 from trl_plus.preflight.findings import Example, Finding, Lengths, Preview, Result, Severity, Split, Token
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
 PATIENCE = 60  # seconds a browser on a busy machine may take for one answer
 
 

@@ -44,7 +44,8 @@ def test_styles_with_colour(preview):
     assert pieces[" fine"].bold
     assert not pieces[" fine"].strike
     assert pieces[" long"].strike
-    assert pieces["</s>"].reverse
+    assert pieces["</s>"].color.name == "magenta"
+    assert pieces[" fine"].color is None
     assert not [text for text in pieces if set(text) & set("⟦⟧✂‹›")]
 
 

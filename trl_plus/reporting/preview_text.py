@@ -9,7 +9,7 @@ from trl_plus.reporting.preview_parts import Kind, Stretch, heading, parts_of
 from trl_plus.reporting.printable import printable
 
 _STYLES = {Kind.PROMPT: "dim", Kind.RESPONSE: "bold", Kind.CUT: "red strike"}
-_SPECIAL = "reverse"
+_SPECIAL = "magenta"
 # Without colour: what encloses a stretch, and a special token
 _MARKS = {Kind.PROMPT: ("", ""), Kind.RESPONSE: ("⟦", "⟧"), Kind.CUT: ("⟦✂", "✂⟧")}
 _SPECIAL_MARKS = ("‹", "›")
