@@ -11,7 +11,7 @@ import pytest
 
 from trl_plus.preflight.findings import Example, Finding, Lengths, Preview, Result, Severity, Split, Token
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
 PATIENCE = 60  # seconds a browser on a busy machine may take for one answer
 
 
@@ -103,9 +103,10 @@ class Browser:
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
+        self.call("Page.setLifecycleEventsEnabled", enabled=True)
 
     def _clear(self):
-        self.requests, self.problems, self.dialogs, self._loaded = [], [], [], False
+        self.requests, self.problems, self.dialogs, self._loaded = [], [], [], set()
 
     def call(self, method, **params):
         """The result of one command; what happens meanwhile is noted."""
@@ -135,8 +136,8 @@ class Browser:
         return message
 
     def _note(self, event, params):
-        if event == "Page.loadEventFired":
-            self._loaded = True
+        if event == "Page.lifecycleEvent" and params["name"] == "load":
+            self._loaded.add(params["loaderId"])
         elif event == "Network.requestWillBeSent":
             self.requests.append(params["request"]["url"])
         elif event == "Log.entryAdded":
@@ -152,8 +153,8 @@ class Browser:
         """Load a page, wait until all of it is there, and let timers that it may have set go off."""
         self._clear()
         self.call("Emulation.setScriptExecutionDisabled", value=not scripts)
-        self.call("Page.navigate", url=path.as_uri())
-        while not self._loaded:
+        loader = self.call("Page.navigate", url=path.as_uri())["loaderId"]
+        while loader not in self._loaded:
             self._receive()
         if scripts:
             self.evaluate("new Promise((done) => setTimeout(done, 50))")

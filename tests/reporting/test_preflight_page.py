@@ -11,15 +11,22 @@ SHOWN = "[...document.querySelectorAll('article.finding')].filter((x) => x.offse
 HOSTILE = [
     "</script><script>document.title='owned';alert(1)</script>",
     "<img src=x onerror=\"document.title='owned';alert(1)\">",
-    "\"><svg onload=alert(1)><a href=\"javascript:alert(1)\">x</a>",
+    '"><svg onload=alert(1)><a href="javascript:alert(1)">x</a>',
     "' autofocus onfocus='alert(1)' x='",
     "javascript:alert(1)",
     "</title></style></textarea><iframe srcdoc='<script>parent.alert(1)</script>'></iframe>",
-    "<style>*{display:none}</style><link rel=stylesheet href=http://127.0.0.1:9/x><meta http-equiv=refresh content=0;url=x>",
+    "<style>*{display:none}</style><link rel=stylesheet href=http://127.0.0.1:9/x>",
+    "<meta http-equiv=refresh content=0;url=x><base href=http://127.0.0.1:9/>",
     "{{ 7 * 191 }}{% raw %}${alert(1)}`<b>`",
     "<!--<script>",
 ]
-ODD = ["\ud800 lone \udfff", "nul \0 nul", "\u202eflip\u2066", "\x1b]0;owned\x07", "😀👩‍👩‍👧‍👦 e\u0301 مرحبا", "y" * 1_000_000]
+ODD = [
+    "\ud800 lone \udfff",
+    "nul \0 nul",
+    "\u202eflip\u2066",
+    "\x1b]0;owned\x07",
+    "😀👩‍👩‍👧‍👦 e\u0301 مرحبا",
+]
 
 
 @pytest.fixture
@@ -74,13 +81,14 @@ def test_histograms(show, result):
     browser = show(preflight_page(result()))
     bars = browser.evaluate("[...document.querySelectorAll('svg.plot')].map((x) => x.querySelectorAll('rect').length)")
     assert bars == [3, 3, 3, 3]  # empty bins are no bars
-    heights = browser.evaluate("[...document.querySelector('svg.plot').querySelectorAll('rect')].map((x) => x.height.baseVal.value)")
-    assert heights == pytest.approx([112, 56, 112 / 6], abs=0.01)
-    line, bar = browser.evaluate(
-        "[document.querySelector('svg.plot line.limit'), document.querySelectorAll('svg.plot rect')[2]]"
-        ".map((x) => x.getBoundingClientRect().x)"
+    left, middle, third, line = browser.evaluate(
+        "[...document.querySelector('svg.plot').querySelectorAll('rect, line.limit')]"
+        ".map((x) => x.getBoundingClientRect().toJSON())"
     )
-    assert line == pytest.approx(bar + 28 / 50 * 70, abs=6) or line > bar  # 128 lies in the third bin of 50 tokens
+    assert left["height"] == pytest.approx(2 * middle["height"], rel=0.01)
+    assert left["height"] == pytest.approx(6 * third["height"], rel=0.01)
+    # 128 lies in the third bin, of 50 tokens that begin at 100
+    assert line["x"] == pytest.approx(third["x"] + 28 / 50 * (third["x"] - middle["x"]), abs=2)
     assert "100 to 150 tokens: 20 rows" in browser.evaluate("document.querySelectorAll('svg.plot rect')[2].textContent")
 
 
@@ -170,8 +178,8 @@ def test_text_is_shown_and_not_run(show, text, result, finding, preview):
         assert browser.evaluate("document.title").endswith(text)
         assert browser.evaluate("document.scripts.length") == 1
         assert browser.evaluate("document.querySelectorAll('img, iframe, a, style ~ style, body link').length") == 0
-        inline = "[...document.querySelectorAll('*')].filter((x) => [...x.attributes].some((a) => /^on|^style$/.test(a.name)))"
-        assert browser.evaluate(f"{inline}.length") == 0
+        names = "[...document.querySelectorAll('*')].flatMap((x) => [...x.attributes].map((a) => a.name))"
+        assert not [name for name in browser.evaluate(names) if name.startswith("on") or name == "style"]
         assert not browser.dialogs
         assert not browser.problems
         assert browser.requests == [browser.evaluate("location.href")]
@@ -199,14 +207,24 @@ def test_odd_text_is_shown(show, text, result, finding, preview):
     assert not {"\0", "\u202e", "\u2066", "\x1b"} & set(shown)
     for character, written in {"\ud800": "\\ud800", "\0": "\\x00", "\u202e": "\\u202e", "😀": "😀"}.items():
         assert (written in shown) == (character in text)
-    assert ("+999,360 characters" in shown) == (len(text) == 1_000_000)
     assert not browser.problems
+
+
+def test_a_line_of_a_megabyte(show, result, finding, preview):
+    long = "y" * 1_000_000
+    found = finding(sentence=long, cure=long, examples=(Example(1, long),))
+    browser = show(preflight_page(result(source=long, notes=[long], findings=[found], previews=[preview(text=long)])))
+    shown = browser.evaluate("document.body.textContent")
+    assert "+998,000 characters" in shown
+    assert "+999,360 characters" in shown
+    assert f" {long} long" in shown  # a preview leaves nothing out
+    assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_the_preview(show, preview):
     browser = show(preview_page([preview()], "recipes/my.yaml"))
     heads = browser.evaluate("[...document.querySelectorAll('.part h4')].map((x) => x.textContent)")
-    assert heads == ["prompt 2 prompt tokens", "chosen 1 tokens in the loss, 2 cut", "rejected 2 tokens in the loss"]
+    assert heads == ["prompt 2 prompt tokens", "chosen 1 token in the loss, 2 cut", "rejected 2 tokens in the loss"]
     assert browser.evaluate("document.querySelectorAll('.part .tokens')[0].textContent") == "<s>Hello\n"
     assert browser.evaluate("document.querySelectorAll('.part .tokens')[1].textContent") == " fine long</s>"
     cut = "document.querySelectorAll('.part .tokens del')"

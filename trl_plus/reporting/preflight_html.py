@@ -9,7 +9,7 @@ from trl_plus.reporting.preflight_plots import HEIGHT, WIDTH, difference_plot, l
 from trl_plus.reporting.preview_parts import heading, parts_of
 from trl_plus.reporting.printable import clipped
 
-_FEW = 2  # previews that are open when the page is
+_OPEN = 1  # previews that are unfolded when the page is opened
 
 
 def preflight_page(result: Result) -> str:
@@ -28,7 +28,7 @@ def preflight_page(result: Result) -> str:
         findings=[_finding(finding) for finding in findings],
         splits=[_split(split, result.max_length) for split in result.splits],
         previews=result.previews,
-        open_previews=_FEW,
+        open_previews=_OPEN,
         heading=heading,
         parts_of=parts_of,
         width=WIDTH,

@@ -1,4 +1,4 @@
-"""What `trl-plus preflight --json` prints: one object. preflight.schema.json and docs/preflight-output.md describe it."""
+"""What `trl-plus preflight --json` prints: one object, described by preflight.schema.json."""
 
 import json
 import math

@@ -76,8 +76,8 @@ def difference_plot(pairs: Sequence[tuple[int, int]]) -> Plot:
         if count
     ]
     middle = WIDTH / 2
-    reach = BINS * step
-    ticks = [(0.0, f"≤ {-reach:,}"), (middle, "0"), (WIDTH, f"≥ {reach:,}")]
+    outer = (BINS - 1) * step + 1
+    ticks = [(0.0, f"≤ {-outer:,}"), (middle, "0"), (WIDTH, f"≥ {outer:,}")]
     return Plot(bars, ticks, None, peak)
 
 
@@ -90,8 +90,10 @@ def _difference(away: int, step: int) -> str:
     if not away:
         return "equal length"
     side, size = ("longer" if away > 0 else "shorter"), abs(away)
-    upper = "or more" if size == BINS else f"to {size * step:,}"
-    return f"chosen {(size - 1) * step + 1:,} {upper} tokens {side}"
+    low, high = (size - 1) * step + 1, size * step
+    if size == BINS:
+        return f"chosen {low:,} or more tokens {side}"
+    return f"chosen {low:,} to {high:,} tokens {side}" if low < high else f"chosen {low:,} tokens {side}"
 
 
 def _bar(x: float, width: float, count: int, peak: int, text: str, kind: str) -> Bar:
@@ -112,7 +114,7 @@ def _slot(value: float, edges: Sequence[int]) -> float:
 
 def _ticks(edges: Sequence[int]) -> list[int]:
     """At most six values to write on the axis: round ones where bins are equally wide, else edges."""
-    if not edges:
+    if len(edges) < 2:
         return []
     widths = [high - low for low, high in pairwise(edges)]
     if max(widths) > min(widths) + 1:

@@ -57,8 +57,12 @@ def heading(preview: Preview) -> str:
 def _counts(tokens: list[Token]) -> str:
     cut, loss = sum(token.cut for token in tokens), sum(token.loss and not token.cut for token in tokens)
     prompt = len(tokens) - cut - loss
-    named = [(prompt, "prompt tokens"), (loss, "tokens in the loss"), (cut, "cut")]
+    named = [(prompt, f"prompt {_tokens(prompt)}"), (loss, f"{_tokens(loss)} in the loss"), (cut, "cut")]
     return ", ".join(f"{count:,} {name}" for count, name in named if count) or "no tokens"
+
+
+def _tokens(count: int) -> str:
+    return "token" if count == 1 else "tokens"
 
 
 def _stretches(tokens: list[Token]) -> list[Stretch]:

@@ -9,15 +9,14 @@ from trl_plus.reporting.preview_parts import Kind, Stretch, heading, parts_of
 from trl_plus.reporting.printable import printable
 
 _STYLES = {Kind.PROMPT: "dim", Kind.RESPONSE: "bold", Kind.CUT: "red strike"}
-_SPECIAL = "reverse"
+_SPECIAL = "magenta"
 # Without colour: what encloses a stretch, and a special token
 _MARKS = {Kind.PROMPT: ("", ""), Kind.RESPONSE: ("⟦", "⟧"), Kind.CUT: ("⟦✂", "✂⟧")}
 _SPECIAL_MARKS = ("‹", "›")
 LINE_END = "↵"  # a line break is a token like any other, and the last one of many templates
-_WRITTEN_OUT = str.maketrans(
-    {mark: f"\\u{ord(mark):04x}" for mark in f"⟦⟧✂‹›{LINE_END}"}
-)  # where the text itself has them
-LEGEND = "prompt: seen, not in the loss | ⟦in the loss⟧ | ⟦✂cut by max_length✂⟧ | ‹special token› | ↵ line break"
+# Where the text itself has such a mark
+_WRITTEN_OUT = str.maketrans({mark: f"\\u{ord(mark):04x}" for mark in f"⟦⟧✂‹›{LINE_END}"})
+LEGEND = "not in the loss | ⟦in the loss⟧ | ⟦✂cut✂⟧ | ‹special token› | ↵ line break"
 
 
 class TokenPreview:
@@ -44,9 +43,9 @@ class TokenPreview:
 
 def _coloured_legend() -> Text:
     parts = (
-        ("prompt: seen, not in the loss", "dim"),
+        ("not in the loss", "dim"),
         ("in the loss", "bold"),
-        ("cut by max_length", "red strike"),
+        ("cut", "red strike"),
         ("special token", _SPECIAL),
         (f"{LINE_END} line break", ""),
     )

@@ -1,0 +1,77 @@
+"""Take the pictures of docs/preflight.md: the page of a preflight, and its output in the terminal.
+
+    python scripts/preflight_pictures.py                 # of the quickstart
+    python scripts/preflight_pictures.py my.yaml out/    # of another recipe, into another folder
+
+Needs Chromium. Writes preflight.png and preflight_terminal.svg, by default into docs/images.
+"""
+
+import argparse
+import io
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+
+from trl_plus.preflight.findings import Result
+from trl_plus.reporting.pages import write_page
+from trl_plus.reporting.preflight_html import preflight_page
+from trl_plus.reporting.preflight_table import preflight_report
+
+ROOT = Path(__file__).parents[1]
+WIDTH, HEIGHT = 1200, 1500  # of the page's picture, in pixels
+COLUMNS = 100
+
+
+def terminal_picture(result: Result, path: Path) -> None:
+    """The output as SVG. Letters are those of the reader's machine: rich's own would be fetched from a server."""
+    console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    console.print(preflight_report(result))
+    svg = console.export_svg(title="trl-plus preflight")
+    path.write_text(re.sub(r"\s*@font-face \{.*?\}", "", svg, flags=re.DOTALL), encoding="utf-8")
+
+
+def page_picture(result: Result, path: Path) -> None:
+    """The top of the page as PNG."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        sys.exit("There is no Chromium on this machine: install the package `chromium`.")
+    with tempfile.TemporaryDirectory() as folder:
+        write_page(preflight_page(result), Path(folder) / "page.html")
+        flags = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            f"--user-data-dir={folder}/profile",
+        ]
+        subprocess.run(
+            [chromium, *flags, f"--window-size={WIDTH},{HEIGHT}", f"--screenshot={path}", f"{folder}/page.html"],
+            check=True,
+            capture_output=True,
+        )
+
+
+def pictures(result: Result, folder: Path) -> None:
+    """Both pictures of a result."""
+    folder.mkdir(parents=True, exist_ok=True)
+    terminal_picture(result, folder / "preflight_terminal.svg")
+    page_picture(result, folder.resolve() / "preflight.png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recipe", nargs="?", default="quickstart")
+    parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "docs" / "images")
+    arguments = parser.parse_args()
+    from trl_plus.preflight.run import preflight
+
+    pictures(preflight(arguments.recipe), arguments.folder)
+
+
+if __name__ == "__main__":
+    main()
