@@ -68,9 +68,10 @@ def main() -> None:
     parser.add_argument("recipe", nargs="?", default="quickstart")
     parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "docs" / "images")
     arguments = parser.parse_args()
-    from trl_plus.preflight.run import preflight
+    from trl_plus.preflight.opening import open_argument
+    from trl_plus.preflight.run import Extent, preflight
 
-    pictures(preflight(arguments.recipe), arguments.folder)
+    pictures(preflight(open_argument(arguments.recipe, None, None, []).source, Extent()), arguments.folder)
 
 
 if __name__ == "__main__":

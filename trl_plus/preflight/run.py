@@ -77,12 +77,13 @@ def _one_split(
     name: str, dataset: Any, source: Source, extent: Extent, advance: Advance, result: Result, train: Summary | None
 ) -> Summary:
     """Look at one split, and put what is found into the result."""
-    parts, rows, sampled = batches(dataset, name, extent.rows, extent.previews)
+    parts, rows, scattered = batches(dataset, name, extent.rows, extent.previews)
     expected = rows if extent.rows is None or rows is None else min(rows, extent.rows)
     tally = Tally()
     for part in _examined(parts, source.target, extent):
         tally.merge(part)
         advance(name, tally.rows, expected)
+    partial = scattered or (rows is None and tally.rows == extent.rows)
     text, tokens = joined(tally.text), joined(tally.tokens)
     summary = Summary(
         split=name,
@@ -91,14 +92,15 @@ def _one_split(
         tokens=tokens,
         hits=tally.found,
         counts=dict(tally.counts),
-        sampled=sampled,
+        sampled=partial,
+        scattered=scattered,
         streaming=rows is None,
         train=train,
     )
     result.findings += _findings(name, tally, summary, source.target)
     result.previews += tally.previews
     result.splits.append(split_statistics(Split(name, rows, tally.rows), summary, source.target))
-    if sampled or (rows is None and extent.rows is not None and tally.rows == extent.rows):
+    if partial:
         of = "the stream" if rows is None else f"{rows}"
         result.notes.append(f"{tally.rows} of {of} {name} rows were looked at; --all looks at all of them.")
     return summary

@@ -105,6 +105,7 @@ class Summary:
         tokens: per token row: "prompt", and of each side, in tokens; "label", "dropped".
         hits: what the other checks found, by code.
         sampled: only some of the split's rows were looked at.
+        scattered: and these are not neighbours.
         train: the training split, for a held-out one.
     """
 
@@ -115,6 +116,7 @@ class Summary:
     hits: dict[str, Found]
     counts: dict[str, int]
     sampled: bool
+    scattered: bool
     streaming: bool
     train: "Summary | None" = None
 

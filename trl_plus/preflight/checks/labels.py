@@ -24,7 +24,10 @@ def one_label(summary: Summary, target: Target) -> Verdict | None:
     counts = _counts(summary)
     if counts is None or min(counts) or sum(counts) < 2 or summary.split != "train":
         return None
-    return Verdict(f"All {sum(counts)} rows have the label {'true' if counts[0] else 'false'}.")
+    which = "true" if counts[0] else "false"
+    if summary.sampled:  # the rare label may stand in rows that were not looked at
+        return Verdict(f"All {sum(counts)} rows that were looked at have the label {which}.", severity=WARNING)
+    return Verdict(f"All {sum(counts)} rows have the label {which}.")
 
 
 @summary_check(
@@ -59,7 +62,7 @@ def label_balance(summary: Summary, target: Target) -> Verdict | None:
 )
 def label_runs(summary: Summary, target: Target) -> Verdict | None:
     labels = summary.text.get("label")
-    if labels is None or summary.sampled or summary.split != "train" or len(labels) < 2:
+    if labels is None or summary.scattered or summary.split != "train" or len(labels) < 2:
         return None
     changes = np.flatnonzero(np.diff(labels.astype(np.int8)))
     longest = int(np.diff(np.concatenate([[-1], changes, [len(labels) - 1]])).max())
