@@ -63,6 +63,25 @@ def make_result(**changes):
     return Result(**{**values, **changes})
 
 
+def make_everywhere(text):
+    """A result with the text wherever text of a user, a dataset or a tokenizer can stand."""
+    row = make_preview(text=text)
+    kinds = [(loss, special, cut) for loss in (False, True) for special in (False, True) for cut in (False, True)]
+    row.sides[f"side {text}"] = [Token(text, *kind) for kind in kinds]
+    found = make_finding(text, split=text, title=text, sentence=text, cure=text, examples=(Example(1, text),))
+    lengths = Lengths(text, [0, 1, 2], [1, 1], {"0.5": 1.0}, 1.0)
+    split = Split(text, 2, 2, [lengths], [(1, 2)], {text: 2}, 1, {text: 1})
+    rows = [row, Preview(1, text, row.sides, True, text)]
+    return make_result(
+        source=text, method=text, model=text, format=text, notes=[text], findings=[found], splits=[split], previews=rows
+    )
+
+
+@pytest.fixture
+def everywhere():
+    return make_everywhere
+
+
 @pytest.fixture
 def finding():
     return make_finding

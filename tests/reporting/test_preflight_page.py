@@ -2,7 +2,7 @@
 
 import pytest
 
-from trl_plus.preflight.findings import Example, Lengths, Severity, Split, Token
+from trl_plus.preflight.findings import Example, Severity
 from trl_plus.reporting.pages import write_page
 from trl_plus.reporting.preflight_html import preflight_page
 from trl_plus.reporting.preview_html import preview_page
@@ -37,19 +37,6 @@ def show(browser, tmp_path):
         return browser
 
     return show
-
-
-def in_every_field(text, result, finding, preview):
-    """A result with the text wherever text of a user, a dataset or a tokenizer can stand."""
-    row = preview(text=text)
-    row.sides[text] = [Token(text, loss, special, cut) for loss in (0, 1) for special in (0, 1) for cut in (0, 1)]
-    hostile = finding(text, split=text, title=text, sentence=text, cure=text, examples=(Example(1, text),))
-    lengths = Lengths(text, [0, 1, 2], [1, 1], {"0.5": 1.0}, 1.0)
-    split = Split(text, 2, 2, [lengths], [(1, 2)], {text: 2}, 1, {text: 1})
-    return result(
-        source=text, method=text, model=text, format=text, notes=[text], findings=[hostile], splits=[split],
-        previews=[row, type(row)(1, text, row.sides, True, text)],
-    )  # fmt: skip
 
 
 # -- what is shown --------------------------------------------------------------------------------------------------
@@ -113,6 +100,14 @@ def test_dark_light_and_print(show, result):
     assert filters is None
 
 
+def test_printing_unfolds_every_row(show, result, preview):
+    browser = show(preflight_page(result(previews=[preview(row) for row in range(3)])))
+    closed = "document.querySelectorAll('details:not([open])').length"
+    assert browser.evaluate(closed) == 2
+    browser.call("Page.printToPDF")
+    assert browser.evaluate(closed) == 0
+
+
 def test_no_sideways_scrolling_on_a_phone(show, result):
     browser = show(preflight_page(result(source="x" * 500)))
     browser.call("Emulation.setDeviceMetricsOverride", width=360, height=800, deviceScaleFactor=1, mobile=False)
@@ -169,8 +164,8 @@ def test_filters_by_keyboard(show, result):
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_text_is_shown_and_not_run(show, text, result, finding, preview):
-    hostile = in_every_field(text, result, finding, preview)
+def test_text_is_shown_and_not_run(show, text, everywhere):
+    hostile = everywhere(text)
     for page in (preflight_page(hostile), preview_page(hostile.previews, text)):
         browser = show(page)
         browser.evaluate("document.querySelectorAll('details').forEach((x) => (x.open = true))")
@@ -200,8 +195,8 @@ def test_the_policy_stops_what_would_not_be_escaped(show, result):
 
 
 @pytest.mark.parametrize("text", ODD, ids=lambda text: ascii(text[:12]))
-def test_odd_text_is_shown(show, text, result, finding, preview):
-    browser = show(preflight_page(in_every_field(text, result, finding, preview)))
+def test_odd_text_is_shown(show, text, everywhere):
+    browser = show(preflight_page(everywhere(text)))
     shown = browser.evaluate("document.body.textContent")
     assert "\ufffd" not in shown
     assert not {"\0", "\u202e", "\u2066", "\x1b"} & set(shown)

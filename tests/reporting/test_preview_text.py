@@ -65,11 +65,13 @@ def test_a_prompt_that_differs_stays_with_its_side():
 
 
 def test_label_and_dropped_rows():
-    row = Preview(7, "eval", {"completion": [Token("a", False, False, True)]}, False, "The prompt is too long.")
+    tokens = [Token("b", True, False, False), Token("a", False, False, True)]
+    row = Preview(7, "eval", {"completion": tokens}, False, "The prompt is too long.")
     text = shown([row])
     assert "eval row 7, label false" in text
     assert "Not trained on: The prompt is too long." in text
-    assert "⟦✂a✂⟧" in text
+    assert "completion (1 response token, 1 cut)" in text  # nothing of it is in the loss
+    assert "⟦b⟧⟦✂a✂⟧" in text
 
 
 def test_a_row_without_tokens():

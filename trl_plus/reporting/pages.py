@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,18 @@ def render(template: str, **context: Any) -> str:
     Every text is escaped, and what no page can show is written out (`printable`). The page's own style and script are
     allowed by their hashes in its Content-Security-Policy, so that nothing else could run even if it were not escaped.
     """
-    environment = Environment(
+    style, script = _source("page.css"), _source("page.js")
+    policy = (
+        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+    )
+    own = {"policy": policy, "style": Markup(style), "script": Markup(script)}
+    return _environment().get_template(template).render(**context, **own)
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
@@ -28,13 +40,6 @@ def render(template: str, **context: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    style, script = _source("page.css"), _source("page.js")
-    policy = (
-        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; img-src data:; "
-        "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
-    )
-    own = {"policy": policy, "style": Markup(style), "script": Markup(script)}
-    return environment.get_template(template).render(**context, **own)
 
 
 def write_page(page: str, path: Path) -> None:

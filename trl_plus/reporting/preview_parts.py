@@ -41,10 +41,11 @@ def parts_of(preview: Preview) -> list[Part]:
     """The prompt on its own where it is the same on every side, then each side without it."""
     prompts = [list(takewhile(lambda token: not token.loss, tokens)) for tokens in preview.sides.values()]
     shared = prompts[0] if prompts and all(prompt == prompts[0] for prompt in prompts) else []
-    parts = [Part("prompt", _counts(shared), _stretches(shared))] if shared else []
+    trained_on = not preview.dropped
+    parts = [Part("prompt", _counts(shared, trained_on), _stretches(shared))] if shared else []
     for side, tokens in preview.sides.items():
         rest = tokens[len(shared) :]
-        parts.append(Part(side, _counts(rest), _stretches(rest)))
+        parts.append(Part(side, _counts(rest, trained_on), _stretches(rest)))
     return parts
 
 
@@ -54,10 +55,14 @@ def heading(preview: Preview) -> str:
     return f"{preview.split} row {preview.row}{label}"
 
 
-def _counts(tokens: list[Token]) -> str:
+def _counts(tokens: list[Token], trained_on: bool) -> str:
     cut, loss = sum(token.cut for token in tokens), sum(token.loss and not token.cut for token in tokens)
     prompt = len(tokens) - cut - loss
-    named = [(prompt, f"prompt {_tokens(prompt)}"), (loss, f"{_tokens(loss)} in the loss"), (cut, "cut")]
+    named = [
+        (prompt, f"prompt {_tokens(prompt)}"),
+        (loss, f"{_tokens(loss)} in the loss" if trained_on else f"response {_tokens(loss)}"),
+        (cut, "cut"),
+    ]
     return ", ".join(f"{count:,} {name}" for count, name in named if count) or "no tokens"
 
 
