@@ -140,7 +140,8 @@ def _examine_tokens(batch: Batch, raw: list[dict[str, Any]], rows: list[Row], ta
         found = tally.of(code)
         found.checked += len(tokens.index)
         found.parts.update(hits.parts)
-        for place in np.flatnonzero(hits.mask):
+        places = np.flatnonzero(hits.mask)
+        for place in places[np.argsort(tokens.index[places], kind="stable")]:  # dropped rows stand at the end
             if len(found.examples) < EXAMPLES:
                 found.add(tokens.rows[place].source_row, hits.detail(int(place)))
             else:

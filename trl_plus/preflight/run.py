@@ -124,7 +124,7 @@ def _findings(split: str, tally: Tally, summary: Summary, target: Target) -> Ite
         if found.count:
             check = checks[code]
             severity = check.severity_at(found.count / max(found.checked, 1))
-            if code == "D502" and target.overlong == "error":
+            if code in ("D501", "D502") and target.overlong == "error":
                 severity = Severity.ERROR
             yield _of_rows(code, split, found, severity)
     for code, check in SUMMARY.items():
