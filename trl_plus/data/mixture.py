@@ -5,8 +5,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from trl_plus.data.conversion import convert_rows
 from trl_plus.data.files import DataError, as_path, is_local, split_files
-from trl_plus.data.numbering import mark_source, number_rows
+from trl_plus.data.numbering import mark_groups, mark_source, number_rows, split_groups
 from trl_plus.data.reading import first_line, read_files
 from trl_plus.data.request import DataRequest
 
@@ -26,13 +27,31 @@ def mix(request: DataRequest) -> tuple[dict[str, Any], list[str]]:
     """
     names = [str(entry["path"]) for entry in request.mixture]
     try:
-        parts = [_entry(entry, index, request) for index, entry in enumerate(request.mixture)]
-        train, notes = _mixed(parts, names, _shares(request.mixture), request)
-        return _split(train, request), notes
+        parts, notes = _entries(request)
+        train, said = _mixed(parts, names, _shares(request.mixture), request)
+        return _split(train, request), [*notes, *said]
     except DataError:
         raise
     except Exception as error:  # the readers and the hub client raise many unrelated types
         raise DataError(f"The mixture {request.label} could not be loaded: {first_line(error)}") from error
+
+
+def _entries(request: DataRequest) -> tuple[list[Any], list[str]]:
+    """The rows of each entry, converted where it names a converter."""
+    parts, notes = [], []
+    converters = [entry.get("converter") for entry in request.mixture]
+    parted = request.holds_out or request.mixture_test_size is not None
+    grouped = any(converters) and parted and not request.mixture_streaming
+    groups = 0
+    for index, (entry, converter) in enumerate(zip(request.mixture, converters, strict=True)):
+        part = _entry(entry, index, request)
+        if grouped:
+            part, groups = mark_groups(part, groups), groups + len(part)
+        if converter is not None:
+            part, said = convert_rows(part, converter, str(entry["path"]), request.paired_method)
+            notes += said
+        parts.append(part)
+    return parts, notes
 
 
 def _entry(entry: Mapping[str, Any], index: int, request: DataRequest) -> Any:
@@ -47,7 +66,7 @@ def _entry(entry: Mapping[str, Any], index: int, request: DataRequest) -> Any:
 def _as_trl(entry: Mapping[str, Any], streaming: bool) -> Any:
     from trl import DatasetMixtureConfig, get_dataset
 
-    alone = {key: value for key, value in entry.items() if key != "fraction"}
+    alone = {key: value for key, value in entry.items() if key not in ("fraction", "converter")}
     return get_dataset(DatasetMixtureConfig(datasets=[alone], streaming=streaming))["train"]
 
 
@@ -130,4 +149,4 @@ def _split(train: Any, request: DataRequest) -> dict[str, Any]:
         return {"train": train}
     if not hasattr(train, "train_test_split"):
         raise DataError("`test_split_size` needs rows that can be counted: remove `streaming`.")
-    return dict(train.train_test_split(test_size=request.mixture_test_size))
+    return dict(zip(("train", "test"), split_groups(train, request.mixture_test_size, seed=None), strict=True))
