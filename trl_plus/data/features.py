@@ -1,4 +1,4 @@
-"""The types of converted columns. A first batch cannot tell them: a key may be null there and a list later."""
+"""Types of columns: of converted ones, whose first batch cannot tell them, and common ones for a mixture."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,7 +9,7 @@ _MESSAGE_KEYS = ({"role", "content"}, {"from", "value"})
 
 
 def features_of(source: Mapping[str, Any], sample: Row, used: list[str]) -> Any:
-    """The features of converted rows.
+    """The features of converted rows: a key that is null in the first rows may be a list in a later one.
 
     Args:
         source: features before conversion.
@@ -72,3 +72,36 @@ def _one_type(types: list[Any]) -> Any:
     if all(_is_text(kind) or getattr(kind, "dtype", None) == "null" for kind in types):
         return Value("string")
     return types[0] if all(kind == types[0] for kind in types) else Json()
+
+
+def with_common_types(parts: list[Any]) -> list[Any]:
+    """Datasets with the same type for the same column, where the types differ only in what can be filled or widened.
+
+    Messages get the keys that any of them has. Text of CSV and some parquet files is `large_string`, which `datasets`
+    does not concatenate with `string`. Other differences are left for `datasets` to refuse.
+    """
+    from datasets import Features
+
+    known = [part.features for part in parts]
+    if any(features is None for features in known) or all(features == known[0] for features in known):
+        return parts
+    columns = {name for features in known for name in features}
+    common = {name: _common([features[name] for features in known if name in features]) for name in columns}
+    wanted = [Features({name: common[name] for name in features}) for features in known]
+    return [part if new == old else part.cast(new) for part, new, old in zip(parts, wanted, known, strict=True)]
+
+
+def _common(types: list[Any]) -> Any:
+    from datasets import List, Value
+
+    types = [kind for kind in types if getattr(kind, "dtype", None) != "null"] or types
+    if all(isinstance(kind, dict) for kind in types):
+        keys = dict.fromkeys(key for kind in types for key in kind)
+        return {key: _common([kind[key] for kind in types if key in kind]) for key in keys}
+    if all(isinstance(kind, List) for kind in types):
+        return List(_common([kind.feature for kind in types]))
+    if all(_is_text(kind) for kind in types):
+        return Value("string")
+    if {getattr(kind, "dtype", None) for kind in types} == {"int64", "float64"}:
+        return Value("float64")
+    return types[0]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trl_plus.data.conversion import convert_rows
+from trl_plus.data.features import with_common_types
 from trl_plus.data.files import DataError, as_path, is_local, split_files
 from trl_plus.data.numbering import mark_groups, mark_source, number_rows, split_groups
 from trl_plus.data.reading import first_line, read_files
@@ -101,7 +102,7 @@ def _mixed(
 ) -> tuple[Any, list[str]]:
     import datasets
 
-    parts = _with_one_text_type(parts)
+    parts = with_common_types(parts)
     if request.mixture_streaming:
         if shares is None:
             return datasets.concatenate_datasets(parts), []
@@ -121,24 +122,6 @@ def _mixed(
     counts = zip(parts, sizes, names, strict=True)
     said = ", ".join(f"{len(part)} of {size} rows of {name}" for part, size, name in counts)
     return datasets.concatenate_datasets(parts), [f"The mixture holds {said}."]
-
-
-def _with_one_text_type(parts: list[Any]) -> list[Any]:
-    """CSV and some parquet files come as `large_string`, which `datasets` does not concatenate with `string`."""
-    from datasets import Features, List, Value
-
-    def plain(feature: Any) -> Any:
-        if isinstance(feature, dict):
-            return {name: plain(part) for name, part in feature.items()}
-        if isinstance(feature, List):
-            return List(plain(feature.feature))
-        return Value("string") if feature == Value("large_string") else feature
-
-    known = [part.features for part in parts]
-    if any(features is None for features in known) or all(features == known[0] for features in known):
-        return parts
-    wanted = [Features(plain(dict(features))) for features in known]
-    return [part if new == old else part.cast(new) for part, new, old in zip(parts, wanted, known, strict=True)]
 
 
 def _split(train: Any, request: DataRequest) -> dict[str, Any]:
