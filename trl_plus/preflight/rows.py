@@ -35,7 +35,7 @@ class Kind:
 
 
 def kind_of(row: dict[str, Any]) -> Kind | None:
-    """The kind of a well-formed row; None where it has no sides or they are of no kind."""
+    """The kind of a well-formed row; None where it has no sides, or where they or the prompt are of no kind."""
     if "chosen" in row and "rejected" in row:
         sides: tuple[str, ...] = ("chosen", "rejected")
     elif "completion" in row:
@@ -47,6 +47,8 @@ def kind_of(row: dict[str, Any]) -> Kind | None:
     if not conversational and not all(isinstance(value, str) for value in values):
         return None
     prompt = row.get("prompt")
+    if not (prompt is None or isinstance(prompt, str) or (conversational and is_conversation(prompt))):
+        return None
     text_prompt = conversational and isinstance(prompt, str)
     return Kind(sides, conversational, prompt is not None, text_prompt, text_prompt and len(values[0]) > 1)
 

@@ -16,11 +16,14 @@ SCORES = (
 )
 # UTF-8 read as Latin-1 or Windows-1252: a lead byte's letter followed by a continuation byte's sign
 _MOJIBAKE = re.compile(
-    "[ÃÂ][\x80-\xbf\u2018-\u201d\u20ac\u2122\u0152\u0153\u0160\u0161]|â€[\x80-\xbf\u2122\u0153œ˜¦“”]|ðŸ"
+    "[ÃÂ](?:[\x80-\xbf\u20ac\u2122\u0152\u0153\u0160\u0161]|[\u2018-\u201d](?=\\w))"  # a closing quote ends a word
+    "|â€[\x80-\xbf\u2122\u0153œ˜¦“”]|â‚¬|ðŸ"
 )
-# zero-width, direction marks, tag characters, control characters other than tab and line breaks
+# zero-width, direction marks, tag characters, control characters other than tab and line breaks; the flag of England
+# and its like are written with tag characters
 _INVISIBLE = re.compile(
-    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u2060-\u2064\ufeff\u202a-\u202e\u2066-\u2069\U000e0000-\U000e007f\ud800-\udfff]"
+    "\U0001f3f4[\U000e0020-\U000e007f]+|([\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u2060-\u2064\ufeff\u202a-\u202e"
+    "\u2066-\u2069\U000e0000-\U000e007f\ud800-\udfff])"
 )
 _EMAIL = re.compile(
     r"\b[\w.+-]{1,64}@(?!example\.|test\.|domain\.|email\.)[\w-]+(?:\.[\w-]+)*\.[a-z]{2,24}\b", re.IGNORECASE
@@ -74,9 +77,9 @@ def invisible_characters(row: Row) -> str | None:
     for where, text in row.texts:
         if text.isascii() and text.isprintable():
             continue
-        match = _INVISIBLE.search(text)
+        match = next((match for match in _INVISIBLE.finditer(text) if match.group(1)), None)
         if match:
-            return f"{where}: U+{ord(match.group()):04X} at {match.start()}"
+            return f"{where}: U+{ord(match.group(1)):04X} at {match.start()}"
     return None
 
 

@@ -15,6 +15,12 @@ def earlier(keys: np.ndarray) -> np.ndarray:
     return first[which.ravel()]
 
 
+def _contents(text: dict[str, np.ndarray]) -> np.ndarray:
+    """A key of each row's prompt and responses, alike for both orders of the sides and for both labels."""
+    sides = text["chosen"] + text["rejected"] if "chosen" in text else text["completion"]
+    return text["prompt"] ^ sides
+
+
 def _pairs_of(rows: np.ndarray, again: np.ndarray, first: np.ndarray) -> list[Example]:
     return [Example(int(rows[i]), f"as row {int(rows[first[i]])}") for i in again[:EXAMPLES]]
 
@@ -42,9 +48,9 @@ def exact_duplicates(summary: Summary, target: Target) -> Verdict | None:
 def nearly_duplicates(summary: Summary, target: Target) -> Verdict | None:
     if "sketch" not in summary.text:
         return None
-    exact = earlier(summary.text["row"]) != np.arange(len(summary.index))
     first = near_duplicates(summary.text["sketch"])
-    again = np.flatnonzero((first != np.arange(len(first))) & ~exact)
+    contents = _contents(summary.text)  # the very same ones are a duplicate or a contradiction, found by other checks
+    again = np.flatnonzero((first != np.arange(len(first))) & (earlier(contents) == np.arange(len(first))))
     if not len(again):
         return None
     return Verdict.of_rows(len(again), summary, _pairs_of(summary.index, again, first))
@@ -60,10 +66,10 @@ def contradictions(summary: Summary, target: Target) -> Verdict | None:
     text = summary.text
     if "chosen" in text:
         same = text["chosen"] == text["rejected"]
-        key = text["prompt"] ^ (text["chosen"] + text["rejected"])  # alike for both orders of the sides
         opposite = text["chosen"] > text["rejected"]
     else:
-        same, key, opposite = np.zeros(len(summary.index), bool), text["prompt"] ^ text["completion"], text["label"]
+        same, opposite = np.zeros(len(summary.index), bool), text["label"]
+    key = _contents(text)
     positions = np.flatnonzero(~same)
     order = positions[np.argsort(key[positions], kind="stable")]
     groups = np.split(order, np.flatnonzero(np.diff(key[order].astype(np.uint64)) != 0) + 1) if len(order) else []

@@ -11,6 +11,7 @@ _LITTLE = 16  # tokens of a response below which a cut leaves next to nothing
 # Where length is part of the reward: the loss sums log-probabilities over tokens
 _SUMMED = {"dpo", "cdpo", "hinge", "robust", "apo_zero", "apo_down", "cpo", "kto", "apo_zero_unpaired"}
 _BIAS_RATE, _BIAS_EFFECT, _BIAS_ROWS = 0.7, 0.5, 50
+_SURE = 3  # standard errors by which a bias has to differ from none: few rows differ by chance
 
 
 @token_check(
@@ -102,15 +103,19 @@ def length_bias(summary: Summary, target: Target) -> Verdict | None:
     if summary.split != "train" or sizes is None or min(map(len, sizes)) < _BIAS_ROWS:
         return None
     wanted, other, unit = *(np.maximum(side, 1).astype(float) for side in sizes), summary.unit
-    names = ("chosen", "rejected") if target.kind.paired else ("desirable", "undesirable")
-    if target.kind.paired:
-        ratio = np.log(wanted / other)
+    paired = target.kind.paired and (target.paired_method or not summary.tokens)
+    names = ("chosen", "rejected") if paired else ("desirable", "undesirable")
+    if paired:
+        ratio, error = np.log(wanted / other), 1 / np.sqrt(len(wanted))
         rate, effect = float(((ratio > 0) + 0.5 * (ratio == 0)).mean()), float(ratio.mean() / max(ratio.std(), 1e-9))
         what = f"chosen is longer than rejected in {rate:.0%} of {len(ratio)} pairs"
     else:
-        a, b = np.log(wanted), np.log(other)
+        a, b, error = np.log(wanted), np.log(other), np.sqrt(1 / len(wanted) + 1 / len(other))
         rate, effect = 0.5, float((a.mean() - b.mean()) / max(np.sqrt((a.var() + b.var()) / 2), 1e-9))
         what = f"desirable completions have a mean of {wanted.mean():.0f} {unit}, undesirable {other.mean():.0f}"
+    effect = min(max(effect, -10.0), 10.0)  # lengths that hardly vary
+    if abs(effect) < _SURE * error and abs(rate - 0.5) < _SURE * error / 2:
+        return None
     strong = not 1 - _BIAS_RATE < rate < _BIAS_RATE or abs(effect) > _BIAS_EFFECT
     if not strong and abs(effect) < _BIAS_EFFECT / 2:
         return None

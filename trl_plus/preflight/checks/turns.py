@@ -6,12 +6,16 @@ from trl_plus.preflight.registry import ERROR, WARNING, text_check
 from trl_plus.preflight.rows import Row, excerpt, message_text
 
 ROLES = {"system", "developer", "user", "assistant", "tool", "function", "ipython"}
-# how text begins a turn where it went through a template already: (marker, what it is)
+# how text begins and ends a turn where it went through a template already
 _TEMPLATED = re.compile(
+    r"(?:<s>|<bos>|<\|begin_of_text\|>|<｜begin▁of▁sentence｜>)?\s*(?:"
     r"<\|im_start\|>\s*(system|user|assistant)\b|<\|start_header_id\|>\s*\w+\s*<\|end_header_id\|>"
     r"|<start_of_turn>\s*(user|model)\b|<\|(system|user|assistant|end|turn|start_of_role)\|>"
-    r"|\[/?INST\]|<</?SYS>>|<\|(START|END)_OF_TURN_TOKEN\|>|<｜(User|Assistant)｜>"
+    r"|\[/?INST\]|<</?SYS>>|<\|(START|END)_OF_TURN_TOKEN\|>|<｜(User|Assistant)｜>)"
 )
+_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eot|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<|END_OF_TURN_TOKEN|>",
+         "<end_of_turn>", "<eos>", "<｜end▁of▁sentence｜>")  # fmt: skip
+_WHOLE = 24  # characters of a prompt from which a response does not begin with it by chance
 _HH = re.compile(r"\n\n(Human|Assistant): ?")
 
 
@@ -89,6 +93,8 @@ def prefix_side(row: Row) -> str | None:
     "Let user and assistant alternate, with a system message only at the beginning.",
 )
 def turn_order(row: Row) -> str | None:
+    if unknown_role(row) is not None:  # who speaks has to be known first
+        return None
     for side, context in row.context.items():
         before = None
         for number, role in enumerate([*(turn["role"] for turn in context), "assistant"]):
@@ -154,10 +160,25 @@ def already_templated(row: Row) -> str | None:
     if not row.conversational:
         return None  # text is trained on as it stands, so a template's marks belong there
     for where, text in row.texts:
-        match = _TEMPLATED.match(text.lstrip()[:64])
-        if match:
+        if _TEMPLATED.match(text.lstrip()[:96]):
             return f"{where}: {excerpt(text)}"
+        if text.rstrip().endswith(_ENDS):
+            return f"{where}: ...{excerpt(text.rstrip()[-60:])}"
     return None
+
+
+@text_check(
+    "D211",
+    WARNING,
+    "the responses begin with the whole prompt again",
+    "Remove the prompt from the responses: the model is trained on prompt and response one after the other.",
+)
+def prompt_repeated(row: Row) -> str | None:
+    prompt = row.turns[-1:] and message_text(row.turns[-1]) if row.conversational else row.prompt
+    prompt = (prompt or "").strip()
+    if len(prompt) < _WHOLE or not all(text.lstrip().startswith(prompt) for text in row.responses.values()):
+        return None
+    return excerpt(next(iter(row.responses.values())))
 
 
 def _is_blank(row: Row, side: str) -> bool:
