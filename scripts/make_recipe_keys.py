@@ -22,7 +22,7 @@ from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 from trl.scripts.utils import DatasetConfig
 
 from trl_plus import configs
-from trl_plus.recipes.options import RunOptions
+from trl_plus.recipes.options import EntryOptions, RunOptions
 from trl_plus.recipes.renamed import REFUSED
 
 TARGET = Path(__file__).parents[1] / "trl_plus" / "recipes" / "keys.json"
@@ -129,6 +129,7 @@ def table() -> dict[str, Any]:
         "shared": shared,
         **{name: {k: s for k, s in keys.items() if k not in shared} for name, keys in methods.items()},
         **{cls.__name__: group(cls) for cls in OTHER_GROUPS},
+        "DatasetConfig": {**group(DatasetConfig), **group(EntryOptions)},
         "without_effect": {
             cls.__name__: {name: reason(name) for name in getattr(cls, "_without_effect", ())} for cls in METHOD_CONFIGS
         },

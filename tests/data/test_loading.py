@@ -101,7 +101,7 @@ def test_streaming(write):
             '{"question": "a", "answer": "b"}\n',
             "has the columns question, answer, but the method needs pairs",
         ),
-        ("a.jsonl", '{"conversations": [], "label": true}\n', "maybe_convert_to_chatml"),
+        ("a.jsonl", '{"conversations": [], "label": true}\n', "set `converter: sharegpt`"),
     ],
 )
 def test_unreadable(write, name, text, words):

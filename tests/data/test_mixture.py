@@ -85,6 +85,23 @@ def test_a_share_of_zero_does_not_end_a_stream(write):
     assert words(load(mixture(*entries, mixture_streaming=True)).train) == {"a": 5}
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kinds", [("jsonl", "parquet"), ("parquet", "parquet")])
+def test_messages_and_columns_that_differ(write, streaming, kinds):
+    ask, yes, no = ({"role": role, "content": role} for role in ("user", "assistant", "assistant"))
+    named = {"prompt": [ask], "chosen": [{**yes, "name": "x"}], "rejected": [no], "weight": 2, "note": None}
+    plain = {"rejected": [no], "chosen": [yes], "prompt": [dict(reversed(ask.items()))], "weight": 0.5, "note": "n"}
+    entries = [
+        {"path": str(write(f"{at}.{kind}", [row] * 2))}
+        for at, kind, row in zip("ab", kinds, (named, plain), strict=True)
+    ]
+    rows = list(load(mixture(*entries, mixture_streaming=streaming)).train)
+    assert [row["chosen"][0].get("name") for row in rows] == ["x", "x", None, None]
+    assert [row["weight"] for row in rows] == [2, 2, 0.5, 0.5]
+    assert [row["note"] for row in rows] == [None, None, "n", "n"]
+    assert all(row["prompt"] == [ask] for row in rows)
+
+
 @pytest.mark.parametrize(
     "fractions, words",
     [

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trl_plus.data.checks import refuse_nulls, refuse_weights
+from trl_plus.data.converters import recognise
 from trl_plus.data.files import DataError
 from trl_plus.data.responses import is_conversation
 
@@ -49,14 +50,14 @@ def detect(row: dict[str, Any], name: str, paired_method: bool) -> Format:
     columns = list(row)
     paired = "chosen" in row and "rejected" in row
     if not paired and not ("completion" in row and "label" in row):
-        raise DataError(f"{name} has the columns {', '.join(columns)}, but {_expectation(columns, paired_method)}")
+        raise DataError(f"{name} has the columns {', '.join(columns)}, but {_expectation(row, paired_method)}")
     if not paired and paired_method:
         raise DataError(
             f"{name} has labelled rows (`completion`, `label`), but the method compares pairs: use `method: kto`, or "
             "data with the columns `chosen` and `rejected`."
         )
     sides = ("chosen", "rejected") if paired else ("completion",)
-    kinds = {side: _kind(row[side], f"`{side}` of {name}") for side in sides}
+    kinds = {side: _kind(row[side], f"`{side}` of {name}", row, paired_method) for side in sides}
     if len(set(kinds.values())) > 1:
         raise DataError(f"{name}: `chosen` is {kinds['chosen']} but `rejected` is {kinds['rejected']}: use one kind.")
     conversational = kinds[sides[0]] == "a conversation"
@@ -64,7 +65,7 @@ def detect(row: dict[str, Any], name: str, paired_method: bool) -> Format:
         if not paired and not conversational:
             raise DataError(f"{name} has no column `prompt`: labelled text needs one.")
         return Format(paired, conversational, "implicit")
-    prompt = _kind(row["prompt"], f"`prompt` of {name}")
+    prompt = _kind(row["prompt"], f"`prompt` of {name}", row, paired_method)
     if prompt == "a conversation" and not conversational:
         raise DataError(
             f"{name}: `prompt` is a conversation but `{sides[0]}` is text: make it a list with one message "
@@ -99,31 +100,36 @@ def prepare(dataset: Any, name: str, paired_method: bool) -> tuple[Any, Format, 
             f"{name}: the text column `prompt` is replaced by the conversations' own turns before the response."
         )
     if form.paired and not form.conversational and form.prompt == "implicit":
-        notes.append(f"{name} has no column `prompt`: the beginning that chosen and rejected share is the prompt.")
+        converter = recognise(first, paired_method)
+        hint = f" If that is not meant, set `converter: {converter}`." if converter else ""
+        notes.append(
+            f"{name} has no column `prompt`: the beginning that chosen and rejected share is the prompt.{hint}"
+        )
     if not form.paired:
         dataset, label_notes = _labels(dataset, first["label"], name)
         notes += label_notes
     return dataset, form, notes
 
 
-def _expectation(columns: list[str], paired_method: bool) -> str:
-    expected = EXPECTED[paired_method]
-    if "conversations" in columns:
-        return f"the method needs {expected}: convert the rows with trl.maybe_convert_to_chatml and split them."
-    return f"the method needs {expected}: rename the columns (datasets.Dataset.rename_columns)."
+def _expectation(row: dict[str, Any], paired_method: bool) -> str:
+    converter = recognise(row, paired_method)
+    cure = f"set `converter: {converter}`" if converter else "rename the columns (datasets.Dataset.rename_columns)"
+    return f"the method needs {EXPECTED[paired_method]}: {cure}."
 
 
-def _kind(value: Any, what: str) -> str:
+def _kind(value: Any, what: str, row: dict[str, Any], paired_method: bool) -> str:
     if isinstance(value, str):
         return "text"
     if is_conversation(value):
         return "a conversation"
     if isinstance(value, list) and value and isinstance(value[0], dict) and "from" in value[0]:
         raise DataError(
-            f"{what} has messages with the keys {', '.join(value[0])}: they need `role` and `content` "
-            "(trl.maybe_convert_to_chatml converts from/value)."
+            f"{what} has messages with the keys {', '.join(value[0])}, but they need `role` and `content`: set "
+            "`converter: sharegpt`."
         )
-    raise DataError(f"{what} is {value!r} in the first row: it must be text or a list of {{role, content}} messages.")
+    converter = recognise(row, paired_method)
+    cure = f"set `converter: {converter}`" if converter else "it must be text or a list of {role, content} messages"
+    raise DataError(f"{what} is {value!r} in the first row: {cure}.")
 
 
 def _conversational_prompt(dataset: Any) -> Any:

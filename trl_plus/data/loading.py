@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from trl_plus.data.conversion import AlreadyConverted, convert_rows
 from trl_plus.data.files import DataError, test_split
 from trl_plus.data.formats import Format, prepare
 from trl_plus.data.mixture import mix
-from trl_plus.data.numbering import number_rows
+from trl_plus.data.numbering import mark_groups, number_rows, split_groups
 from trl_plus.data.reading import read_splits
 from trl_plus.data.request import DataRequest
 
@@ -53,23 +54,25 @@ def load(request: DataRequest) -> Data:
 
 
 def load_raw(request: DataRequest) -> RawData:
-    """Load the rows without looking at them.
+    """Load and convert the rows without looking at what comes out.
 
     Raises:
-        DataError: a file, split or dataset cannot be read.
+        DataError: a file, split or dataset cannot be read, or is not of the shape that the converter takes.
     """
     splits, notes = mix(request) if request.mixture else (_splits(request, request.name, request.config), [])
     train_name = "train" if request.mixture else request.train_split
     if train_name not in splits:
         raise DataError(f"{request.label} has no split {train_name!r}: set `dataset_train_split` to {_either(splits)}.")
-    return RawData(
-        request=request,
-        train=splits[train_name],
-        eval=_held_out(request, splits),
-        name=f"{request.label} ({train_name})",
-        eval_name=f"{request.eval_name or request.label} (held-out)",
-        notes=notes,
-    )
+    train, held_out = splits[train_name], _held_out(request, splits)
+    name, eval_name = f"{request.label} ({train_name})", f"{request.eval_name or request.label} (held-out)"
+    if request.converter is not None:
+        if request.holds_out and held_out is None and hasattr(train, "__len__"):
+            train = mark_groups(train)
+        train, notes = convert_rows(train, request.converter, name, request.paired_method)
+        held_out, eval_notes = _converted_eval(held_out, request, eval_name)
+        name = f"{request.label} ({train_name}, converted)"
+        notes = [*notes, *eval_notes]
+    return RawData(request, train, held_out, name, eval_name, notes)
 
 
 def finish(raw: RawData) -> Data:
@@ -97,10 +100,22 @@ def hold_out(raw: RawData) -> RawData:
         DataError: there are too few rows, or they are a stream.
     """
     request, train, held_out, notes = raw.request, raw.train, raw.eval, raw.notes
-    if held_out is None and request.eval_fraction and request.max_eval_rows != 0:
+    if held_out is None and request.holds_out:
         train, held_out = _take(train, request)
         notes = [*notes, f"{len(held_out)} of {len(train) + len(held_out)} rows are held out (eval_fraction)."]
     return replace(raw, train=train, eval=_at_most(held_out, request), notes=notes)
+
+
+def _converted_eval(held_out: Any | None, request: DataRequest, name: str) -> tuple[Any | None, list[str]]:
+    """Held-out rows of another dataset may need no conversion."""
+    if held_out is None or request.converter is None:
+        return held_out, []
+    try:
+        return convert_rows(held_out, request.converter, name, request.paired_method)
+    except AlreadyConverted:
+        if request.eval_name is None:
+            raise
+        return held_out, [f"{name}: the rows are used as they are, `converter: {request.converter}` is not for them."]
 
 
 def _splits(request: DataRequest, name: str | None, config: str | None) -> dict[str, Any]:
@@ -133,8 +148,7 @@ def _take(train: Any, request: DataRequest) -> tuple[Any, Any]:
         raise DataError("`eval_fraction` needs rows that can be counted: remove `dataset_streaming`.")
     if len(train) < 2:
         raise DataError(f"{request.label} has {len(train)} row: nothing can be held out, remove `eval_fraction`.")
-    parts = train.train_test_split(test_size=request.eval_fraction, seed=request.seed)
-    return parts["train"], parts["test"]
+    return split_groups(train, request.eval_fraction, request.seed)
 
 
 def _at_most(held_out: Any | None, request: DataRequest) -> Any | None:

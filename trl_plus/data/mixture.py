@@ -5,8 +5,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from trl_plus.data.conversion import convert_rows
+from trl_plus.data.features import with_common_types
 from trl_plus.data.files import DataError, as_path, is_local, split_files
-from trl_plus.data.numbering import mark_source, number_rows
+from trl_plus.data.numbering import mark_groups, mark_source, number_rows, split_groups
 from trl_plus.data.reading import first_line, read_files
 from trl_plus.data.request import DataRequest
 
@@ -26,13 +28,31 @@ def mix(request: DataRequest) -> tuple[dict[str, Any], list[str]]:
     """
     names = [str(entry["path"]) for entry in request.mixture]
     try:
-        parts = [_entry(entry, index, request) for index, entry in enumerate(request.mixture)]
-        train, notes = _mixed(parts, names, _shares(request.mixture), request)
-        return _split(train, request), notes
+        parts, notes = _entries(request)
+        train, said = _mixed(parts, names, _shares(request.mixture), request)
+        return _split(train, request), [*notes, *said]
     except DataError:
         raise
     except Exception as error:  # the readers and the hub client raise many unrelated types
         raise DataError(f"The mixture {request.label} could not be loaded: {first_line(error)}") from error
+
+
+def _entries(request: DataRequest) -> tuple[list[Any], list[str]]:
+    """The rows of each entry, converted where it names a converter."""
+    parts, notes = [], []
+    converters = [entry.get("converter") for entry in request.mixture]
+    parted = request.holds_out or request.mixture_test_size is not None
+    grouped = any(converters) and parted and not request.mixture_streaming
+    groups = 0
+    for index, (entry, converter) in enumerate(zip(request.mixture, converters, strict=True)):
+        part = _entry(entry, index, request)
+        if grouped:
+            part, groups = mark_groups(part, groups), groups + len(part)
+        if converter is not None:
+            part, said = convert_rows(part, converter, str(entry["path"]), request.paired_method)
+            notes += said
+        parts.append(part)
+    return parts, notes
 
 
 def _entry(entry: Mapping[str, Any], index: int, request: DataRequest) -> Any:
@@ -47,7 +67,7 @@ def _entry(entry: Mapping[str, Any], index: int, request: DataRequest) -> Any:
 def _as_trl(entry: Mapping[str, Any], streaming: bool) -> Any:
     from trl import DatasetMixtureConfig, get_dataset
 
-    alone = {key: value for key, value in entry.items() if key != "fraction"}
+    alone = {key: value for key, value in entry.items() if key not in ("fraction", "converter")}
     return get_dataset(DatasetMixtureConfig(datasets=[alone], streaming=streaming))["train"]
 
 
@@ -82,7 +102,7 @@ def _mixed(
 ) -> tuple[Any, list[str]]:
     import datasets
 
-    parts = _with_one_text_type(parts)
+    parts = with_common_types(parts)
     if request.mixture_streaming:
         if shares is None:
             return datasets.concatenate_datasets(parts), []
@@ -104,24 +124,6 @@ def _mixed(
     return datasets.concatenate_datasets(parts), [f"The mixture holds {said}."]
 
 
-def _with_one_text_type(parts: list[Any]) -> list[Any]:
-    """CSV and some parquet files come as `large_string`, which `datasets` does not concatenate with `string`."""
-    from datasets import Features, List, Value
-
-    def plain(feature: Any) -> Any:
-        if isinstance(feature, dict):
-            return {name: plain(part) for name, part in feature.items()}
-        if isinstance(feature, List):
-            return List(plain(feature.feature))
-        return Value("string") if feature == Value("large_string") else feature
-
-    known = [part.features for part in parts]
-    if any(features is None for features in known) or all(features == known[0] for features in known):
-        return parts
-    wanted = [Features(plain(dict(features))) for features in known]
-    return [part if new == old else part.cast(new) for part, new, old in zip(parts, wanted, known, strict=True)]
-
-
 def _split(train: Any, request: DataRequest) -> dict[str, Any]:
     from transformers import set_seed
 
@@ -130,4 +132,4 @@ def _split(train: Any, request: DataRequest) -> dict[str, Any]:
         return {"train": train}
     if not hasattr(train, "train_test_split"):
         raise DataError("`test_split_size` needs rows that can be counted: remove `streaming`.")
-    return dict(train.train_test_split(test_size=request.mixture_test_size))
+    return dict(zip(("train", "test"), split_groups(train, request.mixture_test_size, seed=None), strict=True))

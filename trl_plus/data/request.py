@@ -12,6 +12,7 @@ class DataRequest:
     """What to load. `name` and `eval_name` are hub ids or local paths; `mixture` is TRL's list `datasets`.
 
     Attributes:
+        converter: name of the converter of the rows of `name` and `eval_name`; an entry of `mixture` names its own.
         test_split_required: the recipe names the test split itself, so its absence is an error.
         eval_fraction: share of the training rows to hold out where there is no test split.
         max_eval_rows: at most so many held-out rows; 0 for none, None for all.
@@ -22,6 +23,7 @@ class DataRequest:
     paired_method: bool
     name: str | None = None
     config: str | None = None
+    converter: str | None = None
     train_split: str = "train"
     test_split: str = "test"
     test_split_required: bool = False
@@ -34,6 +36,11 @@ class DataRequest:
     max_eval_rows: int | None = None
     seed: int = 42
     row_column: str | None = None
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether training rows are held out where there are no others."""
+        return bool(self.eval_fraction) and self.max_eval_rows != 0
 
     @property
     def label(self) -> str:

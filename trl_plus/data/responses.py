@@ -47,10 +47,15 @@ def shared_turns(contexts: list[list[Message]]) -> int:
     """The number of leading messages that all conversations have in common."""
     shared = 0
     for turns in zip(*contexts, strict=False):
-        if any(turn != turns[0] for turn in turns):
+        if any(turn != turns[0] and _without_nulls(turn) != _without_nulls(turns[0]) for turn in turns):
             break
         shared += 1
     return shared
+
+
+def _without_nulls(turn: Message) -> Message:
+    """A table fills the keys that only some messages of its column have; two columns may differ in them."""
+    return {key: value for key, value in turn.items() if value is not None}
 
 
 def is_plain(row: dict[str, Any], sides: tuple[str, ...]) -> bool:

@@ -149,7 +149,7 @@ class Split:
 
 @dataclass
 class Result:
-    """The outcome of a preflight; `as_dict` is what `--json` prints (docs/preflight.md documents it)."""
+    """The outcome of a preflight. `reporting.preflight_json.as_json` is what `--json` prints of it."""
 
     source: str
     method: str

@@ -28,13 +28,12 @@ def _tokens(tokens: TokenRows, side: str, place: int, target: Target) -> list[To
     ids = np.concatenate([prompt, own])
     trained_from = len(prompt) + int(tokens.context[side][place])
     over = int(tokens.over(side)[place])
-    special = set(target.tokenizer.all_special_ids)
     texts = token_texts(target.tokenizer, ids.tolist())
     return [
         Token(
             text=text,
             loss=position >= trained_from,
-            special=int(token) in special,
+            special=int(token) in target.control_tokens,
             cut=position >= len(ids) - over if target.keeps_start else position < over,
         )
         for position, (token, text) in enumerate(zip(ids, texts, strict=True))

@@ -10,7 +10,7 @@ import numpy as np
 
 from trl_plus.preflight.examine import Batch, examine
 from trl_plus.preflight.findings import Finding, Result, Severity, Split
-from trl_plus.preflight.registry import SUMMARY, every_check
+from trl_plus.preflight.registry import SUMMARY, Check, every_check
 from trl_plus.preflight.source import Source, batches
 from trl_plus.preflight.statistics import split_statistics
 from trl_plus.preflight.tally import Found, Summary, Tally, joined
@@ -122,11 +122,7 @@ def _findings(split: str, tally: Tally, summary: Summary, target: Target) -> Ite
     checks = every_check()
     for code, found in tally.found.items():
         if found.count:
-            check = checks[code]
-            severity = check.severity_at(found.count / max(found.checked, 1))
-            if code in ("D501", "D502") and target.overlong == "error":
-                severity = Severity.ERROR
-            yield _of_rows(code, split, found, severity)
+            yield _of_rows(code, split, found, _severity(checks[code], found, target))
     for code, check in SUMMARY.items():
         verdict = check.function(summary, target) if len(summary.index) else None
         if verdict is not None:
@@ -135,6 +131,13 @@ def _findings(split: str, tally: Tally, summary: Summary, target: Target) -> Ite
             sentence = verdict.sentence or _sentence(found, check.title)
             yield Finding(code, severity, split, check.title, sentence, found.count, found.checked, check.cure,
                           verdict.examples)  # fmt: skip
+
+
+def _severity(check: Check, found: Found, target: Target) -> Severity:
+    """How grave a finding in rows is. Dropped rows are an error where the run refuses them, or has no others."""
+    if check.code in ("D501", "D502") and (target.overlong == "error" or found.count == found.checked):
+        return Severity.ERROR
+    return check.severity_at(found.count / max(found.checked, 1))
 
 
 def _of_rows(code: str, split: str, found: Found, severity: Severity) -> Finding:

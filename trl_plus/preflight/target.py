@@ -53,6 +53,14 @@ class Target:
         return self.kind.sides if self.paired_method else ("completion",)
 
     @cached_property
+    def control_tokens(self) -> dict[int, str]:
+        """The tokenizer's special tokens by id: those with a role of their own, and others that were added as special."""
+        tokenizer = self.tokenizer
+        named = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        return named | {token: str(entry) for token, entry in added.items() if entry.special}
+
+    @cached_property
     def generation_prompt(self) -> list[int]:
         """The token ids that open the assistant's turn, as the template writes them; [] where that is not plain."""
         from trl_plus.trainers.upstream import common_prefix, tokenize_messages

@@ -12,7 +12,7 @@ from trl_plus.preflight.run import quiet_maps
 from trl_plus.preflight.source import Source, batches
 from trl_plus.preflight.tokens import TokenRows
 
-ROWS = 128  # pairs that are scored
+ROWS = 64  # pairs that are scored
 _SAME = 0.01  # nats per token: a margin below it is no margin
 _APART = 1.0  # nats per token: a margin above it needs no learning
 _MOST = 0.9

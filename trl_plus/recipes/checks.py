@@ -66,11 +66,17 @@ def _contradictions(method: Method, entries: Mapping[str, Value]) -> Iterator[st
         if option in given and "use_peft" not in given:
             yield f"{entries[option].place}`{option}` needs `use_peft: true`: quantized weights cannot be trained."
     yield from _mixture(given.get("datasets", []))
+    if method.paired and given.get("converter") == "pairs_to_unpaired":
+        yield (
+            f"{entries['converter'].place}`converter: pairs_to_unpaired` makes labelled rows, but `method: "
+            f"{method.name}` compares pairs: remove it, or write `method: kto`."
+        )
 
 
 _EXCLUSIVE = (
     ("gamma", "gamma_beta_ratio", "keep one of them (gamma = gamma_beta_ratio * beta)"),
     ("dataset_name", "datasets", "keep one of them"),
+    ("converter", "datasets", "give each entry of `datasets` that needs one its `converter`"),
     ("eval_dataset_name", "eval_fraction", "keep one of them"),
     ("eval_fraction", "test_split_size", "keep one of them"),
     ("load_in_4bit", "load_in_8bit", "keep one of them"),
@@ -90,7 +96,7 @@ def _mixture(datasets: Any) -> Iterator[str]:
         for name in wrong:
             yield f"datasets[{index}]: `{name}` must be {keys[name].expected}, got {entry[name]!r}."
         if entry.get("path") is None:
-            yield f"datasets[{index}]: `path` is missing: add the dataset's hub id."
+            yield f"datasets[{index}]: `path` is missing: add the dataset's hub id, or a local file or folder."
 
 
 # The smallest value that does anything; transformers and torch fail on less, late and in their own words

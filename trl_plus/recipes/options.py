@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass, field
 
+from trl_plus.data.converters import CONVERTERS
+
+_CONVERTER = "Converter of rows that have a known shape of their own, see docs/data.md."
+
 
 @dataclass
 class RunOptions:
@@ -11,6 +15,7 @@ class RunOptions:
         ValueError: a value is out of its range.
     """
 
+    converter: str | None = field(default=None, metadata={"help": _CONVERTER, "choices": tuple(CONVERTERS)})
     eval_dataset_name: str | None = field(
         default=None,
         metadata={"help": "Held-out rows: a hub id, a local file or folder, or bundled:NAME. Its train split is used."},
@@ -47,3 +52,10 @@ class RunOptions:
             raise ValueError(f"`report_generations` must not be negative, got {self.report_generations}.")
         if self.eval_fraction and self.eval_dataset_name is not None:
             raise ValueError("Give `eval_dataset_name` or `eval_fraction`, not both.")
+
+
+@dataclass
+class EntryOptions:
+    """Keys of an entry of the list `datasets` that TRL's DatasetConfig does not have."""
+
+    converter: str | None = field(default=None, metadata={"help": _CONVERTER, "choices": tuple(CONVERTERS)})

@@ -47,7 +47,7 @@ def _finding(finding: Finding) -> dict[str, Any]:
         "severity": finding.severity.value,
         "split": finding.split,
         "title": clipped(finding.title, words.PARAGRAPH),
-        "sentence": clipped(finding.sentence, words.PARAGRAPH),
+        "sentence": clipped(words.beyond_title(finding), words.PARAGRAPH),
         "cure": clipped(finding.cure, words.PARAGRAPH),
         "extent": words.extent(finding),
         "share": round(100 * finding.share, 2) if finding.count else None,

@@ -11,6 +11,7 @@ from trl_plus.preflight.findings import Finding, Result, Severity, Split
 from trl_plus.reporting.preflight_words import (
     PARAGRAPH,
     PLURALS,
+    beyond_title,
     by_severity,
     detail,
     effect_of_limit,
@@ -109,7 +110,7 @@ def _finding(finding: Finding) -> Table:
     grid = _grid({"no_wrap": True}, {"overflow": "fold", "max_width": WIDTH})
     head = _text(finding.title, "bold")
     head.append_text(_text(f"  {finding.split}, {extent(finding)}", "not bold"))
-    body: list[RenderableType] = [head, _text(finding.sentence)]
+    body: list[RenderableType] = [head, *map(_text, filter(None, [beyond_title(finding)]))]
     if finding.examples:
         body.append(_examples(finding))
     cure = Text("Cure: ", style="bold")

@@ -53,6 +53,13 @@ def extent(finding: Finding) -> str:
     return f"{finding.count:,} of {finding.checked:,} rows ({percent(finding.share)})"
 
 
+def beyond_title(finding: Finding) -> str:
+    """What a finding's sentence says that its title and extent, which stand above it, do not; empty where nothing."""
+    before, title, after = finding.sentence.partition(finding.title)
+    counted = title and before[:1].isdigit() and before.endswith(": ")
+    return after.strip(" .").removeprefix("(").removesuffix(")") if counted else finding.sentence
+
+
 def detail(example: Example) -> str:
     """What was found in a row, on one line: a line break in it is written as `\\n`."""
     return clipped(example.detail, DETAIL).replace("\n", "\\n").replace("\t", "\\t")

@@ -252,7 +252,7 @@ def _control_pattern(special: tuple[str, ...]) -> re.Pattern[str] | None:
     "Remove or rewrite it: it becomes one control token, as if the template had written it.",
 )
 def control_tokens(tokens: TokenRows, target: Target) -> Hits | None:
-    pattern = _control_pattern(tuple(target.tokenizer.all_special_tokens))
+    pattern = _control_pattern(tuple(target.control_tokens.values()))
     if not target.kind.conversational or pattern is None:
         return None
     found: dict[int, str] = {}

@@ -1,0 +1,36 @@
+"""docs/data.md: every converter has a section, and each example becomes the rows that the page shows."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from trl_plus.data.converters import CONVERTERS, convert, shape_of
+from trl_plus.recipes.keys import dataset_keys
+
+PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+SECTIONS = dict(re.findall(r"^### (\w+)\n(.*?)(?=^### |\Z)", PAGE, re.DOTALL | re.MULTILINE))
+
+
+def examples():
+    for name, text in SECTIONS.items():
+        fenced = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+        blocks = [[json.loads(line) for line in block.splitlines()] for block in fenced]
+        for number, (before, after) in enumerate(zip(blocks[::2], blocks[1::2], strict=True)):
+            yield pytest.param(name, before, after, id=f"{name}-{number}")
+
+
+def test_every_converter_has_a_section():
+    assert set(SECTIONS) == set(CONVERTERS)
+
+
+def test_every_key_of_an_entry_is_described():
+    table = PAGE[PAGE.index("| key of an entry") : PAGE.index("Without `fraction`")]
+    assert all(f"`{name}`" in table for name in dataset_keys())
+
+
+@pytest.mark.parametrize("name, before, after", list(examples()))
+def test_example(name, before, after):
+    (row,) = before
+    assert convert(shape_of(name, list(row)), row, "chosen" in after[0]) == after

@@ -1,0 +1,229 @@
+"""A converter applied to a dataset: table or stream, every row accounted for."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from trl_plus._version import __version__
+from trl_plus.data.converters import CONVERTERS, Row, Shape, Unconvertible, WrongShape, convert, recognise, shape_of
+from trl_plus.data.features import features_of
+from trl_plus.data.files import DataError
+from trl_plus.data.formats import detect
+
+_SHOWN = 3  # rows that a message names
+_LOOKED_AT = 100  # rows of a stream that are tried before it is handed on
+_log = logging.getLogger(__name__)
+
+
+class AlreadyConverted(DataError):
+    """The converter does not take the rows, since they have the method's form without it."""
+
+
+@dataclass(frozen=True)
+class _Conversion:
+    """What one converter does to one dataset. `version` keeps results of other versions out of the cache."""
+
+    converter: str
+    shape: Shape
+    name: str
+    paired_method: bool
+    columns: tuple[str, ...]
+    version: str = __version__
+
+    @property
+    def used(self) -> list[str]:
+        return list((self.shape.columns(self.columns) or {}).values())
+
+    def rows(self, row: Row, index: int) -> list[Row]:
+        """The rows that row `index` becomes; Unconvertible as in `convert`, any other fault a DataError."""
+        try:
+            return convert(self.shape, row, self.paired_method)
+        except WrongShape as error:
+            fault = f"{self.name}, row {index}: {error}, which `converter: {self.converter}` does not take"
+            raise _refusal(fault, row, self.paired_method) from error
+
+
+def convert_rows(dataset: Any, converter: str, name: str, paired_method: bool) -> tuple[Any, list[str]]:
+    """The rows of a dataset converted, and what was done, one sentence each.
+
+    Rows that cannot become training rows are left out, counted, and the first three named with the reason. A stream
+    is not read ahead: there the same is logged as a warning when it happens.
+
+    Args:
+        converter: a name in CONVERTERS.
+        name: the dataset, as messages name it.
+        paired_method: whether the method trains on pairs only.
+
+    Raises:
+        AlreadyConverted: the rows have the form that the method takes.
+        DataError: the rows are not of a shape that the converter takes, or none can be converted.
+    """
+    first = next(iter(dataset), None)
+    if first is None:
+        return dataset, []
+    conversion = _conversion(first, converter, name, paired_method)
+    return (_table if hasattr(dataset, "__len__") else _stream)(dataset, conversion)
+
+
+def _conversion(first: Row, converter: str, name: str, paired_method: bool) -> _Conversion:
+    if converter not in CONVERTERS:
+        raise DataError(f"There is no converter {converter!r}: the converters are {', '.join(CONVERTERS)}.")
+    if converter == "pairs_to_unpaired" and paired_method:
+        raise DataError(
+            "`converter: pairs_to_unpaired` makes labelled rows, but the method compares pairs: remove `converter`, or "
+            "use `method: kto`."
+        )
+    shape = shape_of(converter, list(first))
+    if shape is None:
+        fault = f"{name}, row 0 has the columns {', '.join(first)}, but `converter: {converter}` needs "
+        raise _refusal(fault + " and ".join(_missing(converter, list(first))), first, paired_method)
+    return _Conversion(converter, shape, name, paired_method, tuple(first))
+
+
+def _missing(converter: str, columns: list[str]) -> list[str]:
+    """The fields that are missing for the nearest shape of the converter."""
+    fields = [[names for names in shape.needs if not set(names) & set(columns)] for shape in CONVERTERS[converter]]
+    return [" or ".join(f"`{name}`" for name in names) for names in min(fields, key=len)]
+
+
+def _refusal(fault: str, row: Row, paired_method: bool) -> DataError:
+    other = recognise(row, paired_method)
+    if other != "hh":  # two transcripts are a form of text pairs as well
+        try:
+            detect(row, "", paired_method)
+        except DataError:
+            pass
+        else:
+            return AlreadyConverted(f"{fault}: remove `converter`, the rows have the form that the method takes.")
+    if other is not None:
+        return DataError(f"{fault}: use `converter: {other}`, which takes these rows.")
+    return DataError(f"{fault}: rename the columns, or choose the converter by the rows shown in docs/data.md.")
+
+
+def _rows_of(batch: Any, columns: list[str]) -> Iterator[Row]:
+    return (dict(zip(columns, values, strict=True)) for values in zip(*(batch[c] for c in columns), strict=True))
+
+
+def _columns_of(rows: list[Row], names: list[str]) -> dict[str, list[Any]]:
+    return {name: [row[name] for row in rows] for name in names}
+
+
+def _table(dataset: Any, conversion: _Conversion) -> tuple[Any, list[str]]:
+    """Two passes, since what a pass counts is lost where its result comes from the cache, but not what it writes."""
+    from datasets import Features, Value
+
+    found = dataset.select_columns(conversion.used).map(
+        _problems,
+        batched=True,
+        with_indices=True,
+        remove_columns=conversion.used,
+        fn_kwargs={"conversion": conversion},
+        features=Features({"problem": Value("string")}),
+        desc=f"converter: {conversion.converter}, looking",
+    )["problem"][:]
+    problems = {index: problem for index, problem in enumerate(found) if problem is not None}
+    if len(problems) == len(dataset):
+        raise _nothing_left(conversion, "row", problems[0])
+    rows = len(dataset)
+    if problems:
+        dataset = dataset.select([index for index in range(rows) if index not in problems])
+    sample = conversion.rows(dataset[0], 0)[0]
+    used = list(dataset.column_names) if conversion.shape.many else conversion.used
+    names = list(sample) if conversion.shape.many else [name for name in sample if name not in _others(conversion)]
+    dataset = dataset.map(
+        _converted,
+        batched=True,
+        remove_columns=used,
+        fn_kwargs={"conversion": conversion, "used": used, "names": names},
+        features=features_of(dataset.features, sample, conversion.used),
+        desc=f"converter: {conversion.converter}",
+    )
+    return dataset, [_note(conversion, rows, len(dataset), problems)]
+
+
+def _others(conversion: _Conversion) -> list[str]:
+    return [column for column in conversion.columns if column not in conversion.used]
+
+
+def _problems(batch: Any, indices: list[int], conversion: _Conversion) -> dict[str, list[str | None]]:
+    found: list[str | None] = []
+    for index, row in zip(indices, _rows_of(batch, conversion.used), strict=True):
+        try:
+            conversion.rows(row, index)
+            found.append(None)
+        except Unconvertible as error:
+            found.append(str(error))
+    return {"problem": found}
+
+
+def _converted(batch: Any, conversion: _Conversion, used: list[str], names: list[str]) -> dict[str, list[Any]]:
+    """The new columns. Where rows do not multiply, `used` leaves the other columns to `datasets`, as they are."""
+    out = [new for row in _rows_of(batch, used) for new in conversion.rows(row, 0)]
+    return _columns_of(out, names)
+
+
+def _note(conversion: _Conversion, before: int, after: int, problems: dict[int, str]) -> str:
+    said = f"{conversion.name}: `converter: {conversion.converter}` made {after} rows of {before - len(problems)}"
+    if not problems:
+        return f"{said}."
+    named = "; ".join(f"row {index}: {problem}" for index, problem in islice(problems.items(), _SHOWN))
+    more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+    return f"{said}; left out, since they cannot be converted: {len(problems)} of {before} ({named}{more})."
+
+
+def _nothing_left(conversion: _Conversion, rows: str, problem: str) -> DataError:
+    return DataError(
+        f"{conversion.name}: `converter: {conversion.converter}` can convert no {rows} (row 0: {problem}): choose the "
+        "converter by the rows shown in docs/data.md."
+    )
+
+
+def _stream(dataset: Any, conversion: _Conversion) -> tuple[Any, list[str]]:
+    problem, sample = "", None
+    for index, row in enumerate(islice(dataset, _LOOKED_AT)):
+        try:
+            sample = conversion.rows(row, index)[0]
+            break
+        except Unconvertible as error:
+            problem = problem or str(error)
+    if sample is None:
+        raise _nothing_left(conversion, f"row of the first {_LOOKED_AT}", problem)
+    dataset = dataset.map(
+        _StreamConversion(conversion, list(sample)),
+        batched=True,
+        with_indices=True,
+        remove_columns=list(conversion.columns),
+        features=dataset.features and features_of(dataset.features, sample, conversion.used),
+    )
+    note = f"{conversion.name}: `converter: {conversion.converter}` converts the stream; rows that it has to leave out"
+    return dataset, [f"{note} are named as warnings in the log."]
+
+
+class _StreamConversion:
+    """Converts batches of a stream and warns of the rows that are left out: the first three, then the count at each
+    power of ten. Each row is counted once, however often the stream is read; every worker process counts its own."""
+
+    def __init__(self, conversion: _Conversion, names: list[str]):
+        self.conversion, self.names, self.left_out, self.last = conversion, names, 0, -1
+
+    def __call__(self, batch: Any, indices: list[int]) -> dict[str, list[Any]]:
+        out: list[Row] = []
+        for index, row in zip(indices, _rows_of(batch, list(self.conversion.columns)), strict=True):
+            try:
+                out += self.conversion.rows(row, index)
+            except Unconvertible as error:
+                self._leave_out(index, error)
+        return _columns_of(out, self.names)
+
+    def _leave_out(self, index: int, error: Unconvertible) -> None:
+        if index <= self.last:
+            return
+        self.last = index
+        self.left_out += 1
+        name = f"{self.conversion.name}: `converter: {self.conversion.converter}`"
+        if self.left_out <= _SHOWN:
+            _log.warning("%s leaves out row %d of the stream: %s.", name, index, error)
+        elif str(self.left_out).strip("0") == "1":
+            _log.warning("%s has left out %d rows of the stream so far.", name, self.left_out)

@@ -1,0 +1,61 @@
+"""Converters: rows of a known foreign shape to pairs or labelled rows. Pure functions of one row, found by name."""
+
+from trl_plus.data.converters.dialogues import ALPACA, HH, OPENAI, PAIRS_TO_UNPAIRED, SHAREGPT
+from trl_plus.data.converters.rows import Row, Shape, Unconvertible, WrongShape
+from trl_plus.data.converters.scored import ARGILLA, SCORES, ULTRAFEEDBACK
+
+# In the order in which a shape is recognised: the most particular columns first
+CONVERTERS: dict[str, tuple[Shape, ...]] = {
+    "openai": OPENAI,
+    "sharegpt": SHAREGPT,
+    "alpaca": ALPACA,
+    "ultrafeedback": ULTRAFEEDBACK,
+    "argilla": ARGILLA,
+    "scores": SCORES,
+    "hh": HH,
+    "pairs_to_unpaired": PAIRS_TO_UNPAIRED,
+}
+_NEVER_SUGGESTED = "pairs_to_unpaired"  # fits every pair
+_COMMON = {"prompt", "chosen", "rejected"}  # columns that tell nothing of a row's shape
+
+__all__ = ["CONVERTERS", "Row", "Shape", "Unconvertible", "WrongShape", "convert", "recognise", "shape_of"]
+
+
+def shape_of(name: str, columns: list[str]) -> Shape | None:
+    """The form of a converter's rows that has these columns."""
+    return next((shape for shape in CONVERTERS[name] if shape.columns(columns) is not None), None)
+
+
+def convert(shape: Shape, row: Row, paired_method: bool) -> list[Row]:
+    """The rows that one row becomes, each with the columns that the shape does not use.
+
+    Raises:
+        Unconvertible: the row has no preference, no answer or no prompt.
+        WrongShape: a value is of another type, or a column would be overwritten.
+    """
+    columns = shape.columns(list(row)) or {}
+    others = {name: value for name, value in row.items() if name not in columns.values()}
+    rows = shape.convert({field: row[column] for field, column in columns.items()}, paired_method)
+    clash = [name for name in rows[0] if name in others]
+    if clash:
+        raise WrongShape(f"`{clash[0]}` is a column that the converter would overwrite")
+    return [{**others, **new} for new in rows]
+
+
+def recognise(row: Row, paired_method: bool) -> str | None:
+    """The converter whose shape a row has; None where there is none."""
+    doubtful = None
+    for name in CONVERTERS:
+        shape = None if name == _NEVER_SUGGESTED else shape_of(name, list(row))
+        if shape is None:
+            continue
+        try:
+            convert(shape, row, paired_method)
+        except Unconvertible:
+            telling = set((shape.columns(list(row)) or {}).values()) - _COMMON
+            doubtful = doubtful or (name if telling else None)
+        except WrongShape:
+            continue
+        else:
+            return name
+    return doubtful

@@ -1,0 +1,125 @@
+"""Converters of datasets whose answers carry scores: the best against the worst, or a label for each."""
+
+from typing import Any
+
+from trl_plus.data.converters.dialogues import answers
+from trl_plus.data.converters.rows import (
+    Row,
+    Shape,
+    Unconvertible,
+    WrongShape,
+    assistant,
+    best_and_worst,
+    labelled,
+    messages,
+    pair,
+    scores_of,
+    text,
+    user,
+    with_system,
+)
+from trl_plus.data.responses import Message
+
+
+def ultrafeedback_pair(fields: Row, paired: bool) -> list[Row]:
+    """The binarized form: a text prompt, and two conversations whose last message is the answer."""
+    text(fields, "prompt")
+    return [answers(fields)]
+
+
+# The mean of the aspects' ratings comes first: some early releases have wrong overall scores
+_ULTRAFEEDBACK_SCORES = ("fine-grained_score", "overall_score")
+
+
+def ultrafeedback_scored(fields: Row, paired: bool) -> list[Row]:
+    """The original form: an instruction and four completions with scores. Best against worst."""
+    completions = fields["completions"]
+    if completions is None:
+        raise Unconvertible("`completions` is null")
+    if not isinstance(completions, list) or not all(isinstance(c, dict) and "response" in c for c in completions):
+        raise WrongShape(f"`completions` must hold {{response, overall_score}}, but is {completions!r:.60}")
+    known = [c for c in completions if c["response"] is not None]
+    for name in _ULTRAFEEDBACK_SCORES:
+        scores = scores_of([c.get(name) for c in known], name) if known else []
+        if sum(score is not None for score in scores) >= 2:
+            break
+    turns = [[assistant(text(completion, "response"))] for completion in known]
+    return [_binarized([user(text(fields, "instruction"))], turns, scores)]
+
+
+def argilla_pair(fields: Row, paired: bool) -> list[Row]:
+    """Two message lists or two texts, with a text prompt where they need one, and their ratings."""
+    if isinstance(fields["chosen"], str):
+        prompt = with_system(fields, [user(text(fields, "prompt"))])
+        row = pair(prompt, *([assistant(text(fields, side))] for side in ("chosen", "rejected")))
+    else:
+        if isinstance(fields.get("prompt"), list):
+            text(fields, "prompt")
+        row = answers(fields)
+    ratings = {f"score_{side}": fields[f"score_{side}"] for side in ("chosen", "rejected") if f"score_{side}" in fields}
+    return [{**row, **{name: scores_of([value], name)[0] for name, value in ratings.items()}}]
+
+
+def scored(fields: Row, paired: bool) -> list[Row]:
+    """A prompt, its completions and their scores.
+
+    For a method of pairs the best and the worst completion, the first of equal ones. For labelled rows every
+    completion: desirable from the middle between the best and the worst score upwards.
+    """
+    prompt = fields["prompt"]
+    context = messages(prompt, "prompt") if isinstance(prompt, list) else [user(text(fields, "prompt"))]
+    context = with_system(fields, context)
+    completions, scores = fields["completions"], scores_of(fields["scores"], "scores")
+    if completions is None:
+        raise Unconvertible("`completions` is null")
+    if not isinstance(completions, list):
+        raise WrongShape(f"`completions` must be a list, but is {completions!r:.60}")
+    if len(completions) != len(scores):
+        raise Unconvertible(f"there are {len(completions)} completions but {len(scores)} scores")
+    turns = [None if completion is None else _answer(completion) for completion in completions]
+    if paired:
+        known = [None if turn is None else score for turn, score in zip(turns, scores, strict=True)]
+        return [_binarized(context, turns, known)]
+    best, worst = best_and_worst(scores)
+    middle = ((scores[best] or 0.0) + (scores[worst] or 0.0)) / 2
+    rows = []
+    for index, (turn, score) in enumerate(zip(turns, scores, strict=True)):
+        if turn is None or score is None:
+            raise Unconvertible(f"completion {index} has no {'score' if score is None else 'text'}")
+        rows.append({**labelled(context, turn, score >= middle), "score": score})
+    return rows
+
+
+def _answer(completion: Any) -> list[Message]:
+    if isinstance(completion, str):
+        return [assistant(completion)]
+    if isinstance(completion, list):
+        return messages(completion, "completions")
+    raise WrongShape(f"`completions` must hold texts or lists of messages, but holds {completion!r:.60}")
+
+
+def _binarized(prompt: list[Message], turns: list[Any], scores: list[float | None]) -> Row:
+    best, worst = best_and_worst(scores)
+    row = pair(prompt, turns[best], turns[worst])
+    return {**row, "score_chosen": scores[best], "score_rejected": scores[worst]}
+
+
+def _ratings(side: str) -> tuple[str, ...]:
+    return (f"score_{side}", f"{side}_rating", f"{side}-rating", f"rating_{side}", f"{side}_score",
+            f"{side}_avg_rating")  # fmt: skip
+
+
+_PROMPT = ("prompt", "instruction", "input")
+_ALSO = (("system", "system_prompt"),)
+_RATED = (*_ALSO, _ratings("chosen"), _ratings("rejected"))
+_COMPLETIONS, _SCORES = ("completions", "responses", "generations"), ("scores", "ratings")
+
+ULTRAFEEDBACK = (
+    Shape((("prompt",), ("chosen",), ("rejected",)), ultrafeedback_pair, (("messages",),)),
+    Shape((("instruction",), ("completions",)), ultrafeedback_scored),
+)
+ARGILLA = (
+    Shape((("chosen", "chosen_response"), ("rejected", "rejected_response")), argilla_pair, (_PROMPT, *_RATED)),
+    Shape((_PROMPT, ("completions", "generations"), ("scores", "ratings")), scored, _ALSO, many=True),
+)
+SCORES = (Shape((_PROMPT, _COMPLETIONS, _SCORES), scored, _ALSO, many=True),)
