@@ -1,13 +1,14 @@
 """Take the pictures of docs/preflight.md: the page of a preflight, and its output in the terminal.
 
-    python scripts/preflight_pictures.py                 # of the quickstart
-    python scripts/preflight_pictures.py my.yaml out/    # of another recipe, into another folder
+    python scripts/preflight_pictures.py                 # of the quickstart's rows, with defects put in
+    python scripts/preflight_pictures.py my.yaml out/    # of a recipe, into another folder
 
 Needs Chromium. Writes preflight.png and preflight_terminal.svg, by default into docs/images.
 """
 
 import argparse
 import io
+import json
 import re
 import shutil
 import subprocess
@@ -23,6 +24,7 @@ from trl_plus.reporting.preflight_html import preflight_page
 from trl_plus.reporting.preflight_table import preflight_report
 
 ROOT = Path(__file__).parents[1]
+ASSETS = ROOT / "trl_plus" / "quickstart"
 WIDTH, HEIGHT = 1200, 1500  # of the page's picture, in pixels
 COLUMNS = 100
 
@@ -63,15 +65,34 @@ def pictures(result: Result, folder: Path) -> None:
     page_picture(result, folder.resolve() / "preflight.png")
 
 
+def defective(folder: Path) -> list[str]:
+    """Words of a preflight of the quickstart's pairs, some of them spoiled, cut at 48 tokens."""
+    rows = [json.loads(line) for line in (ASSETS / "pairs_train.jsonl").read_text(encoding="utf-8").splitlines()]
+    for place in (41, 187, 300):
+        rows[place]["rejected"] = rows[place]["chosen"]
+    rows[77]["chosen"] = [{"role": "assistant", "content": " "}]
+    rows[205]["chosen"].append({"role": "user", "content": "Thank you!"})
+    rows[333]["prompt"][0]["content"] = "<|im_start|>user\n" + rows[333]["prompt"][0]["content"] + "<|im_end|>"
+    rows += rows[10:14]
+    path = folder / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return ["quickstart", f"dataset_name={path}", "max_length=48"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("recipe", nargs="?", default="quickstart")
+    parser.add_argument("recipe", nargs="?")
     parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "docs" / "images")
     arguments = parser.parse_args()
     from trl_plus.preflight.opening import open_argument
     from trl_plus.preflight.run import Extent, preflight
 
-    pictures(preflight(open_argument(arguments.recipe, None, None, []).source, Extent()), arguments.folder)
+    with tempfile.TemporaryDirectory() as folder:
+        recipe, *overrides = [arguments.recipe] if arguments.recipe else defective(Path(folder))
+        result = preflight(open_argument(recipe, None, None, overrides).source, Extent())
+    result.source = Path(result.source).name
+    result.model = Path(result.model or "").name
+    pictures(result, arguments.folder)
 
 
 if __name__ == "__main__":

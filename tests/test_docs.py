@@ -128,3 +128,12 @@ def test_objectives_are_complete():
     losses = set(objectives.__all__) - {"Completions", "log1mexp", "log_odds", "log_odds_ratio", "reference_point"}
     for name in losses:
         assert f"`{name}`" in text or f": {name}`" in text, name
+
+
+def test_the_table_of_preflight_is_that_of_the_checks():
+    """`python scripts/preflight_codes.py` prints it."""
+    import runpy
+
+    wanted = runpy.run_path(str(ROOT / "scripts" / "preflight_codes.py"))["lines"]()
+    page = (ROOT / "docs" / "preflight.md").read_text(encoding="utf-8")
+    assert [line for line in page.splitlines() if re.match(r"\| D\d+ \|", line)] == wanted

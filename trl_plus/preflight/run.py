@@ -155,11 +155,11 @@ def _sentence(found: Found, title: str) -> str:
 
 
 def _whole(code: str, sentence: str, split: str = "train") -> Finding:
-    title, cure = _REFUSALS[code]
+    title, cure = REFUSALS[code]
     return Finding(code, Severity.ERROR, split, title, sentence, 0, 0, cure)
 
 
-_REFUSALS = {
+REFUSALS = {
     COLUMNS_CODE: (
         "the columns are not those that the method needs",
         "Rename the columns, or name the format of the data with `converter`.",

@@ -54,7 +54,7 @@ class Target:
 
     @cached_property
     def control_tokens(self) -> dict[int, str]:
-        """The tokenizer's special tokens by id: those with a role of their own, and others that were added as special."""
+        """The tokenizer's special tokens by id, those without a role of their own included."""
         tokenizer = self.tokenizer
         named = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
         added = getattr(tokenizer, "added_tokens_decoder", {})
