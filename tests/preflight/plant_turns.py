@@ -124,3 +124,9 @@ def prompt_again_in_response(field: Field, row: int) -> None:
             raw[side] = f"{raw['prompt']}{raw[side]}"
 
     edit(field[row], repeat)
+
+
+@planter("D212")
+def ran_on(field: Field, row: int) -> None:
+    marks = (".</s> \nAnd then, what?", "\n<|user|>\nOne more thing.", "\n<|im_start|>user\nOne more thing.")
+    field[row].responses[field.side()] += field.rng.choice(marks)

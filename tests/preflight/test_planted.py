@@ -79,3 +79,15 @@ def test_a_defect_in_the_first_row_does_not_hide_those_of_the_others(code, name,
         plant(field, row)
     result = look(rendered(field.samples, form), form, tmp_path / "rows.jsonl")
     assert first_rows(result) == {code: [0, 1, 60]}
+
+
+@pytest.mark.parametrize("name", ["chat-implicit", "text-implicit"])
+def test_a_column_prompt_that_only_some_rows_fill(name, tmp_path):
+    """TRL looks for the prompt in the sides only where there is no such column at all."""
+    form = FORMS[name]
+    rows = rendered(clean_samples(form, 60), form)
+    for row in (5, 6):
+        rows[row]["prompt"] = "Why?"
+    result = look(rows, form, tmp_path / "rows.jsonl")
+    assert counts(result) == {"D102": 58, "D103": 2}
+    assert first_rows(result) == {"D102": [0, 1, 2], "D103": [5, 6]}

@@ -28,7 +28,7 @@ TEXTS = {
     "coordinates": "48.858222, 2.2945; +48° 51' 29.6\", 100-200-300 m",
     "hash": "commit 9fceb02d0ae598e95dc970b74767f19372d61af8, uuid 123e4567-e89b-12d3-a456-426614174000",
     "handles": "Ask @jane on the forum, or use `a@b` as matrix product; foo@bar without a domain; user@localhost.",
-    "example addresses": "Write to someone@example.com or test@example.org, or jane@test.com.",
+    "example addresses": "Write to someone@example.com or test@example.org, or jane@test.com, or ftp://name:word@ftp.example.com/x.",
     "decorator": "```python\n@property\ndef x(self): return self._x\n@app.get('/x')\n```",
     "French": "L’été dernier, où êtes-vous allés ? « Ça va ! » À bientôt, cœur, naïve, Noël, Ÿ, 5 °C, 10 €.",
     "German": "Füße, Größe, Äpfel, Öl, Übung, „Anführung“, ‚einfach‘, §§ 1–3",

@@ -47,7 +47,7 @@ def examine(batch: Batch, target: Target, near: bool = True) -> Tally:
                 tally.of(code).add(row.source_row, detail)
     for code in TEXT:
         tally.of(code).checked += len(rows)
-    _keep_texts(rows, tally, near)
+    _keep_texts(rows, batch.split, tally, near)
     if target.processor is not None and rows:
         _examine_tokens(batch, raw, rows, target, tally)
     return tally
@@ -70,16 +70,19 @@ def _key(text: str) -> int:
     return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
-def _asked(row: Row) -> str:
+def _asked(row: Row, split: str) -> str:
     """The prompt as rows are compared by it; images are not compared, so a row with some is like no other."""
-    return f"{row.prompt}\n{row.source_row}" if row.shows_images else row.prompt
+    return f"{row.prompt}\n{split} {row.source_row}" if row.shows_images else row.prompt
 
 
-def _keep_texts(rows: list[Row], tally: Tally, near: bool) -> None:
+def _keep_texts(rows: list[Row], split: str, tally: Tally, near: bool) -> None:
     if not rows:
         return
     sides = list(rows[0].responses)
-    values: dict[str, Any] = {"index": [row.source_row for row in rows], "prompt": [_key(_asked(row)) for row in rows]}
+    values: dict[str, Any] = {
+        "index": [row.source_row for row in rows],
+        "prompt": [_key(_asked(row, split)) for row in rows],
+    }
     answers = [row.answers() for row in rows]
     for place, side in enumerate(sides):
         # after its own history, where that differs
@@ -96,7 +99,9 @@ def _keep_texts(rows: list[Row], tally: Tally, near: bool) -> None:
         arrays["label"] = np.array([row.label for row in rows], bool)
         arrays["row"] += arrays["label"].astype(np.uint64)
     if near:
-        arrays["sketch"] = sketch([(_asked(row), "\n".join(said)) for row, said in zip(rows, answers, strict=True)])
+        arrays["sketch"] = sketch(
+            [(_asked(row, split), "\n".join(said)) for row, said in zip(rows, answers, strict=True)]
+        )
     tally.keep(tally.text, arrays)
     for row in rows:
         tally.counts["weightless"] += row.raw.get("weight") == 0

@@ -33,7 +33,8 @@ def sketch(texts: Sequence[tuple[str, str]]) -> NDArray[np.uint16]:
     once in 65,536."""
     from rensa import RMinHash
 
-    sets = [shingles(text) for row in texts for text in row]
+    known = [text.encode(errors="replace").decode() for row in texts for text in row]  # surrogates have no UTF-8
+    sets = [shingles(text) for text in known]
     digests = np.array(RMinHash.digests_from_token_sets(sets, PERMUTATIONS, _SEED), np.uint32)
     return (digests & 0xFFFF).astype(np.uint16).reshape(len(texts), 2, PERMUTATIONS)
 

@@ -53,7 +53,7 @@ class Found:
     def merge(self, other: "Found") -> None:
         self.count += other.count
         self.checked += other.checked
-        self.examples = sorted([*self.examples, *other.examples], key=lambda example: example.row)[:EXAMPLES]
+        self.examples = [*self.examples, *other.examples][:EXAMPLES]
         self.parts.update(other.parts)
 
 

@@ -26,13 +26,15 @@ _INVISIBLE = re.compile(
     "\u2066-\u2069\U000e0000-\U000e007f\ud800-\udfff])"
 )
 _EMAIL = re.compile(
-    r"\b[\w.+-]{1,64}@(?!example\.|test\.|domain\.|email\.)[\w-]+(?:\.[\w-]+)*\.[a-z]{2,24}\b", re.IGNORECASE
+    r"\b[\w.+-]{1,64}@(?!(?:[\w-]+\.)*(?:example|test|domain|email)\.)[\w-]+(?:\.[\w-]+)*\.[a-z]{2,24}\b", re.IGNORECASE
 )
 _PHONE = re.compile(
     r"(?<![\w.+-])(?:\+\d{1,3}[ .-]?\(?\d{2,4}\)?(?:[ .-]\d{2,4}){2,3}|\(\d{3}\) ?\d{3}-\d{4})(?![\w-])"
 )
 _SSN = re.compile(r"(?<![\w-])(?!000|666|9\d\d)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\w-])")
-_CARD = re.compile(r"(?<![\w.-])(?:\d{4}[ -]){3}\d{4}(?![\w-])|(?<![\w.-])[3-6]\d{14,15}(?![\w.-])")
+_CARD = re.compile(
+    r"(?<![\w.-])(?:\d{4}[ -]){3}\d{4}(?![\w-])|(?<![\w.-])(?:4\d{15}|5[1-5]\d{14}|3[47]\d{13}|6011\d{12})(?![\w.-])"
+)
 _SECRET_MARKS = ("AKIA", "PRIVATE KEY", "gh", "hf_", "sk-", "xox", "AIza", "eyJ")  # one of which every secret has
 _DIGITS = re.compile(r"\d{2}")
 _SECRET = re.compile(

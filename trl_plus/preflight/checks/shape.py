@@ -31,6 +31,8 @@ def _well_formed(value: Any, conversational: bool) -> bool:
 @shape_check("D102", ERROR, "a value is missing (null)", "Fill the values in, or remove these rows.")
 def null_value(row: Raw, kind: Kind) -> str | None:
     names = [name for name in _columns(kind) if row.get(name) is None]
+    if not kind.prompt and row.get("prompt", "") is None:
+        names.append("prompt")  # the column is there, so the trainer does not look for the prompt in the sides
     if not kind.paired and row.get("label") is None:
         names.append("label")
     return f"{', '.join(names)} null" if names else None
@@ -47,6 +49,8 @@ def malformed_value(row: Raw, kind: Kind) -> str | None:
         conversational = kind.conversational and not (name == "prompt" and kind.text_prompt)
         if row.get(name) is not None and not _well_formed(row[name], conversational):
             return f"{name}: {excerpt(repr(row[name]))}"
+    if not kind.prompt and row.get("prompt") is not None:
+        return f"prompt: {excerpt(repr(row['prompt']))}, where other rows have none"
     return None
 
 

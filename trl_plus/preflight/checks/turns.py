@@ -2,7 +2,7 @@
 
 import re
 
-from trl_plus.preflight.registry import ERROR, WARNING, text_check
+from trl_plus.preflight.registry import ERROR, INFO, WARNING, text_check
 from trl_plus.preflight.rows import Row, excerpt, message_text
 
 ROLES = {"system", "developer", "user", "assistant", "tool", "function", "ipython"}
@@ -15,6 +15,13 @@ _TEMPLATED = re.compile(
 )
 _ENDS = ("<|im_end|>", "<|eot_id|>", "<|eot|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<|END_OF_TURN_TOKEN|>",
          "<end_of_turn>", "<eos>", "<｜end▁of▁sentence｜>")  # fmt: skip
+# such a mark at the beginning of a line, or an end of sequence at the end of one, outside of code
+_RAN_ON = re.compile(
+    r"^<\|(im_start|im_end|eot_id|start_header_id|user|assistant|system)\|>|^<start_of_turn>"
+    r"|\S(</s>|<\|im_end\|>|<\|eot_id\|>|<\|endoftext\|>|<end_of_turn>)\s*$",
+    re.MULTILINE,
+)
+_CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|<s>.*?</s>", re.DOTALL)
 _WHOLE = 24  # characters of a prompt from which a response does not begin with it by chance
 _HH = re.compile(r"\n\n(Human|Assistant): ?")
 
@@ -179,6 +186,21 @@ def prompt_repeated(row: Row) -> str | None:
     if len(prompt) < _WHOLE or not all(text.lstrip().startswith(prompt) for text in row.responses.values()):
         return None
     return excerpt(next(iter(row.responses.values())))
+
+
+@text_check(
+    "D212",
+    INFO,
+    "a mark of a chat template stands inside a text",
+    "Look at them, and cut the text there: a model that ran on past its turn wrote such marks.",
+)
+def ran_on(row: Row) -> str | None:
+    if already_templated(row) is not None:
+        return None
+    for where, text in row.texts if row.conversational else row.responses.items():
+        if _RAN_ON.search(text) and (match := _RAN_ON.search(_CODE.sub("", text))):
+            return f"{where}: {excerpt(_CODE.sub('', text), match.start())}"
+    return None
 
 
 def _is_blank(row: Row, side: str) -> bool:
