@@ -60,14 +60,9 @@ def run(
     objects = build(recipe)
     if checkpoint is not None:
         check_same_run(objects.recipe, checkpoint, force, say)
-    data = load(objects.data)
-    processor = load_processor(objects)
-    check_data(objects, data, processor)
+    data, processor = _checked(objects, checkpoint, preflight, say)
     folder = Path(objects.args.output_dir)
     report = Report(recipe.method.name, recipe["model_name_or_path"], objects.data.label)
-    _refuse_own_checkpoint(recipe["model_name_or_path"], folder, checkpoint)
-    if preflight and checkpoint is None:
-        look(objects, processor, say)
     if is_main_process():
         _announce(objects, data, recipe, checkpoint, say)
         write_resolved(objects.recipe, folder)
@@ -84,8 +79,7 @@ def run(
     if checkpoint is not None:
         report.recall(folder)
     elif prompts:
-        answers = _answers(trainer, processor, prompts)
-        report.generations = [Sample(prompt_text(p), answer) for p, answer in zip(prompts, answers, strict=True)]
+        report.generations = _samples(prompts, _answers(trainer, processor, prompts))
 
     with stop:
         report.train = dict(trainer.train(resume_from_checkpoint=checkpoint).metrics)
@@ -98,6 +92,17 @@ def run(
         say(f"Saved to {folder}.")
     _finish(trainer, objects)
     return report
+
+
+def _checked(objects: RunObjects, checkpoint: str | None, preflight: bool, say: Say) -> tuple[Data, Any]:
+    """The rows and the tokenizer, after everything that can be refused before weights are loaded."""
+    data = load(objects.data)
+    processor = load_processor(objects)
+    check_data(objects, data, processor)
+    _refuse_own_checkpoint(objects.model.model_name_or_path, Path(objects.args.output_dir), checkpoint)
+    if preflight and checkpoint is None:
+        look(objects, processor, say)
+    return data, processor
 
 
 def _records(report: Report, folder: Path) -> list[Any]:
@@ -146,6 +151,10 @@ def _sample_prompts(objects: RunObjects, data: Data, trainer: Any) -> list[Promp
     if data.eval is None or sharded or not is_main_process() or not objects.options.report_generations:
         return []
     return held_out_prompts(data.eval, objects.options.report_generations)
+
+
+def _samples(prompts: list[Prompt], answers: list[str]) -> list[Sample]:
+    return [Sample(prompt_text(prompt), answer) for prompt, answer in zip(prompts, answers, strict=True)]
 
 
 def _answers(trainer: Any, processor: Any, prompts: list[Prompt]) -> list[str]:
