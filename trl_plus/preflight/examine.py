@@ -70,14 +70,20 @@ def _key(text: str) -> int:
     return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
+def _asked(row: Row) -> str:
+    """The prompt as rows are compared by it; images are not compared, so a row with some is like no other."""
+    return f"{row.prompt}\n{row.source_row}" if row.shows_images else row.prompt
+
+
 def _keep_texts(rows: list[Row], tally: Tally, near: bool) -> None:
     if not rows:
         return
     sides = list(rows[0].responses)
-    values: dict[str, Any] = {"index": [row.source_row for row in rows], "prompt": [_key(row.prompt) for row in rows]}
-    for side in sides:
+    values: dict[str, Any] = {"index": [row.source_row for row in rows], "prompt": [_key(_asked(row)) for row in rows]}
+    answers = [row.answers() for row in rows]
+    for place, side in enumerate(sides):
         # after its own history, where that differs
-        values[side] = [_key(f"{row.context.get(side)}{row.responses[side]}") for row in rows]
+        values[side] = [_key(f"{row.context.get(side)}{said[place]}") for row, said in zip(rows, answers, strict=True)]
         values[f"{side}_size"] = [len(row.responses[side]) for row in rows]
     arrays = {
         name: np.array(value, np.int64 if name.endswith("_size") or name == "index" else np.uint64)
@@ -90,9 +96,10 @@ def _keep_texts(rows: list[Row], tally: Tally, near: bool) -> None:
         arrays["label"] = np.array([row.label for row in rows], bool)
         arrays["row"] += arrays["label"].astype(np.uint64)
     if near:
-        arrays["sketch"] = sketch([(row.prompt, "\n".join(row.responses.values())) for row in rows])
+        arrays["sketch"] = sketch([(_asked(row), "\n".join(said)) for row, said in zip(rows, answers, strict=True)])
     tally.keep(tally.text, arrays)
     for row in rows:
+        tally.counts["weightless"] += row.raw.get("weight") == 0
         tally.counts["scored"] += any(row.raw.get(a) is not None and row.raw.get(b) is not None for a, b in SCORES)
         if row.paired:
             chosen, rejected = _is_poor(row.chosen), _is_poor(row.rejected)
@@ -115,9 +122,10 @@ def tokenized(batch: Batch, target: Target) -> TokenRows:
 def _tokenized(batch: Batch, raw: list[dict[str, Any]], rows: list[Row], target: Target) -> TokenRows:
     from datasets import Dataset
 
-    dataset, _, _ = prepare(
-        Dataset.from_list(raw, features=batch.features), f"the {batch.split} rows", target.paired_method
-    )
+    dataset = Dataset.from_list(raw, features=batch.features)
+    if "weight" in dataset.column_names:  # that all of a batch are 0 says nothing of the others
+        dataset = dataset.remove_columns("weight")
+    dataset, _, _ = prepare(dataset, f"the {batch.split} rows", target.paired_method)
     return tokenize(dataset, rows, target)
 
 
@@ -140,7 +148,8 @@ def _examine_tokens(batch: Batch, raw: list[dict[str, Any]], rows: list[Row], ta
         found = tally.of(code)
         found.checked += len(tokens.index)
         found.parts.update(hits.parts)
-        for place in np.flatnonzero(hits.mask):
+        places = np.flatnonzero(hits.mask)
+        for place in places[np.argsort(tokens.index[places], kind="stable")]:  # dropped rows stand at the end
             if len(found.examples) < EXAMPLES:
                 found.add(tokens.rows[place].source_row, hits.detail(int(place)))
             else:

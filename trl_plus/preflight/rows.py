@@ -63,6 +63,12 @@ def message_text(message: Message) -> str:
     return ""
 
 
+def spoken(message: Message) -> str:
+    """What a message says: its text, and its tool calls. Two messages say the same if this is the same."""
+    calls = message.get("tool_calls")
+    return f"{message_text(message)}\n{calls}" if calls else message_text(message)
+
+
 def excerpt(text: str, around: int = 0) -> str:
     """The text on one line, cut to what an example shows; `around` is a position that must be in it."""
     start = max(0, around - EXCERPT // 2) if len(text) > EXCERPT else 0
@@ -77,7 +83,7 @@ class Row:
     Attributes:
         index: position among the rows looked at.
         context: messages before the response, by side; [] where the row is text.
-        prompt: the prompt as text (every turn before the response, where it is a conversation).
+        prompt: the prompt as text (of a conversation every turn before the response, tool calls included).
         responses: the last assistant message's text, or the side's text, by side.
         raw: the row as it was loaded.
     """
@@ -119,6 +125,17 @@ class Row:
     def last_message(self, side: str) -> Message:
         return self.raw[side][-1]
 
+    def answers(self) -> list[str]:
+        """What the responses say, side by side, tool calls included."""
+        return [
+            spoken(self.last_message(side)) if self.conversational else text for side, text in self.responses.items()
+        ]
+
+    @property
+    def shows_images(self) -> bool:
+        """Whether there is more to the row than text, so that rows of the same text may differ."""
+        return any(self.raw.get(name) for name in ("image", "images"))
+
     @cached_property
     def texts(self) -> list[tuple[str, str]]:
         """(where, text) of everything that is read or trained on, each once."""
@@ -137,7 +154,7 @@ def read_row(raw: dict[str, Any], index: int, kind: Kind) -> Row:
     split = split_response(row, kind.sides)
     context = {side: [*split["prompt"], *split[side][:-1]] for side in kind.sides}
     responses = {side: message_text(split[side][-1]) for side in kind.sides}
-    prompt = "\n".join(f"{message['role']}: {message_text(message)}" for message in context[kind.sides[0]])
+    prompt = "\n".join(f"{message['role']}: {spoken(message)}" for message in context[kind.sides[0]])
     return Row(index, context, prompt, responses, raw, conversational=True)
 
 

@@ -135,8 +135,7 @@ def _findings(split: str, tally: Tally, summary: Summary, target: Target) -> Ite
 
 def _severity(check: Check, found: Found, target: Target) -> Severity:
     """How grave a finding in rows is. Dropped rows are an error where the run refuses them, or has no others."""
-    refused = check.code == "D502" and target.overlong == "error"
-    if refused or (check.code in ("D501", "D502") and found.count == found.checked):
+    if check.code in ("D501", "D502") and (target.overlong == "error" or found.count == found.checked):
         return Severity.ERROR
     return check.severity_at(found.count / max(found.checked, 1))
 

@@ -1,6 +1,7 @@
 """Rows as token ids, made by the trainer's own code, and what `max_length` does to them."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -168,12 +169,9 @@ def _refused(rows: list[Row], target: Target) -> dict[int, str]:
 def _token_rows(dataset: Any, kept: Any | None, rows: list[Row], target: Target, failed: dict[int, str]) -> TokenRows:
     import pyarrow as pa
 
-    tables = [] if kept is None else [_table(kept, target)]
-    left = set(tables[0].column(ROW).to_pylist()) if tables else set()
-    gone = [i for i, row in enumerate(dataset[ROW]) if row not in left] if len(dataset) else []
-    if gone:
-        tables.append(_table(_trainer_rows(dataset.select(gone), target, max_length=None), target))
-    table = pa.concat_tables(tables) if tables else None
+    left = None if kept is None else _table(kept, target)
+    parts = [part for part in (left, _dropped(dataset, left, rows, target)) if part is not None]
+    table = pa.concat_tables(parts) if parts else None
     by_index = {row.index: row for row in rows}
     index = np.array(table.column(ROW).to_pylist() if table else [], np.int64)
     columns = {name: Ragged.of(table.column(f"{name}_ids")) for name in ("prompt", *target.sides)} if table else {
@@ -191,12 +189,33 @@ def _token_rows(dataset: Any, kept: Any | None, rows: list[Row], target: Target,
         prompt=columns.pop("prompt"),
         sides=columns,
         context=context,
-        dropped=np.isin(index, list({dataset[i][ROW] for i in gone})),
+        dropped=np.arange(len(index)) >= (0 if left is None else len(left)),
         rows=[by_index[i] for i in index.tolist()],
         label=np.array(table.column("label").to_pylist(), bool) if "label" in names else None,
         max_length=target.max_length,
         failed=failed,
     )
+
+
+def _dropped(dataset: Any, left: Any | None, rows: list[Row], target: Target) -> Any | None:
+    """The token rows that the trainer made of the dataset and dropped; None where there are none.
+
+    Of a pair that became two completions, one may be dropped and the other left.
+    """
+    completions = 2 if rows[0].paired and not target.paired_method else 1
+    keys = Counter() if left is None else Counter(left.column(ROW).to_pylist())
+    gone = [i for i, row in enumerate(dataset[ROW]) if keys[row] < completions] if len(dataset) else []
+    if not gone:
+        return None
+    table = _table(_trainer_rows(dataset.select(gone), target, max_length=None), target)
+    if left is None or completions == 1:
+        return table
+    stayed = set(_sides(left))
+    return table.filter([side not in stayed for side in _sides(table)])
+
+
+def _sides(table: Any) -> Iterable[tuple[int, bool]]:
+    return zip(table.column(ROW).to_pylist(), table.column("label").to_pylist(), strict=True)
 
 
 def _table(dataset: Any, target: Target) -> Any:

@@ -1,4 +1,4 @@
-"""D7xx: labels of single completions, and how rows share prompts."""
+"""D7xx: labels and weights of rows, and how rows share prompts."""
 
 import numpy as np
 
@@ -92,3 +92,17 @@ def rows_per_prompt(summary: Summary, target: Target) -> Verdict | None:
         f"{len(keys)} rows have {len(prompts)} different prompts: {len(keys) / len(prompts):.1f} rows to a prompt, "
         f"{sizes.max()} at most."
     )
+
+
+@summary_check(
+    "D705",
+    ERROR,
+    "no row has a weight above 0",
+    "Set some weights above 0, or remove the column `weight`: the trainer refuses rows that would teach nothing.",
+)
+def weightless(summary: Summary, target: Target) -> Verdict | None:
+    rows = len(summary.index)
+    if summary.counts.get("weightless", 0) < rows:
+        return None
+    seen = " that were looked at" if summary.sampled else ""
+    return Verdict(f"The weight of all {rows} rows{seen} is 0.", severity=WARNING if summary.sampled else None)
