@@ -1,4 +1,4 @@
-"""What is true of a split as a whole: labels, lengths, prompts, held-out rows; and datasets that cannot be looked at."""
+"""What is true of a split as a whole: labels, lengths, prompts, held-out rows; and data that cannot be looked at."""
 
 import pytest
 

@@ -8,7 +8,8 @@ from trl_plus.data.responses import Message, is_conversation, split_response
 from trl_plus.preflight.findings import EXCERPT
 
 ROW = "_position"  # column with a row's position among the rows looked at
-SOURCE_ROW, SOURCE = "_row", "source"  # columns with a row's index in its source, and with that source's name
+SOURCE_ROW = "_row"  # column with a row's index in its source
+SOURCE = f"{SOURCE_ROW}_source"  # and, in a mixture, with the index of that source among its entries
 THINKING_KEYS = ("reasoning_content", "thinking", "reasoning")
 
 

@@ -50,9 +50,7 @@ def run(
         RecipeError, DataError: the run is refused, before the first step.
         KeyboardInterrupt: SIGTERM or Ctrl-C; Stopped, a subclass, if a checkpoint was saved.
     """
-    from trl_plus.recipes.callbacks import use_short_progress
     from trl_plus.recipes.stopping import StopOnSignal
-    from trl_plus.trainers.watch import LearningWatch
 
     if not is_main_process():
         say = _nothing
@@ -70,11 +68,8 @@ def run(
 
     objects.args.eval_on_start = data.eval is not None and checkpoint is None
     stop = StopOnSignal(str(folder), say)
-    trainer = build_trainer(objects, data, processor, [*_records(report, folder), LearningWatch(say), stop])
+    trainer = _trainer(objects, data, processor, report, stop, say)
     check_started(asked, trainer.accelerator)
-    use_short_progress(trainer)
-    if trainer.eval_dataset is not None:
-        report.held_out_rows = len(trainer.eval_dataset) if hasattr(trainer.eval_dataset, "__len__") else None
     prompts = _sample_prompts(objects, data, trainer)
     if checkpoint is not None:
         report.recall(folder)
@@ -103,6 +98,19 @@ def _checked(objects: RunObjects, checkpoint: str | None, preflight: bool, say: 
     if preflight and checkpoint is None:
         look(objects, processor, say)
     return data, processor
+
+
+def _trainer(objects: RunObjects, data: Data, processor: Any, report: Report, stop: Any, say: Say) -> Any:
+    """The trainer with our callbacks; the report learns how many rows are held out."""
+    from trl_plus.recipes.callbacks import use_short_progress
+    from trl_plus.trainers.watch import LearningWatch
+
+    records = _records(report, Path(objects.args.output_dir))
+    trainer = build_trainer(objects, data, processor, [*records, LearningWatch(say), stop])
+    use_short_progress(trainer)
+    if trainer.eval_dataset is not None:
+        report.held_out_rows = len(trainer.eval_dataset) if hasattr(trainer.eval_dataset, "__len__") else None
+    return trainer
 
 
 def _records(report: Report, folder: Path) -> list[Any]:
