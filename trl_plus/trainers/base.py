@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from trl_plus.lm_head import CompletionHead
 from trl_plus.scoring import Scores
 from trl_plus.trainers import upstream
+from trl_plus.trainers.adapters import keep_trainable
 from trl_plus.trainers.checkpoints import SafeCheckpoints
 from trl_plus.trainers.exact_step import ExactSteps, row_weights
 from trl_plus.trainers.metrics import Meters
@@ -67,7 +68,7 @@ class PreferenceTrainer(NonFiniteSteps, ExactSteps, SafeCheckpoints, PreferenceR
         if hasattr(self, "_heads"):
             return
         self.wrap_collator()
-        upstream.keep_trainable(self.model)
+        keep_trainable(self.model)
         models = (self.model, self.ref_model) if self.own_head else ()
         self._heads = [CompletionHead(upstream.base_model(model)) for model in models if model is not None]
         if not any(isinstance(callback, LearningWatch) for callback in self.callback_handler.callbacks):
