@@ -192,7 +192,8 @@ def test_a_key_without_effect_is_refused(text, message, tmp_path):
 # -- signals and exit codes -----------------------------------------------------------------------------------------
 
 PARENT = """
-import subprocess, sys
+import signal, subprocess, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also under nohup
 from trl_plus.recipes import processes
 from trl_plus.recipes.launch import Launch
 processes.environment_of = lambda launch: __import__("os").environ.copy()
@@ -206,7 +207,8 @@ SLOW_SAVE = """
 import os, signal, sys, time
 def stop(number, frame):
     time.sleep(1 + int(os.environ["RANK"])); os.write(1, b"saved\\n"); sys.exit(130)
-signal.signal(signal.SIGTERM, stop); signal.signal(signal.SIGINT, stop)
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    signal.signal(number, stop)
 os.write(1, b"ready\\n")  # one write: two children share the pipe
 time.sleep(60)
 """
@@ -234,7 +236,7 @@ def test_ranks_of_the_second_machine():
     assert sorted(line for line in done.stdout.split("\n") if "rank" in line) == ["rank 2 0", "rank 3 1"], done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_is_passed_on_and_waited_for(number):
     parent = subprocess.Popen([sys.executable, "-c", PARENT, SLOW_SAVE], stdout=subprocess.PIPE, text=True)
     assert [parent.stdout.readline().strip() for _ in range(2)] == ["ready", "ready"]

@@ -77,6 +77,12 @@ def explain(error: BaseException, recipe: Recipe) -> str | None:
             )
         if kind == "OutOfMemoryError" or isinstance(link, MemoryError) or _NO_MEMORY.search(text):
             return f"Out of memory. {saved(recipe)} {less_memory(recipe)}"
+        if isinstance(link, RuntimeError) and (kind.startswith("Dist") or _LOST.search(text)):
+            return (
+                f"Another process of this run ended or cannot be reached ({text.strip().splitlines()[0][:200]}). "
+                f"{saved(recipe)} The reason is in what that process printed: mend it, and start all processes again "
+                "with --resume."
+            )
         if _WORKER.search(text):
             return (
                 f"A worker process was killed ({text.splitlines()[0]}), most often for want of memory. {saved(recipe)} "
@@ -86,6 +92,7 @@ def explain(error: BaseException, recipe: Recipe) -> str | None:
 
 
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|Cannot allocate memory|CUBLAS_STATUS_ALLOC_FAILED")
+_LOST = re.compile(r"gloo|NCCL|TCPStore")  # what torch.distributed speaks through
 _WORKER = re.compile(r"DataLoader worker .*(killed|exited)|subprocesses has abruptly died")
 
 

@@ -127,9 +127,14 @@ class PreferenceTrainer(NonFiniteSteps, ExactSteps, SafeCheckpoints, PreferenceR
         loss, weights = self.upstream_loss(model, without_weights(inputs)), row_weights(inputs)
         self.watch_rows(loss)
         self.note(OBJECTIVE, loss, weights.sum())
-        for name, value in self.take_upstream_metrics(self.mode).items():
+        metrics = self.take_upstream_metrics(self.mode)
+        self.see_upstream_metrics(metrics, inputs)
+        for name, value in metrics.items():
             self.note(name, torch.tensor(value, device=loss.device), weights.sum())
         return self.totals.share(loss.expand_as(weights), weights)
+
+    def see_upstream_metrics(self, metrics: dict[str, float], inputs: dict[str, Any]) -> None:
+        """What TRL's loss recorded of a micro-batch: name -> mean over its rows."""
 
     def add_router_loss(self, loss: Tensor, scores: Scores, weights: Tensor) -> Tensor:
         """Mixture-of-experts load balancing, weighed by this micro-batch's share of the rows.

@@ -63,7 +63,7 @@ class SafeCheckpoints:
         """Saves `checkpoint-<step>` in `folder` under a temporary name, and renames it when every process is done."""
         root, name = Path(folder), f"checkpoint-{step}"
         part, final = root / files.UNFINISHED / name, root / name
-        if self.args.should_save:
+        if self.args.local_process_index == 0:  # of every machine: each may have a disk of its own
             for left in files.clear_unfinished(root):
                 logger.warning("Deleted %s, which a killed run left half-written.", root / files.UNFINISHED / left)
         self.accelerator.wait_for_everyone()
@@ -112,7 +112,8 @@ class SafeCheckpoints:
     def progress(self) -> dict[str, Any]:
         """What transformers does not save: the metrics since the last log, over all ranks, and the token count."""
         sums = self._meters["train"].read(self.accelerator)
-        return {"meters": {name: [r.total, r.weight] for name, r in sums.items()}, **self.logging_state()}
+        meters = {name: [reading.total, reading.weight] for name, reading in sums.items()}
+        return {"meters": meters, **self.logging_state(), **self.skips()}
 
     def go_on(self) -> None:
         """Before the first window of a resumed run is looked at.
@@ -127,9 +128,10 @@ class SafeCheckpoints:
         if path.is_file():
             saved = json.loads(path.read_text(encoding="utf-8"))
             mine = float(self.accelerator.is_main_process)  # the sums are of all ranks
-            for name, (total, weight) in saved.pop("meters").items():
+            for name, (total, weight) in saved["meters"].items():
                 self._meters["train"].restore(name, mine * total, mine * weight, self.args.device)
             self.restore_logging_state(saved)
+            self.restore_skips(saved)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         if 0 < self.state.max_steps <= self.state.global_step:  # resumed at its end: transformers would make a step

@@ -1,0 +1,23 @@
+"""The signals that ask a run to finish its step, save and end. Standard library only."""
+
+import os
+import signal
+import stat
+
+
+def stopping_signals() -> tuple[signal.Signals, ...]:
+    """Ctrl-C, SIGTERM, and a closed terminal, unless `nohup` says that a closed terminal is nothing."""
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+    listens = hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN
+    return (signal.SIGINT, signal.SIGTERM, *([hangup] if listens else []))
+
+
+def leave_terminal(number: int) -> None:
+    """After SIGHUP every write to the terminal fails: what would go there goes nowhere, and the run can still save."""
+    if number != getattr(signal, "SIGHUP", None):
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        if stat.S_ISCHR(os.fstat(stream).st_mode):  # neither a file nor a pipe
+            os.dup2(nowhere, stream)
+    os.close(nowhere)
