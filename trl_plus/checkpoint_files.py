@@ -161,9 +161,7 @@ def put_in_place(part: Path, final: Path) -> None:
         os.rename(final, old)
     os.rename(part, final)
     _sync(final.parent)
-    shutil.rmtree(old, ignore_errors=True)
-    with suppress(OSError):  # something else lies there
-        part.parent.rmdir()
+    _discard(old)
 
 
 def put_back(folder: Path) -> None:
@@ -201,7 +199,14 @@ def remove(folder: Path) -> None:
     trash.parent.mkdir(exist_ok=True)
     shutil.rmtree(trash, ignore_errors=True)
     os.rename(folder, trash)
+    _discard(trash)
+
+
+def _discard(trash: Path) -> None:
+    """Deletes a folder inside UNFINISHED, and UNFINISHED if that was all it held."""
     shutil.rmtree(trash, ignore_errors=True)
+    with suppress(OSError):
+        trash.parent.rmdir()
 
 
 def rotate(folder: Path, newest: Path, best: str | None, limit: int | None) -> None:

@@ -93,6 +93,14 @@ class SafeCheckpoints:
                 return str(path)
         return self.state.best_model_checkpoint
 
+    def best_model_is_loaded(self) -> None:
+        """With a limit of 1 transformers then deletes all checkpoints but the best, file by file; here as wholes."""
+        best = self.state.best_model_checkpoint
+        if self.args.should_save and self.args.save_total_limit == 1 and best is not None:
+            for path in files.checkpoints(Path(self.args.output_dir)):
+                if path.resolve() != Path(best).resolve():
+                    files.remove(path)
+
     def save_files(self, folder: str, write: Any) -> None:
         """A model saved beside other files: each of its files is written elsewhere and then moved."""
         part = Path(folder) / files.UNFINISHED / "model"

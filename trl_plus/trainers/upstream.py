@@ -123,6 +123,13 @@ class Seams:
             if parameter.dtype != dtypes[name]:
                 parameter.data = parameter.data.to(dtypes[name])
 
+    def best_model_is_loaded(self) -> None:
+        """After training, under `load_best_model_at_end`."""
+
+    def _load_best_model(self):
+        super()._load_best_model()
+        self.best_model_is_loaded()
+
     def load_random_state(self, checkpoint: str) -> None:
         self._load_rng_state(checkpoint)
         self.random_state_is_loaded = True
