@@ -28,6 +28,13 @@ def without_weights(batch: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in batch.items() if name != "weight"}
 
 
+def model_id(model: Any) -> str:
+    """The path or hub id that a model was loaded from, for the default output folder."""
+    from trl.trainer.utils import get_config_model_id
+
+    return model if isinstance(model, str) else get_config_model_id(model.config)
+
+
 # The mean of the per-row losses: a part of the loss that is logged only as the loss
 OBJECTIVE = "objective"
 HIDDEN = {OBJECTIVE}
@@ -54,7 +61,7 @@ class PreferenceTrainer(NonFiniteSteps, ExactSteps, SafeCheckpoints, PreferenceR
                 f"{type(self).__name__} takes args of type {self.config_class.__name__}, got {type(args).__name__}."
             )
         if args is None:
-            args = self.config_class(f"{upstream.model_id(model).split('/')[-1]}-{self.config_class._method}")
+            args = self.config_class(f"{model_id(model).split('/')[-1]}-{self.config_class._method}")
         if hasattr(train_dataset, "__len__") and not len(train_dataset):
             raise ValueError("The train dataset is empty: check its path, split and filters.")
         self.args_for_rows = args

@@ -181,12 +181,8 @@ class NonFiniteSteps:
             if self._skips:
                 logs["nonfinite_skips"] = self._skips
             self._steps_since_log = self._skips_since_log = 0
-        if "train_loss" in logs:
-            if self.accelerator.num_processes > 1:  # transformers adds this process's own loss since the last log
-                loss = torch.tensor(logs["train_loss"], device=self.args.device)
-                logs["train_loss"] = self.accelerator.reduce(loss, reduction="mean").item()
-            if self._steps_here > self._skips_here:
-                logs["train_loss"] *= self._steps_here / (self._steps_here - self._skips_here)
+        if "train_loss" in logs and self._steps_here > self._skips_here:
+            logs["train_loss"] *= self._steps_here / (self._steps_here - self._skips_here)
         super().log(logs, start_time)
 
 

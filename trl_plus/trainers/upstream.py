@@ -126,6 +126,11 @@ class Seams:
     def best_model_is_loaded(self) -> None:
         """After training, under `load_best_model_at_end`."""
 
+    def _finalize_training(self, *args, **kwargs):
+        """transformers adds to `train_loss` what this process alone lost since the last log; here the mean of all."""
+        self._tr_loss.copy_(self.accelerator.reduce(self._tr_loss, reduction="mean"))
+        return super()._finalize_training(*args, **kwargs)
+
     def _load_best_model(self):
         super()._load_best_model()
         self.best_model_is_loaded()
@@ -254,13 +259,6 @@ def no_fixed_kl_rows(args: TRLKTOConfig) -> Iterator[None]:
         yield
     finally:
         args.loss_type = loss_type
-
-
-def model_id(model: Any) -> str:
-    """The path or hub id that a model was loaded from, for the default output folder."""
-    from trl.trainer.utils import get_config_model_id
-
-    return model if isinstance(model, str) else get_config_model_id(model.config)
 
 
 def is_peft(model: Any) -> bool:
