@@ -1,5 +1,6 @@
 """`--num-processes` and `--accelerate-config`: what is started, and what is refused since it would be less or other."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -105,11 +106,31 @@ def test_words_of_a_process():
         (None, None, {"TRL_PLUS_EXPECTED_PROCESSES": "2"}, "2 processes were asked for, but 1"),
         ("fsdp2", None, {"WORLD_SIZE": "2"}, "fsdp was asked for, but ddp"),
         ("zero3", None, {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}, "deepspeed was asked for, but fsdp"),
+        ("ddp", None, {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}, "ddp was asked for, but fsdp"),
     ],
 )
 def test_another_launcher_is_checked(config, count, environment, message):
     with pytest.raises(RecipeError, match=message):
         asked_of(config, count, environment)
+
+
+def test_what_accelerate_leaves_out_in_silence():
+    """`accelerate launch --cpu` starts one process whatever is asked for, and makes FSDP to DDP."""
+    start = "import sys; from trl_plus.cli import main; sys.argv[1:] = ['train', 'quickstart']; main()"
+    for words in (["--num_processes", "2"], ["--num_processes=3"]):
+        script = ["/bin/sh", "-c", f'{sys.executable} -c "{start}"; exit $?', *words]  # accelerate's place
+        environment = {key: value for key, value in os.environ.items() if key != "WORLD_SIZE"}
+        environment["ACCELERATE_MIXED_PRECISION"] = "no"
+        done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 2, done.stderr
+        assert f"{words[-1][-1]} processes were asked for, but 1 would run" in done.stderr
+    from types import SimpleNamespace
+
+    from accelerate.utils import DistributedType
+
+    asked = asked_of(None, None, {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"})
+    with pytest.raises(RecipeError, match="fsdp was asked for, but ddp would run"):
+        check_started(asked, SimpleNamespace(num_processes=2, distributed_type=DistributedType.MULTI_CPU))
 
 
 def test_what_accelerate_made_of_it_is_checked():

@@ -7,9 +7,10 @@ import stat
 
 def stopping_signals() -> tuple[signal.Signals, ...]:
     """Ctrl-C, SIGTERM, and a closed terminal, unless `nohup` says that a closed terminal is nothing."""
-    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
-    listens = hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN
-    return (signal.SIGINT, signal.SIGTERM, *([hangup] if listens else []))
+    stop = (signal.SIGINT, signal.SIGTERM)
+    if not hasattr(signal, "SIGHUP") or signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # Windows has none
+        return stop
+    return (*stop, signal.SIGHUP)
 
 
 def leave_terminal(number: int) -> None:
