@@ -2,9 +2,11 @@
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
+import trl
 from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import TrainerCallback
@@ -92,3 +94,15 @@ def test_train_loss_of_a_resumed_run_is_that_of_its_steps(make_trainer, pair_row
     assert result.training_loss == pytest.approx(sum(losses[2:]) / 2)
     (logged,) = [log["loss"] for log in resumed.state.log_history if "loss" in log]
     assert logged == pytest.approx(sum(losses) / 4)
+
+
+def test_a_checkpoint_is_pushed_under_its_final_name(make_trainer, pair_rows, monkeypatch):
+    trainer = make_trainer("SimPO", pair_rows(8), max_steps=2, save_strategy="steps", save_steps=1)
+    trainer.args.push_to_hub, pushed = True, []  # set late: the constructor would ask the hub for the repository
+    monkeypatch.setattr(
+        trl.DPOTrainer,
+        "_push_from_checkpoint",
+        lambda self, folder: pushed.append((folder, files.problem_of(Path(folder)))),
+    )
+    trainer.train()
+    assert pushed == [(f"{trainer.args.output_dir}/checkpoint-{step}", None) for step in (1, 2)]
