@@ -169,7 +169,7 @@ def put_back(folder: Path) -> None:
     for old in (folder / UNFINISHED).glob(f"{REPLACED}checkpoint-*"):
         final = folder / old.name.removeprefix(REPLACED)
         if not final.exists():
-            with suppress(FileNotFoundError):  # another process was faster
+            with suppress(OSError):  # another process was faster, or nothing can be written here
                 os.rename(old, final)
 
 

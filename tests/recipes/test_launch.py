@@ -114,7 +114,7 @@ def test_another_launcher_is_checked(config, count, environment, message):
         asked_of(config, count, environment)
 
 
-def test_what_accelerate_leaves_out_in_silence():
+def test_what_accelerate_leaves_out_in_silence(monkeypatch):
     """`accelerate launch --cpu` starts one process whatever is asked for, and makes FSDP to DDP."""
     start = "import sys; from trl_plus.cli import main; sys.argv[1:] = ['train', 'quickstart']; main()"
     for words in (["--num_processes", "2"], ["--num_processes=3"]):
@@ -128,7 +128,12 @@ def test_what_accelerate_leaves_out_in_silence():
 
     from accelerate.utils import DistributedType
 
-    asked = asked_of(None, None, {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"})
+    environment = {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}
+    monkeypatch.setattr("trl_plus.recipes.launch.this_machine", lambda: CPU)
+    with pytest.raises(RecipeError, match="fsdp, which does not run on CPUs"):
+        asked_of(None, None, environment)
+    monkeypatch.setattr("trl_plus.recipes.launch.this_machine", lambda: GPUS)
+    asked = asked_of(None, None, environment)
     with pytest.raises(RecipeError, match="fsdp was asked for, but ddp would run"):
         check_started(asked, SimpleNamespace(num_processes=2, distributed_type=DistributedType.MULTI_CPU))
 

@@ -42,6 +42,8 @@ def asked_of(config: str | None, num_processes: int | None, environment: Mapping
         count = count or values["num_processes"]
     asked = Asked(int(count or started or 1), engine)
     _compare(asked, int(started or 1), flagged)
+    if flagged != "ddp":
+        _refuse_cpu(flagged)
     return asked
 
 
@@ -66,6 +68,17 @@ def _compare(asked: Asked, processes: int, engine: str) -> None:
         raise RecipeError(
             f"{asked.engine} was asked for, but {engine} would run: leave the launcher out and let trl-plus start the "
             "processes, or give the launcher the same configuration."
+        )
+
+
+def _refuse_cpu(engine: str) -> None:
+    """Another launcher's engine where there is no GPU: accelerate would fail later, or make DDP of it."""
+    from trl_plus.recipes.launch import this_machine
+
+    if not this_machine().gpus:
+        raise RecipeError(
+            f"The launcher asks for {engine}, which does not run on CPUs, and no GPU is found: leave the launcher out "
+            "and give `--num-processes N` alone for DDP on CPUs, or run it where the GPUs are."
         )
 
 

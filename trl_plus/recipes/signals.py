@@ -3,6 +3,7 @@
 import os
 import signal
 import stat
+from contextlib import suppress
 
 
 def stopping_signals() -> tuple[signal.Signals, ...]:
@@ -19,6 +20,7 @@ def leave_terminal(number: int) -> None:
         return
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
-        if stat.S_ISCHR(os.fstat(stream).st_mode):  # neither a file nor a pipe
-            os.dup2(nowhere, stream)
+        with suppress(OSError):  # it was closed before
+            if stat.S_ISCHR(os.fstat(stream).st_mode):  # neither a file nor a pipe
+                os.dup2(nowhere, stream)
     os.close(nowhere)
