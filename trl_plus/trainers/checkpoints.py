@@ -95,11 +95,13 @@ class SafeCheckpoints:
 
     def best_model_is_loaded(self) -> None:
         """With a limit of 1 transformers then deletes all checkpoints but the best, file by file; here as wholes."""
-        best = self.state.best_model_checkpoint
-        if self.args.should_save and self.args.save_total_limit == 1 and best is not None:
+        if self.args.save_total_limit != 1:
+            return
+        if self.args.should_save:
             for path in files.checkpoints(Path(self.args.output_dir)):
-                if path.resolve() != Path(best).resolve():
+                if path.resolve() != Path(self.state.best_model_checkpoint).resolve():
                     files.remove(path)
+        self.accelerator.wait_for_everyone()  # each process lists the checkpoints next
 
     def save_files(self, folder: str, write: Any) -> None:
         """A model saved beside other files: each of its files is written elsewhere and then moved."""
