@@ -83,7 +83,7 @@ def last_round(state: Any, ranks: int) -> tuple[int, int]:
         sampler = sampler.batch_sampler
     if sampler.drop_last:
         return 0, 0
-    size = sampler.batch_size * (1 if sampler.split_batches else ranks)
+    size = sampler.batch_size * (1 if getattr(sampler, "split_batches", False) else ranks)
     return loader.total_dataset_length % size, size
 
 
