@@ -72,7 +72,7 @@ def _key(text: str) -> int:
 
 def _asked(row: Row) -> str:
     """The prompt as rows are compared by it; images are not compared, so a row with some is like no other."""
-    return f"{row.prompt}\n{row.source_row}" if row.shows_images else row.prompt
+    return f"{row.prompt}\n{row.source_row}" if row.images else row.prompt
 
 
 def _keep_texts(rows: list[Row], tally: Tally, near: bool) -> None:
