@@ -2,6 +2,7 @@
 
 A save goes into UNFINISHED inside the output folder and is renamed when it is whole and on the disk. A folder that is
 deleted is first renamed into UNFINISHED too, so whatever is called `checkpoint-N` was complete when it got that name.
+One that is replaced waits in UNFINISHED until the new one has its name; `put_back` returns it if that never came.
 """
 
 import json
@@ -10,11 +11,13 @@ import re
 import shutil
 import struct
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 UNFINISHED = "_unfinished"  # the hub's upload leaves out what begins with an underscore
 EARLIER = "_earlier"
+REPLACED = "replaced-"  # before the name of a folder that makes room for a newer one
 STATE = "trainer_state.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 _WEIGHTS = ("model.safetensors", "adapter_model.safetensors", "pytorch_model.bin", "adapter_model.bin")
@@ -45,6 +48,7 @@ def checkpoints(folder: Path) -> list[Path]:
 def find(folder: Path) -> Found:
     """Looks for the newest complete checkpoint in an output folder."""
     found = Found()
+    put_back(folder)
     for path in sorted((folder / UNFINISHED).glob("checkpoint-*")):
         found.passed_over.append(f"{path}: the run was killed while it was being saved")
     for path in checkpoints(folder):
@@ -137,20 +141,36 @@ def _rng_problem(folder: Path) -> str | None:
 
 def clear_unfinished(folder: Path) -> list[str]:
     """Deletes what killed saves and deletions left behind; gives the names of the checkpoints among it."""
+    put_back(folder)
     left = sorted(path.name for path in (folder / UNFINISHED).glob("checkpoint-*"))
     shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
     return left
 
 
 def put_in_place(part: Path, final: Path) -> None:
-    """Renames a finished folder to its name, after all of it is on the disk. One of that name is deleted."""
+    """Renames a finished folder to its name, after all of it is on the disk.
+
+    One of that name is renamed first and deleted last: a process killed in between loses neither (`put_back`).
+    """
     for path in part.rglob("*"):
         _sync(path)
     _sync(part)
+    old = part.parent / f"{REPLACED}{final.name}"
     if final.exists():
-        remove(final)
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(final, old)
     os.rename(part, final)
     _sync(final.parent)
+    _discard(old)
+
+
+def put_back(folder: Path) -> None:
+    """Gives a checkpoint its name again that a killed run had renamed to replace it, and had not replaced."""
+    for old in (folder / UNFINISHED).glob(f"{REPLACED}checkpoint-*"):
+        final = folder / old.name.removeprefix(REPLACED)
+        if not final.exists():
+            with suppress(OSError):  # another process was faster, or nothing can be written here
+                os.rename(old, final)
 
 
 def merge_into(part: Path, folder: Path) -> None:
@@ -179,7 +199,14 @@ def remove(folder: Path) -> None:
     trash.parent.mkdir(exist_ok=True)
     shutil.rmtree(trash, ignore_errors=True)
     os.rename(folder, trash)
+    _discard(trash)
+
+
+def _discard(trash: Path) -> None:
+    """Deletes a folder inside UNFINISHED, and UNFINISHED if that was all it held."""
     shutil.rmtree(trash, ignore_errors=True)
+    with suppress(OSError):
+        trash.parent.rmdir()
 
 
 def rotate(folder: Path, newest: Path, best: str | None, limit: int | None) -> None:
@@ -195,6 +222,7 @@ def rotate(folder: Path, newest: Path, best: str | None, limit: int | None) -> N
 
 def set_aside(folder: Path) -> Path | None:
     """Moves the checkpoints of an earlier run to a folder of their own, where a later `--resume` overlooks them."""
+    put_back(folder)
     old = checkpoints(folder)
     if not old:
         return None

@@ -63,8 +63,7 @@ def run(tmp_path, tiny_model_dir, other_model_dir, tokenizer):
             args=getattr(module, f"{method}Config")(**settings),
             train_dataset=Dataset.from_list(rows) if isinstance(rows, list) else rows,
             eval_dataset=eval_rows,
-            processing_class=tokenizer,
-            **extra,
+            **{"processing_class": tokenizer} | extra,
         )
         before = {n: p.detach().clone() for n, p in made.model.named_parameters() if p.requires_grad}
         made.train()
@@ -102,6 +101,17 @@ def assert_same(ours, theirs, rel=1e-6, absent=()):
 
 # docs/migrating.md: TRL logs means of batch means, we log means over tokens; under accumulation these are two numbers
 TOKEN_MEANS = ("entropy", "mean_token_accuracy", "logits/chosen", "logits/rejected")
+
+
+@pytest.fixture
+def token_accuracy():
+    """A `compute_metrics` of logits and labels: the share of tokens that the position before predicts best."""
+
+    def compute(prediction):
+        best, labels = prediction.predictions[:, :-1].argmax(-1), prediction.label_ids[:, 1:]
+        return {"first_logit": float(prediction.predictions[0, 0, 0]), "hits": float((best == labels).mean())}
+
+    return compute
 
 
 @pytest.fixture

@@ -101,6 +101,13 @@ def test_evaluation(both, pair_rows):
     assert {f"eval_{name}" for name in token_means} <= ours.evaluation.keys() & theirs.evaluation.keys()
 
 
+def test_compute_metrics(both, pair_rows, token_accuracy):
+    """It is given logits and labels, which our LM head never builds by itself."""
+    rows = {"eval_rows": Dataset.from_list(pair_rows(4, 5)), "trainer": {"compute_metrics": lambda: token_accuracy}}
+    ours, _ = both("DPO", pair_rows(8), **rows)
+    assert ours.evaluation["eval_first_logit"] != 0
+
+
 def test_several_evaluation_sets(run, pair_rows):
     """TRL logs every set's metrics as `eval_rewards/...`; ours carry the set's name. The losses are the same."""
     sets = {name: Dataset.from_list(pair_rows(4, seed)) for name, seed in (("a", 5), ("b", 6))}

@@ -56,6 +56,12 @@ def test_evaluation(both, unpaired_rows):
     both("KTO", unpaired_rows(8), eval_rows=Dataset.from_list(unpaired_rows(4, 5)), **ZERO)
 
 
+def test_compute_metrics(both, unpaired_rows, token_accuracy):
+    rows = {"eval_rows": Dataset.from_list(unpaired_rows(4, 5)), "trainer": {"compute_metrics": lambda: token_accuracy}}
+    ours, _ = both("KTO", unpaired_rows(8), **ZERO, **rows)
+    assert ours.evaluation["eval_first_logit"] != 0
+
+
 def test_kto_with_the_partners_of_trl(both, pair_rows):
     _, theirs = both("KTO", two_rows(pair_rows), steps=1, rel=1e-5, per_device_train_batch_size=2)
     assert theirs.logs[0]["kl"] > 0

@@ -1,4 +1,4 @@
-"""A row that is at fault on one process stops all of them, or is left out by all of them."""
+"""Two processes: a row at fault on one stops all, or is left out by all; a resumed run is the one it continues."""
 
 import json
 import math
@@ -39,3 +39,19 @@ def test_all_processes_leave_the_step_out(ranks):
     assert [log.get("nonfinite_skips") for log in first["logs"]] == [None, None, 1, 1]
     assert all(math.isfinite(log["loss"]) for log in first["logs"] if "loss" in log)
     assert "loss" not in first["logs"][2]
+
+
+def test_train_loss_is_that_of_all_processes(ranks):
+    """Whenever the last log was: transformers adds each process's own losses since then."""
+    losses = [rank[f"every {steps}"]["train_loss"] for rank in ranks for steps in (1, 3, 100)]
+    assert losses == pytest.approx([losses[0]] * 6, rel=1e-6)
+    assert losses[0] == pytest.approx(sum(log["loss"] for log in ranks[0]["every 1"]["logs"]) / 4, rel=1e-6)
+
+
+@pytest.mark.parametrize("method", ["SimPO", "KTO"])
+def test_resumed_in_the_middle_of_an_epoch(method, ranks):
+    """11 rows, 8 to a step: the rows that fill the last round of the epoch weigh nothing after a resume either."""
+    for rank in ranks:
+        whole, *others = rank[method]
+        assert len(whole[1]) == 6
+        assert others == [whole, whole]  # the very same weights and losses

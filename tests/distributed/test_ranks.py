@@ -33,6 +33,7 @@ OPTIONS = {
     "DPO-precomputed": {"method": "DPO", "config": {"precompute_ref_log_probs": True}},
     "DPO-f_divergence": {"method": "DPO", "config": {"f_divergence_type": "js_divergence"}},
     "DPO-ld_alpha": {"method": "DPO", "config": {"ld_alpha": 0.5}},
+    "KTO-one_label": {"method": "KTO", "one_undesirable": True},
     "DPO-use_weighting": {"method": "DPO", "config": {"use_weighting": True}},
 }
 CASES = MATRIX | OPTIONS
@@ -104,6 +105,14 @@ def test_z_ref_is_global_and_does_something(run, results):
     """Equal to one process's in the test above; here, that it is logged and above zero where it can be compared."""
     logged = [log["z_ref"] for log in results(run, run[1])["logs"]]
     assert any(value > 0 for value in logged)
+
+
+@pytest.mark.parametrize("run", [("KTO-one_label", *TWO)], ids=["2"])
+def test_steps_of_one_label_are_those_of_all_ranks(run, results):
+    """One row of 13 is undesirable: of the two steps of an epoch one has it, on one of the ranks."""
+    steps = [log["one_label_steps"] for log in results(run, 2)["logs"]]
+    assert steps == [log["one_label_steps"] for log in results(run, 1)["logs"]]
+    assert steps[0] + steps[1] == steps[2] + steps[3] == 1.0
 
 
 @pytest.mark.parametrize("run", [("ORPO", *TWO), ("CPO", *TWO), ("DPO-mix", *TWO)], ids=["ORPO", "CPO", "mix"])

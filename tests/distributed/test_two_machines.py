@@ -14,6 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.conftest import make_pairs
+from trl_plus.checkpoint_files import UNFINISHED
 
 IP, PORT = "10.77.0.1", "29511"
 LIMIT = 240  # seconds for a run that takes 25 on an idle machine
@@ -114,14 +115,22 @@ def start(tmp_path, recipe):
         process.wait()
 
 
+def numbered(rank):
+    return {"TRL_PLUS_MACHINE_RANK": str(rank)}
+
+
 def test_two_machines_make_the_weights_of_one(machines, start, tmp_path, tiny_model_dir):
     """One machine is told by environment variables what it is part of, the other by a file and its rank."""
     (tmp_path / "two.yaml").write_text(CONFIG)
-    words = (f"output_dir={tmp_path / 'two'}", "per_device_train_batch_size=2")
+    words = ("per_device_train_batch_size=2", "save_strategy=steps", "save_steps=2")
+    folders = [tmp_path / "two", tmp_path / "two-b"]  # each machine has a disk of its own
+    left = folders[1] / UNFINISHED / "checkpoint-2" / "rng_state_7.pth"
+    left.parent.mkdir(parents=True)
+    left.touch()
     told = [(("--num-processes", "2"), ADDRESS), (("--accelerate-config", str(tmp_path / "two.yaml")), {})]
     several = [
-        start(f"{rank}.log", *words, *more, machine=name, TRL_PLUS_MACHINE_RANK=str(rank), **environment)
-        for rank, (name, (more, environment)) in enumerate(zip(machines, told, strict=True))
+        start(f"{rank}.log", f"output_dir={folder}", *words, *more, machine=name, **environment, **numbered(rank))
+        for rank, (folder, name, (more, environment)) in enumerate(zip(folders, machines, told, strict=True))
     ]
     for rank, process in enumerate(several):
         assert process.wait(LIMIT) == 0, (tmp_path / f"{rank}.log").read_text()[-3000:]
@@ -134,6 +143,10 @@ def test_two_machines_make_the_weights_of_one(machines, start, tmp_path, tiny_mo
     assert size > 0
     assert gap / size < 1e-5
     assert [(tmp_path / f"{rank}.log").read_text().count("Saved to") for rank in (0, 1)] == [1, 0]
+    for rank, folder in enumerate(folders):  # random states are of their machine; nothing half-written stays
+        states = {str(path.relative_to(folder)) for path in folder.rglob("rng_state*")}
+        assert states == {f"checkpoint-{step}/rng_state_{rank}.pth" for step in (2, 4, 5)}
+        assert not (folder / UNFINISHED).exists()
 
 
 def test_a_machine_that_is_lost_ends_the_other(machines, start, tmp_path):
@@ -141,7 +154,7 @@ def test_a_machine_that_is_lost_ends_the_other(machines, start, tmp_path):
     words = (f"output_dir={tmp_path / 'two'}", "per_device_train_batch_size=2", "max_steps=100000")
     several = [
         start(f"{rank}.log", *words, "logging_steps=1", "--num-processes", "2", machine=name,
-              TRL_PLUS_MACHINE_RANK=str(rank), **ADDRESS)
+              **numbered(rank), **ADDRESS)
         for rank, name in enumerate(machines)
     ]  # fmt: skip
     limit = time.monotonic() + LIMIT
@@ -150,4 +163,7 @@ def test_a_machine_that_is_lost_ends_the_other(machines, start, tmp_path):
         assert time.monotonic() < limit
         time.sleep(0.5)
     kill(machines[1])
-    assert several[0].wait(60) not in (0, 130)
+    assert several[0].wait(60) == 1
+    said = (tmp_path / "0.log").read_text()
+    assert said.count("error: Another process of this run ended or cannot be reached (") == 1, said[-3000:]
+    assert "Traceback" not in said

@@ -25,6 +25,8 @@ def make_trainer(spec: dict):
     rows = make_rows(spec["rows"])
     if spec.get("weighted"):
         rows = [row | {"weight": 0.5 + (i % 3)} for i, row in enumerate(rows)]
+    if spec.get("one_undesirable"):
+        rows = [row | {"label": i > 0} for i, row in enumerate(rows)]
     args = getattr(trl_plus, f"{method}Config")(
         output_dir=spec["folder"], learning_rate=0.1, lr_scheduler_type="constant", optim="sgd", max_grad_norm=0.0,
         bf16=False, use_cpu=True, gradient_checkpointing=False, report_to=[], save_strategy="no", logging_steps=1,

@@ -1,10 +1,15 @@
-"""SIGTERM and Ctrl-C to a real run, of one process and of two: the step is finished, saved, exit 130, and resumed."""
+"""SIGTERM, Ctrl-C and a closed terminal, one process and two: the step is finished, saved, exit 130, and resumed."""
 
+import fcntl
 import json
+import os
+import pty
 import re
+import select
 import signal
 import subprocess
 import sys
+import termios
 import time
 
 import pytest
@@ -57,3 +62,29 @@ def test_a_signal_saves_and_resume_goes_on(number, words, recipe):
     assert done.returncode == 0, done.stderr[-2000:]
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
     assert sorted(set(steps)) == list(range(1, step + 3))
+
+
+def own_terminal():
+    """In a new process: its standard input becomes the terminal it belongs to, as in a window of its own."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def test_a_closed_terminal_ends_all_processes_with_a_checkpoint(recipe):
+    """Neither process is left running, and writing to the terminal that is gone stops no save."""
+    log, (terminal, inside) = recipe / "out" / "metrics.jsonl", pty.openpty()
+    run = subprocess.Popen(
+        command("--num-processes", "2"), cwd=recipe, stdin=inside, stdout=inside, stderr=inside,
+        start_new_session=True, preexec_fn=own_terminal,
+    )  # fmt: skip
+    os.close(inside)
+    deadline, said = time.monotonic() + 200, b""
+    while time.monotonic() < deadline and not (log.exists() and log.read_text().count("\n") > 2):
+        assert run.poll() is None, said
+        if select.select([terminal], [], [], 0.1)[0]:
+            said += os.read(terminal, 4096)
+    os.close(terminal)
+    assert run.wait(120) == 130
+    (checkpoint,) = (recipe / "out").glob("checkpoint-*")
+    assert problem_of(checkpoint) is None
+    assert len(list(checkpoint.glob("rng_state_*.pth"))) == 2

@@ -98,7 +98,8 @@ def test_disk_full_while_saving(recipe_file, tmp_path, monkeypatch):
     monkeypatch.setattr(trl_plus.SimPOTrainer, "write_checkpoint", write_checkpoint)
     code, text = train(recipe_file())
     assert code == 1
-    assert "is full. The last complete checkpoint is out/checkpoint-1." in text
+    assert "The disk of out is full" in text
+    assert "The last complete checkpoint is out/checkpoint-1." in text
     assert not (tmp_path / "out" / "checkpoint-2").exists()
 
 
@@ -126,6 +127,36 @@ def test_a_killed_dataloader_worker(recipe_file, monkeypatch):
     assert code == 1
     assert "A worker process was killed" in text
     assert "No complete checkpoint was saved yet. Lower `dataloader_num_workers`" in text
+
+
+def test_a_killed_worker_of_a_dataset_map(recipe_file, monkeypatch):
+    """The worker kills itself: the message is that of datasets, with whatever it raises."""
+    from trl.trainer import dpo_trainer
+
+    real, parent = dpo_trainer._tokenize, os.getpid()
+
+    def tokenize(*args, **kwargs):
+        if os.getpid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(dpo_trainer, "_tokenize", tokenize)
+    code, text = train(recipe_file(dataset_num_proc=2))
+    assert code == 1
+    assert "A worker process was killed" in text
+    assert "Lower `dataloader_num_workers` or `dataset_num_proc`" in text
+
+
+def test_torch_says_nothing_of_the_disk(recipe_file):
+    """What torch.save raises on a full disk, depending on where in the file it ends."""
+    recipe = load_recipe(recipe_file())
+    for text in (
+        "[enforce fail at inline_container.cc:672] . unexpected pos 8512 vs 8406",
+        "basic_ios::clear: iostream error",
+        "[enforce fail at inline_container.cc:603] . PytorchStreamWriter failed writing file data/2: file write failed",
+    ):
+        assert "The disk of out is full, or took no more" in explain(RuntimeError(text), recipe)
+    assert explain(RuntimeError("PytorchStreamReader failed reading zip archive (inline_container.cc)"), recipe) is None
 
 
 def test_a_bug_is_not_explained(recipe_file):

@@ -1,5 +1,6 @@
 """`--num-processes` and `--accelerate-config`: what is started, and what is refused since it would be less or other."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -105,11 +106,36 @@ def test_words_of_a_process():
         (None, None, {"TRL_PLUS_EXPECTED_PROCESSES": "2"}, "2 processes were asked for, but 1"),
         ("fsdp2", None, {"WORLD_SIZE": "2"}, "fsdp was asked for, but ddp"),
         ("zero3", None, {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}, "deepspeed was asked for, but fsdp"),
+        ("ddp", None, {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}, "ddp was asked for, but fsdp"),
     ],
 )
 def test_another_launcher_is_checked(config, count, environment, message):
     with pytest.raises(RecipeError, match=message):
         asked_of(config, count, environment)
+
+
+def test_what_accelerate_leaves_out_in_silence(monkeypatch):
+    """`accelerate launch --cpu` starts one process whatever is asked for, and makes FSDP to DDP."""
+    start = "import sys; from trl_plus.cli import main; sys.argv[1:] = ['train', 'quickstart']; main()"
+    for words in (["--num_processes", "2"], ["--num_processes=3"]):
+        script = ["/bin/sh", "-c", f'{sys.executable} -c "{start}"; exit $?', *words]  # accelerate's place
+        environment = {key: value for key, value in os.environ.items() if key != "WORLD_SIZE"}
+        environment["ACCELERATE_MIXED_PRECISION"] = "no"
+        done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 2, done.stderr
+        assert f"{words[-1][-1]} processes were asked for, but 1 would run" in done.stderr
+    from types import SimpleNamespace
+
+    from accelerate.utils import DistributedType
+
+    environment = {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}
+    monkeypatch.setattr("trl_plus.recipes.launch.this_machine", lambda: CPU)
+    with pytest.raises(RecipeError, match="fsdp, which does not run on CPUs"):
+        asked_of(None, None, environment)
+    monkeypatch.setattr("trl_plus.recipes.launch.this_machine", lambda: GPUS)
+    asked = asked_of(None, None, environment)
+    with pytest.raises(RecipeError, match="fsdp was asked for, but ddp would run"):
+        check_started(asked, SimpleNamespace(num_processes=2, distributed_type=DistributedType.MULTI_CPU))
 
 
 def test_what_accelerate_made_of_it_is_checked():
@@ -192,7 +218,8 @@ def test_a_key_without_effect_is_refused(text, message, tmp_path):
 # -- signals and exit codes -----------------------------------------------------------------------------------------
 
 PARENT = """
-import subprocess, sys
+import signal, subprocess, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also under nohup
 from trl_plus.recipes import processes
 from trl_plus.recipes.launch import Launch
 processes.environment_of = lambda launch: __import__("os").environ.copy()
@@ -206,7 +233,8 @@ SLOW_SAVE = """
 import os, signal, sys, time
 def stop(number, frame):
     time.sleep(1 + int(os.environ["RANK"])); os.write(1, b"saved\\n"); sys.exit(130)
-signal.signal(signal.SIGTERM, stop); signal.signal(signal.SIGINT, stop)
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    signal.signal(number, stop)
 os.write(1, b"ready\\n")  # one write: two children share the pipe
 time.sleep(60)
 """
@@ -234,7 +262,7 @@ def test_ranks_of_the_second_machine():
     assert sorted(line for line in done.stdout.split("\n") if "rank" in line) == ["rank 2 0", "rank 3 1"], done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_is_passed_on_and_waited_for(number):
     parent = subprocess.Popen([sys.executable, "-c", PARENT, SLOW_SAVE], stdout=subprocess.PIPE, text=True)
     assert [parent.stdout.readline().strip() for _ in range(2)] == ["ready", "ready"]

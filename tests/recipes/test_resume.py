@@ -65,6 +65,30 @@ def test_a_shard_is_missing(tmp_path):
     assert files.problem_of(folder) == "model-00001-of-00002.safetensors is missing"
 
 
+def test_a_save_killed_while_it_replaces_loses_nothing(tmp_path, monkeypatch):
+    """Between the two renames neither folder has the name: the old one gets it back, not the rubbish bin."""
+    old, new = checkpoint(tmp_path, 3), checkpoint(tmp_path / files.UNFINISHED, 3)
+    (old / "mark").touch()
+    rename = os.rename
+
+    def killed(source, target):
+        if source == new:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        files.put_in_place(new, old)
+    monkeypatch.undo()
+    assert not old.exists()
+    assert find_checkpoint(NEWEST, str(tmp_path)) == str(old)
+    assert (old / "mark").exists()
+    files.put_in_place(new, old)
+    assert not (old / "mark").exists()
+    assert files.problem_of(old) is None
+    assert not (tmp_path / files.UNFINISHED).exists()
+
+
 def test_rotation_keeps_the_newest_and_the_best(tmp_path):
     folders = [checkpoint(tmp_path, step) for step in (2, 4, 6, 8)]
     for age, folder in enumerate(folders):
@@ -91,6 +115,7 @@ def test_an_earlier_run_is_set_aside(tmp_path):
         (["per_device_train_batch_size=3"], True),
         (["per_device_train_batch_size=2", "gradient_accumulation_steps=4"], False),
         (["save_steps=7", "logging_steps=3", "output_dir=b"], False),
+        (["nonfinite=skip"], False),  # the steps made so far are those of either run
         (["max_steps=50"], True),  # the learning rate falls to zero over the steps of the run
         (["max_steps=50", "lr_scheduler_type=constant"], True),
     ],
@@ -134,10 +159,20 @@ def test_force_and_silence(write, tmp_path):
 class Plain:
     world_size = 1
     save_only_model = True
+    save_strategy = "steps"
     global_step = 4
     should_save = False
 
 
+@pytest.fixture
+def terminal():
+    """SIGHUP as a shell leaves it; `nohup pytest` does not."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("terminal")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_lets_the_step_finish(number):
     from trl_plus.recipes.stopping import StopOnSignal, Stopped
@@ -160,3 +195,11 @@ def test_a_signal_lets_the_step_finish(number):
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(number) == before
+
+
+def test_nohup_is_obeyed(terminal):
+    from trl_plus.recipes.signals import stopping_signals
+
+    assert signal.SIGHUP in stopping_signals()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    assert signal.SIGHUP not in stopping_signals()

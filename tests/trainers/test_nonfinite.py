@@ -115,6 +115,22 @@ def test_the_logged_loss_is_the_mean_of_the_steps_made(pair_rows, make_trainer):
     assert two.state.log_history[0]["loss"] == pytest.approx(one.state.log_history[0]["loss"])
 
 
+def test_a_resumed_run_counts_the_steps_left_out_before(pair_rows, make_trainer):
+    """Between two logs: the loss, the count and the cap are those of the run that was never interrupted."""
+    common = {"max_steps": 4, "logging_steps": 4, "save_strategy": "steps", "save_steps": 2, "max_nonfinite_skips": 1}
+    whole = faulty(make_trainer, pair_rows(8), {2}, **common)
+    whole.train()
+    checkpoint = f"{whole.args.output_dir}/checkpoint-2"
+    resumed = faulty(make_trainer, pair_rows(8), set(), **common)
+    resumed.train(resume_from_checkpoint=checkpoint)
+    mine, other = ([log for log in t.state.log_history if "loss" in log] for t in (resumed, whole))
+    assert len(mine) == len(other) == 1
+    assert mine[0]["loss"] == pytest.approx(other[0]["loss"], rel=1e-6)
+    assert mine[0]["nonfinite_skips"] == other[0]["nonfinite_skips"] == 1
+    with pytest.raises(NonFiniteError, match=r"max_nonfinite_skips \(1\)"):
+        faulty(make_trainer, pair_rows(8), {1}, **common).train(resume_from_checkpoint=checkpoint)
+
+
 def test_the_cap_stops(pair_rows, make_trainer):
     trainer = faulty(make_trainer, pair_rows(8), {1, 2}, max_steps=4, max_nonfinite_skips=1)
     with pytest.raises(NonFiniteError, match=r"^Step 2: .*max_nonfinite_skips \(1\)"):

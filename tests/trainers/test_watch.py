@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from trl_plus import CPOConfig, DPOConfig, KTOConfig, ORPOConfig, SimPOConfig
+from trl_plus.trainers import watch
 from trl_plus.trainers.rates import unknown_rate
 from trl_plus.trainers.watch import LearningWatch
 
@@ -19,15 +20,15 @@ def watched(tmp_path):
 
     def run(method, curve, every=5, main=True, seen=(), **config):
         said = []
-        watch = LearningWatch(said.append)
+        callback = LearningWatch(said.append)
         args = CONFIGS[method](output_dir=str(tmp_path), bf16=False, use_cpu=True, **config)
         history = [{**log, "step": (i + 1) * every} for i, log in enumerate(seen)]
         step = len(seen) * every
         state = SimpleNamespace(max_steps=1000, log_history=history, global_step=step, is_world_process_zero=main)
-        watch.on_train_begin(args, state, None)
+        callback.on_train_begin(args, state, None)
         for log in curve:
             state.global_step += every
-            watch.on_log(args, state, None, logs=log)
+            callback.on_log(args, state, None, logs=log)
         return said
 
     return run
@@ -101,6 +102,26 @@ def test_other_ranks_are_silent(watched):
 def test_a_resumed_run_does_not_repeat_itself(watched):
     assert watched("DPO", flat(20), seen=flat(20)) == []
     assert len(watched("DPO", flat(20), seen=flat(5))) == 1
+
+
+def test_a_long_run_costs_the_same_per_log(watched, monkeypatch):
+    """What a rule is shown stays bounded, also while the log of a resumed run is read again."""
+    shown = []
+    monkeypatch.setattr(watch, "RULES", (lambda logs, setup: shown.append(len(logs)),))
+    watch.RULES[0].__name__ = "counting"
+    watched("DPO", healthy(logs=1000), seen=healthy(logs=2000))
+    assert len(shown) == 3000 // watch.WINDOW
+    assert max(shown) == watch.KEPT
+
+
+def test_what_was_forgotten_still_counts(watched):
+    """One z_ref above 0 in the middle of a long run, and a trend at its beginning."""
+    pinned = [log | {"kl": 0.1 if i == 300 else 0.0} for i, log in enumerate(healthy("KTO", logs=900))]
+    for log in pinned[:320]:
+        log["rewards/chosen"] = log["rewards/rejected"] = 0.0  # at the reference, so that nothing is said before
+    assert watched("KTO", pinned) == []
+    assert "z_ref" in watched("KTO", [log | {"kl": 0.0} for log in pinned])[0]
+    assert watched("SimPO", without_reference(900, slope=0.0, accuracy=0.65)) == []
 
 
 def without_reference(logs, slope, seed=2, accuracy=0.5):

@@ -13,6 +13,7 @@ from trl_plus.data.files import DataError
 from trl_plus.data.formats import detect
 
 _SHOWN = 3  # rows that a message names
+_POSITION = "_position"  # of the row that a converted row was made from
 _LOOKED_AT = 100  # rows of a stream that are tried before it is handed on
 _log = logging.getLogger(__name__)
 
@@ -126,25 +127,33 @@ def _table(dataset: Any, conversion: _Conversion) -> tuple[Any, list[str]]:
     problems = {index: problem for index, problem in enumerate(found) if problem is not None}
     if len(problems) == len(dataset):
         raise _nothing_left(conversion, "row", problems[0])
-    rows = len(dataset)
-    if problems:
-        dataset = dataset.select([index for index in range(rows) if index not in problems])
-    sample = conversion.rows(dataset[0], 0)[0]
-    used = list(dataset.column_names) if conversion.shape.many else conversion.used
-    names = list(sample) if conversion.shape.many else [name for name in sample if name not in _others(conversion)]
-    dataset = dataset.map(
+    good = dataset.select([index for index in range(len(dataset)) if index not in problems]) if problems else dataset
+    made = _made(good, conversion)
+    return made, [_note(conversion, len(dataset), len(made), problems)]
+
+
+def _made(dataset: Any, conversion: _Conversion) -> Any:
+    """The converted columns beside the others, which are repeated where rows multiply and never decoded."""
+    from datasets import Features, Value, concatenate_datasets
+
+    used = conversion.used
+    row = {**dict.fromkeys(conversion.columns), **dataset.select_columns(used)[0]}
+    others = [column for column in conversion.columns if column not in used]
+    sample = {name: value for name, value in conversion.rows(row, 0)[0].items() if name not in others}
+    made = dataset.select_columns(used).map(
         _converted,
         batched=True,
+        with_indices=True,
         remove_columns=used,
-        fn_kwargs={"conversion": conversion, "used": used, "names": names},
-        features=features_of(dataset.features, sample, conversion.used),
+        fn_kwargs={"conversion": conversion, "names": list(sample)},
+        features=Features({**features_of(dataset.features, sample, used), _POSITION: Value("int64")}),
         desc=f"converter: {conversion.converter}",
     )
-    return dataset, [_note(conversion, rows, len(dataset), problems)]
-
-
-def _others(conversion: _Conversion) -> list[str]:
-    return [column for column in conversion.columns if column not in conversion.used]
+    positions = made[_POSITION][:]
+    made, rest = made.remove_columns(_POSITION), dataset.select_columns(others)
+    if not others:
+        return made
+    return concatenate_datasets([rest.select(positions) if conversion.shape.many else rest, made], axis=1)
 
 
 def _problems(batch: Any, indices: list[int], conversion: _Conversion) -> dict[str, list[str | None]]:
@@ -158,10 +167,10 @@ def _problems(batch: Any, indices: list[int], conversion: _Conversion) -> dict[s
     return {"problem": found}
 
 
-def _converted(batch: Any, conversion: _Conversion, used: list[str], names: list[str]) -> dict[str, list[Any]]:
-    """The new columns. Where rows do not multiply, `used` leaves the other columns to `datasets`, as they are."""
-    out = [new for row in _rows_of(batch, used) for new in conversion.rows(row, 0)]
-    return _columns_of(out, names)
+def _converted(batch: Any, indices: list[int], conversion: _Conversion, names: list[str]) -> dict[str, list[Any]]:
+    made = [(index, new) for index, row in zip(indices, _rows_of(batch, conversion.used), strict=True)
+            for new in conversion.rows(row, index)]  # fmt: skip
+    return {**_columns_of([new for _, new in made], names), _POSITION: [index for index, _ in made]}
 
 
 def _note(conversion: _Conversion, before: int, after: int, problems: dict[int, str]) -> str:
@@ -190,12 +199,13 @@ def _stream(dataset: Any, conversion: _Conversion) -> tuple[Any, list[str]]:
             problem = problem or str(error)
     if sample is None:
         raise _nothing_left(conversion, f"row of the first {_LOOKED_AT}", problem)
-    dataset = dataset.map(
+    source = dataset.features
+    dataset = (dataset if source is None else dataset.decode(False)).map(  # an image is passed on as it is
         _StreamConversion(conversion, list(sample)),
         batched=True,
         with_indices=True,
         remove_columns=list(conversion.columns),
-        features=dataset.features and features_of(dataset.features, sample, conversion.used),
+        features=source and features_of(source, sample, conversion.used),
     )
     note = f"{conversion.name}: `converter: {conversion.converter}` converts the stream; rows that it has to leave out"
     return dataset, [f"{note} are named as warnings in the log."]

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+_PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 
 # `pairs_train`, `test`, `train-00000-of-00002`
 _SPLIT = re.compile(
@@ -58,7 +59,8 @@ def split_files(name: str) -> dict[str, list[Path]]:
         if path.is_dir():
             raise DataError(f"{name} holds no dataset: it has no file ending in {', '.join(READERS)}.")
         if path.exists():
-            raise DataError(f"{name} is no dataset: its name must end in {', '.join(READERS)}.")
+            cure = "unpack it, for " if path.suffix in _PACKED else ""
+            raise DataError(f"{name} is no dataset: {cure}its name must end in {', '.join(READERS)}.")
         raise DataError(f"{name} does not exist: check the path, which is relative to {Path.cwd()}.")
     if path.is_file():
         return {"train": files}

@@ -14,7 +14,7 @@ from trl_plus.preflight.checks.shape import conversations
 from trl_plus.preflight.findings import EXAMPLES
 from trl_plus.preflight.preview import preview_rows
 from trl_plus.preflight.registry import CONVERSATION, SHAPE, TEXT, TOKENS
-from trl_plus.preflight.rows import ROW, SOURCE_ROW, Row, excerpt, read_row
+from trl_plus.preflight.rows import ROW, SOURCE, Row, excerpt, read_row
 from trl_plus.preflight.sketches import sketch
 from trl_plus.preflight.tally import Tally
 from trl_plus.preflight.target import Target
@@ -44,7 +44,7 @@ def examine(batch: Batch, target: Target, near: bool = True) -> Tally:
         for code, check in TEXT.items():
             detail = check.function(row)
             if detail is not None:
-                tally.of(code).add(row.source_row, detail)
+                tally.of(code).add(target.example(row.raw, detail))
     for code in TEXT:
         tally.of(code).checked += len(rows)
     _keep_texts(rows, batch.split, tally, near)
@@ -62,7 +62,7 @@ def _misshapen(row: dict[str, Any], target: Target, tally: Tally) -> bool:
         found = tally.of(code)
         found.checked += 1
         if detail is not None:
-            found.add(row[SOURCE_ROW], detail)
+            found.add(target.example(row, detail))
     return any(detail is not None for detail in details.values())
 
 
@@ -72,7 +72,7 @@ def _key(text: str) -> int:
 
 def _asked(row: Row, split: str) -> str:
     """The prompt as rows are compared by it; images are not compared, so a row with some is like no other."""
-    return f"{row.prompt}\n{split} {row.source_row}" if row.shows_images else row.prompt
+    return f"{row.prompt}\n{split} {row.source_row}" if row.images else row.prompt
 
 
 def _keep_texts(rows: list[Row], split: str, tally: Tally, near: bool) -> None:
@@ -95,6 +95,8 @@ def _keep_texts(rows: list[Row], split: str, tally: Tally, near: bool) -> None:
     arrays["row"] = arrays["prompt"].copy()
     for place, side in enumerate(sides, start=1):
         arrays["row"] = arrays["row"] * np.uint64(0x9E3779B97F4A7C15) + arrays[side] * np.uint64(2 * place + 1)
+    if SOURCE in rows[0].raw:
+        arrays["source"] = np.array([row.raw[SOURCE] for row in rows], np.int64)
     if not rows[0].paired:
         arrays["label"] = np.array([row.label for row in rows], bool)
         arrays["row"] += arrays["label"].astype(np.uint64)
@@ -142,7 +144,7 @@ def _examine_tokens(batch: Batch, raw: list[dict[str, Any]], rows: list[Row], ta
         return
     by_index = {row.index: row for row in rows}
     for index, message in tokens.failed.items():
-        tally.of("D410").add(by_index[index].source_row, excerpt(message))
+        tally.of("D410").add(target.example(by_index[index].raw, excerpt(message)))
     tally.of("D410").checked += len(rows)
     if not len(tokens.index):
         return
@@ -156,7 +158,7 @@ def _examine_tokens(batch: Batch, raw: list[dict[str, Any]], rows: list[Row], ta
         places = np.flatnonzero(hits.mask)
         for place in places[np.argsort(tokens.index[places], kind="stable")]:  # dropped rows stand at the end
             if len(found.examples) < EXAMPLES:
-                found.add(tokens.rows[place].source_row, hits.detail(int(place)))
+                found.add(target.example(tokens.rows[place].raw, hits.detail(int(place))))
             else:
                 found.count += 1
     _keep_tokens(tokens, tally)

@@ -21,6 +21,8 @@ def preview_source(source: Source, split: str, count: int, row: int | None) -> l
     """
     if source.problem:
         raise DataError(source.problem)
+    if source.images:
+        raise DataError(f"{source.label} has images: its tokens depend on them, and cannot be shown without the model.")
     if source.target.processor is None:
         raise DataError(f"{source.label} names no model, and tokens depend on one: add --model, or name a recipe.")
     splits = dict(source.splits())

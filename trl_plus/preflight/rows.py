@@ -8,7 +8,9 @@ from trl_plus.data.responses import Message, is_conversation, split_response
 from trl_plus.preflight.findings import EXCERPT
 
 ROW = "_position"  # column with a row's position among the rows looked at
-SOURCE_ROW, SOURCE = "_row", "source"  # columns with a row's index in its source, and with that source's name
+SOURCE_ROW = "_row"  # column with a row's index in its source
+SOURCE = f"{SOURCE_ROW}_source"  # and, in a mixture, with the index of that source among its entries
+IMAGES = ("image", "images")  # columns
 THINKING_KEYS = ("reasoning_content", "thinking", "reasoning")
 
 
@@ -21,6 +23,7 @@ class Kind:
         prompt: whether there is a column `prompt`.
         text_prompt: `prompt` is text next to conversations, as in UltraFeedback.
         whole: with `text_prompt`, the conversations hold the prompt themselves.
+        images: rows have images, which are not looked at.
     """
 
     sides: tuple[str, ...]
@@ -28,6 +31,7 @@ class Kind:
     prompt: bool
     text_prompt: bool = False
     whole: bool = False
+    images: bool = False
 
     @property
     def paired(self) -> bool:
@@ -95,6 +99,7 @@ class Row:
     raw: dict[str, Any] = field(repr=False)
     conversational: bool = False
     implicit: bool = False
+    images: bool = False
 
     @property
     def source_row(self) -> int:
@@ -131,11 +136,6 @@ class Row:
             spoken(self.last_message(side)) if self.conversational else text for side, text in self.responses.items()
         ]
 
-    @property
-    def shows_images(self) -> bool:
-        """Whether there is more to the row than text, so that rows of the same text may differ."""
-        return any(self.raw.get(name) for name in ("image", "images"))
-
     @cached_property
     def texts(self) -> list[tuple[str, str]]:
         """(where, text) of everything that is read or trained on, each once."""
@@ -155,7 +155,7 @@ def read_row(raw: dict[str, Any], index: int, kind: Kind) -> Row:
     context = {side: [*split["prompt"], *split[side][:-1]] for side in kind.sides}
     responses = {side: message_text(split[side][-1]) for side in kind.sides}
     prompt = "\n".join(f"{message['role']}: {spoken(message)}" for message in context[kind.sides[0]])
-    return Row(index, context, prompt, responses, raw, conversational=True)
+    return Row(index, context, prompt, responses, raw, conversational=True, images=kind.images)
 
 
 def _text_row(raw: dict[str, Any], index: int, kind: Kind) -> Row:

@@ -58,7 +58,9 @@ def preflight(source: Source, extent: Extent, advance: Advance | None = None) ->
     if source.problem:
         result.findings.append(_whole(COLUMNS_CODE, source.problem))
         return result
-    if source.target.processor is None:
+    if source.images:
+        result.notes.append("Rows with images are looked at as text only: their tokens depend on the images.")
+    elif source.target.processor is None:
         result.notes.append("No model was named, so tokens were not checked: add --model, or name a recipe.")
     summary = None
     with quiet_maps():

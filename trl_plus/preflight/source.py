@@ -13,7 +13,7 @@ from trl_plus.data.formats import detect
 from trl_plus.data.loading import RawData, hold_out, load_raw
 from trl_plus.data.request import DataRequest
 from trl_plus.preflight.examine import Batch
-from trl_plus.preflight.rows import ROW, SOURCE_ROW, Kind, kind_of
+from trl_plus.preflight.rows import IMAGES, ROW, SOURCE_ROW, Kind, kind_of
 from trl_plus.preflight.target import Target, stop_ids
 from trl_plus.recipes.methods import METHODS
 from trl_plus.recipes.objects import RunObjects
@@ -25,13 +25,19 @@ _DRAW = 0  # seed of the rows that are looked at; the run's own random numbers s
 
 @dataclass(frozen=True)
 class Source:
-    """Loaded rows and what they are for. `problem` says why no row can be looked at, and is empty where they can."""
+    """Loaded rows and what they are for.
+
+    Attributes:
+        problem: why no row can be looked at; empty where they can.
+        images: rows have images, so that only their texts are looked at.
+    """
 
     raw: RawData
     target: Target
     model: str | None
     format: str
     problem: str = ""
+    images: bool = False
 
     @property
     def label(self) -> str:
@@ -68,23 +74,37 @@ def open_dataset(request: DataRequest, method: str | None) -> Source:
 
 def _opened(request: DataRequest, target: Target, model: str | None, any_method: bool = False) -> Source:
     raw = hold_out(load_raw(replace(request, row_column=SOURCE_ROW)))
+    raw, images = _without_images(raw)
+    if images:  # their tokens depend on the images: the collator makes them
+        target = replace(target, processor=None)
     first = list(islice(iter(raw.train), _LOOK))
     if not first:
         raise DataError(f"{raw.name} has no rows: check the file and the split.")
     kinds = Counter(kind for kind in map(kind_of, first) if kind is not None)
     if not kinds:
         return Source(raw, target, model, "unknown", problem=_why(first[0], raw.name, target.paired_method))
-    kind = kinds.most_common(1)[0][0]
+    kind = replace(kinds.most_common(1)[0][0], images=images)
     if any_method and not kind.paired:
         target = replace(target, method="kto", paired_method=False)
     sources = tuple(str(entry["path"]) for entry in request.mixture)
     target = replace(target, kind=kind, sources=sources)
-    example = next(row for row in first if kind_of(row) == kind)
+    example = next(row for row in first if kind_of(row) == replace(kind, images=False))
     try:
         form = str(detect(example, raw.name, target.paired_method))
     except DataError as error:
         return Source(raw, target, model, "unknown", problem=str(error))
-    return Source(raw, target, model, form)
+    return Source(raw, target, model, form, images=images)
+
+
+def _without_images(raw: RawData) -> tuple[RawData, bool]:
+    """The rows without their images, which nothing here reads, and whether there are any."""
+    found = [name for name in IMAGES if name in (raw.train.column_names or ())]
+    if not found:
+        return raw, False
+    held_out = raw.eval
+    if held_out is not None:
+        held_out = held_out.remove_columns([name for name in found if name in held_out.column_names])
+    return replace(raw, train=raw.train.remove_columns(found), eval=held_out), True
 
 
 def _why(row: dict[str, Any], name: str, paired_method: bool) -> str:

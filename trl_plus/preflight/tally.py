@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from trl_plus.preflight.findings import EXAMPLES, Example, Preview, Severity
+from trl_plus.preflight.rows import SOURCE, SOURCE_ROW
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -45,10 +46,10 @@ class Found:
     examples: list[Example] = field(default_factory=list)
     parts: Counter[str] = field(default_factory=Counter)
 
-    def add(self, row: int, detail: str) -> None:
+    def add(self, example: Example) -> None:
         self.count += 1
         if len(self.examples) < EXAMPLES:
-            self.examples.append(Example(row, detail))
+            self.examples.append(example)
 
     def merge(self, other: "Found") -> None:
         self.count += other.count
@@ -119,6 +120,11 @@ class Summary:
     scattered: bool
     streaming: bool
     train: "Summary | None" = None
+
+    def row(self, place: int) -> dict[str, int]:
+        """Where a row comes from, as `Target.example` takes it."""
+        found = {SOURCE_ROW: int(self.index[place])}
+        return {**found, SOURCE: int(self.text["source"][place])} if "source" in self.text else found
 
     @property
     def unit(self) -> str:

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from trl_plus.preflight.rows import Kind
+from trl_plus.preflight.findings import Example
+from trl_plus.preflight.rows import SOURCE, SOURCE_ROW, Kind
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,11 @@ class Target:
     stop_ids: frozenset[int] = frozenset()
     trainer: str = ""
     sources: tuple[str, ...] = ()
+
+    def example(self, raw: dict[str, Any], detail: str) -> Example:
+        """A row to show; one of a mixture with the name of its dataset, within which rows are numbered."""
+        source = f"{self.sources[raw[SOURCE]]}: " if SOURCE in raw else ""
+        return Example(raw[SOURCE_ROW], source + detail)
 
     @property
     def tokenizer(self) -> Any:

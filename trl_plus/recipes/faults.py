@@ -69,14 +69,20 @@ def explain(error: BaseException, recipe: Recipe) -> str | None:
         kind, text = type(link).__name__, str(link)
         if kind == "NonFiniteError":
             return text
-        full = isinstance(link, OSError) and link.errno in _FULL
-        if full or "No space left on device" in text or "Disk quota exceeded" in text:
+        disk = _disk(link)
+        if disk is not None:
             return (
-                f"The disk of {recipe['output_dir']} is full. {saved(recipe)} Free some space, set `save_total_limit` "
+                f"The disk of {recipe['output_dir']} {disk}. {saved(recipe)} Free some space, set `save_total_limit` "
                 "or name another `output_dir`, and go on with --resume."
             )
         if kind == "OutOfMemoryError" or isinstance(link, MemoryError) or _NO_MEMORY.search(text):
             return f"Out of memory. {saved(recipe)} {less_memory(recipe)}"
+        if isinstance(link, RuntimeError) and (kind.startswith("Dist") or _LOST.search(text)):
+            return (
+                f"Another process of this run ended or cannot be reached ({text.strip().splitlines()[0][:200]}). "
+                f"{saved(recipe)} The reason is in what that process printed: mend it, and start all processes again "
+                "with --resume."
+            )
         if _WORKER.search(text):
             return (
                 f"A worker process was killed ({text.splitlines()[0]}), most often for want of memory. {saved(recipe)} "
@@ -85,7 +91,18 @@ def explain(error: BaseException, recipe: Recipe) -> str | None:
     return None
 
 
+def _disk(error: BaseException) -> str | None:
+    """What an error says of the disk; None if it speaks of something else."""
+    if (isinstance(error, OSError) and error.errno in _FULL) or _NO_SPACE.search(str(error)):
+        return "is full"
+    # torch.save reports no errno
+    return "is full, or took no more for another reason" if _CUT_SHORT.search(str(error)) else None
+
+
+_NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded")
+_CUT_SHORT = re.compile(r"PytorchStreamWriter|iostream error|inline_container.*unexpected pos")
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|Cannot allocate memory|CUBLAS_STATUS_ALLOC_FAILED")
+_LOST = re.compile(r"gloo|NCCL|TCPStore")  # what torch.distributed speaks through
 _WORKER = re.compile(r"DataLoader worker .*(killed|exited)|subprocesses has abruptly died")
 
 

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from trl_plus.recipes.asked import ENGINE, PROCESSES
 from trl_plus.recipes.engines import launcher_arguments
 from trl_plus.recipes.launch import Launch
+from trl_plus.recipes.signals import leave_terminal, stopping_signals
 
 INTERRUPTED = 130
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _POLL = 0.1  # seconds
 _GRACE = 30.0  # seconds the others have after one process failed: they may wait for it forever
 
@@ -57,10 +57,11 @@ def start(launch: Launch, words: Sequence[str]) -> int:
     received: list[int] = []
 
     def pass_on(number: int, _frame: object) -> None:
+        leave_terminal(number)
         received.append(number)
         _send(processes, number)
 
-    handlers = {number: signal.signal(number, pass_on) for number in _SIGNALS}
+    handlers = {number: signal.signal(number, pass_on) for number in stopping_signals()}
     try:
         for local in range(launch.local_processes):
             rank = launch.machine_rank * launch.local_processes + local

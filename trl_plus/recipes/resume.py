@@ -16,6 +16,7 @@ _HARMLESS = {
     "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor",
     "dataset_num_proc", "include_num_input_tokens_seen", "skip_memory_metrics", "ddp_timeout", "use_cpu",
     "gradient_checkpointing", "gradient_checkpointing_kwargs", "restore_callback_states_from_checkpoint",
+    "max_nonfinite_skips",
 }  # fmt: skip
 _HARMLESS_PREFIXES = ("logging_", "log_", "save_", "eval_s", "eval_d", "eval_a", "eval_o", "hub_")
 _CUT = ("per_device_train_batch_size", "gradient_accumulation_steps")
@@ -64,7 +65,10 @@ def changes(old: Recipe, new: Recipe, old_ranks: int, new_ranks: int) -> tuple[l
             continue
         line = f"{name}: {old[name]} -> {new[name]}"
         changed.append(line)
-        if not (_harmless(name) or (name in _CUT and same_batch) or (name in _LENGTH and _any_length(old, new))):
+        said_stop = name == "nonfinite" and old[name] == "stop"  # so no step was left out
+        if not (
+            _harmless(name) or said_stop or (name in _CUT and same_batch) or (name in _LENGTH and _any_length(old, new))
+        ):
             refused.append(line)
     if old_ranks != new_ranks:
         line = f"processes: {old_ranks} -> {new_ranks}"

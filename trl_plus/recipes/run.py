@@ -50,9 +50,7 @@ def run(
         RecipeError, DataError: the run is refused, before the first step.
         KeyboardInterrupt: SIGTERM or Ctrl-C; Stopped, a subclass, if a checkpoint was saved.
     """
-    from trl_plus.recipes.callbacks import use_short_progress
     from trl_plus.recipes.stopping import StopOnSignal
-    from trl_plus.trainers.watch import LearningWatch
 
     if not is_main_process():
         say = _nothing
@@ -60,14 +58,9 @@ def run(
     objects = build(recipe)
     if checkpoint is not None:
         check_same_run(objects.recipe, checkpoint, force, say)
-    data = load(objects.data)
-    processor = load_processor(objects)
-    check_data(objects, data, processor)
+    data, processor = _checked(objects, checkpoint, preflight, say)
     folder = Path(objects.args.output_dir)
     report = Report(recipe.method.name, recipe["model_name_or_path"], objects.data.label)
-    _refuse_own_checkpoint(recipe["model_name_or_path"], folder, checkpoint)
-    if preflight and checkpoint is None:
-        look(objects, processor, say)
     if is_main_process():
         _announce(objects, data, recipe, checkpoint, say)
         write_resolved(objects.recipe, folder)
@@ -75,17 +68,13 @@ def run(
 
     objects.args.eval_on_start = data.eval is not None and checkpoint is None
     stop = StopOnSignal(str(folder), say)
-    trainer = build_trainer(objects, data, processor, [*_records(report, folder), LearningWatch(say), stop])
+    trainer = _trainer(objects, data, processor, report, stop, say)
     check_started(asked, trainer.accelerator)
-    use_short_progress(trainer)
-    if trainer.eval_dataset is not None:
-        report.held_out_rows = len(trainer.eval_dataset) if hasattr(trainer.eval_dataset, "__len__") else None
     prompts = _sample_prompts(objects, data, trainer)
     if checkpoint is not None:
         report.recall(folder)
     elif prompts:
-        answers = _answers(trainer, processor, prompts)
-        report.generations = [Sample(prompt_text(p), answer) for p, answer in zip(prompts, answers, strict=True)]
+        report.generations = _samples(prompts, _answers(trainer, processor, prompts))
 
     with stop:
         report.train = dict(trainer.train(resume_from_checkpoint=checkpoint).metrics)
@@ -98,6 +87,30 @@ def run(
         say(f"Saved to {folder}.")
     _finish(trainer, objects)
     return report
+
+
+def _checked(objects: RunObjects, checkpoint: str | None, preflight: bool, say: Say) -> tuple[Data, Any]:
+    """The rows and the tokenizer, after everything that can be refused before weights are loaded."""
+    data = load(objects.data)
+    processor = load_processor(objects)
+    check_data(objects, data, processor)
+    _refuse_own_checkpoint(objects.model.model_name_or_path, Path(objects.args.output_dir), checkpoint)
+    if preflight and checkpoint is None:
+        look(objects, processor, say)
+    return data, processor
+
+
+def _trainer(objects: RunObjects, data: Data, processor: Any, report: Report, stop: Any, say: Say) -> Any:
+    """The trainer with our callbacks; the report learns how many rows are held out."""
+    from trl_plus.recipes.callbacks import use_short_progress
+    from trl_plus.trainers.watch import LearningWatch
+
+    records = _records(report, Path(objects.args.output_dir))
+    trainer = build_trainer(objects, data, processor, [*records, LearningWatch(say), stop])
+    use_short_progress(trainer)
+    if trainer.eval_dataset is not None:
+        report.held_out_rows = len(trainer.eval_dataset) if hasattr(trainer.eval_dataset, "__len__") else None
+    return trainer
 
 
 def _records(report: Report, folder: Path) -> list[Any]:
@@ -146,6 +159,10 @@ def _sample_prompts(objects: RunObjects, data: Data, trainer: Any) -> list[Promp
     if data.eval is None or sharded or not is_main_process() or not objects.options.report_generations:
         return []
     return held_out_prompts(data.eval, objects.options.report_generations)
+
+
+def _samples(prompts: list[Prompt], answers: list[str]) -> list[Sample]:
+    return [Sample(prompt_text(prompt), answer) for prompt, answer in zip(prompts, answers, strict=True)]
 
 
 def _answers(trainer: Any, processor: Any, prompts: list[Prompt]) -> list[str]:

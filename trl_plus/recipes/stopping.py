@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: finish the step, save a checkpoint, exit 130."""
+"""SIGTERM, Ctrl-C and a closed terminal: finish the step, save a checkpoint, exit 130."""
 
 import signal
 import sys
@@ -8,8 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 from transformers import TrainerCallback
+from transformers.trainer_utils import SaveStrategy
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from trl_plus.recipes.signals import leave_terminal, stopping_signals
+
 # A launcher passes on what the terminal has sent to every process already: that is no second Ctrl-C
 _ONE_PRESS_S = 1.0
 
@@ -33,7 +35,7 @@ class StopOnSignal(TrainerCallback):
 
     def __enter__(self) -> "StopOnSignal":
         if threading.current_thread() is threading.main_thread():  # Python allows no other
-            self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+            self._before = {number: signal.signal(number, self._handle) for number in stopping_signals()}
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -48,6 +50,7 @@ class StopOnSignal(TrainerCallback):
 
     def _handle(self, number: int, frame: Any) -> None:
         now = time.monotonic()
+        leave_terminal(number)
         if not self._training:
             raise KeyboardInterrupt
         if self._asked_at is None:
@@ -66,6 +69,8 @@ class StopOnSignal(TrainerCallback):
         if _anywhere(self._asked_at is not None, args):
             self._saving = control.should_save = True
             args.save_only_model = False  # or nothing could go on from it
+            if args.save_strategy == SaveStrategy.BEST:  # would save after a new best evaluation only
+                args.save_strategy = SaveStrategy.STEPS
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._saving:

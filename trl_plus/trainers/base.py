@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from trl_plus.lm_head import CompletionHead
 from trl_plus.scoring import Scores
 from trl_plus.trainers import upstream
+from trl_plus.trainers.adapters import keep_trainable
 from trl_plus.trainers.checkpoints import SafeCheckpoints
 from trl_plus.trainers.exact_step import ExactSteps, row_weights
 from trl_plus.trainers.metrics import Meters
@@ -25,6 +26,13 @@ from trl_plus.trainers.watch import LearningWatch
 def without_weights(batch: dict[str, Any]) -> dict[str, Any]:
     """A micro-batch as TRL knows it: what it does not know would be passed on to the model."""
     return {name: value for name, value in batch.items() if name != "weight"}
+
+
+def model_id(model: Any) -> str:
+    """The path or hub id that a model was loaded from, for the default output folder."""
+    from trl.trainer.utils import get_config_model_id
+
+    return model if isinstance(model, str) else get_config_model_id(model.config)
 
 
 # The mean of the per-row losses: a part of the loss that is logged only as the loss
@@ -53,7 +61,7 @@ class PreferenceTrainer(NonFiniteSteps, ExactSteps, SafeCheckpoints, PreferenceR
                 f"{type(self).__name__} takes args of type {self.config_class.__name__}, got {type(args).__name__}."
             )
         if args is None:
-            args = self.config_class(f"{upstream.model_id(model).split('/')[-1]}-{self.config_class._method}")
+            args = self.config_class(f"{model_id(model).split('/')[-1]}-{self.config_class._method}")
         if hasattr(train_dataset, "__len__") and not len(train_dataset):
             raise ValueError("The train dataset is empty: check its path, split and filters.")
         self.args_for_rows = args
@@ -67,7 +75,7 @@ class PreferenceTrainer(NonFiniteSteps, ExactSteps, SafeCheckpoints, PreferenceR
         if hasattr(self, "_heads"):
             return
         self.wrap_collator()
-        upstream.keep_trainable(self.model)
+        keep_trainable(self.model)
         models = (self.model, self.ref_model) if self.own_head else ()
         self._heads = [CompletionHead(upstream.base_model(model)) for model in models if model is not None]
         if not any(isinstance(callback, LearningWatch) for callback in self.callback_handler.callbacks):
@@ -126,9 +134,14 @@ class PreferenceTrainer(NonFiniteSteps, ExactSteps, SafeCheckpoints, PreferenceR
         loss, weights = self.upstream_loss(model, without_weights(inputs)), row_weights(inputs)
         self.watch_rows(loss)
         self.note(OBJECTIVE, loss, weights.sum())
-        for name, value in self.take_upstream_metrics(self.mode).items():
+        metrics = self.take_upstream_metrics(self.mode)
+        self.see_upstream_metrics(metrics, inputs)
+        for name, value in metrics.items():
             self.note(name, torch.tensor(value, device=loss.device), weights.sum())
         return self.totals.share(loss.expand_as(weights), weights)
+
+    def see_upstream_metrics(self, metrics: dict[str, float], inputs: dict[str, Any]) -> None:
+        """What TRL's loss recorded of a micro-batch: name -> mean over its rows."""
 
     def add_router_loss(self, loss: Tensor, scores: Scores, weights: Tensor) -> Tensor:
         """Mixture-of-experts load balancing, weighed by this micro-batch's share of the rows.

@@ -63,7 +63,7 @@ class SafeCheckpoints:
         """Saves `checkpoint-<step>` in `folder` under a temporary name, and renames it when every process is done."""
         root, name = Path(folder), f"checkpoint-{step}"
         part, final = root / files.UNFINISHED / name, root / name
-        if self.args.should_save:
+        if self.args.local_process_index == 0:  # of every machine: each may have a disk of its own
             for left in files.clear_unfinished(root):
                 logger.warning("Deleted %s, which a killed run left half-written.", root / files.UNFINISHED / left)
         self.accelerator.wait_for_everyone()
@@ -93,6 +93,16 @@ class SafeCheckpoints:
                 return str(path)
         return self.state.best_model_checkpoint
 
+    def best_model_is_loaded(self) -> None:
+        """With a limit of 1 transformers then deletes all checkpoints but the best, file by file; here as wholes."""
+        if self.args.save_total_limit != 1:
+            return
+        if self.args.should_save:
+            for path in files.checkpoints(Path(self.args.output_dir)):
+                if path.resolve() != Path(self.state.best_model_checkpoint).resolve():
+                    files.remove(path)
+        self.accelerator.wait_for_everyone()  # each process lists the checkpoints next
+
     def save_files(self, folder: str, write: Any) -> None:
         """A model saved beside other files: each of its files is written elsewhere and then moved."""
         part = Path(folder) / files.UNFINISHED / "model"
@@ -112,7 +122,8 @@ class SafeCheckpoints:
     def progress(self) -> dict[str, Any]:
         """What transformers does not save: the metrics since the last log, over all ranks, and the token count."""
         sums = self._meters["train"].read(self.accelerator)
-        return {"meters": {name: [r.total, r.weight] for name, r in sums.items()}, **self.logging_state()}
+        meters = {name: [reading.total, reading.weight] for name, reading in sums.items()}
+        return {"meters": meters, **self.logging_state(), **self.skips()}
 
     def go_on(self) -> None:
         """Before the first window of a resumed run is looked at.
@@ -127,9 +138,10 @@ class SafeCheckpoints:
         if path.is_file():
             saved = json.loads(path.read_text(encoding="utf-8"))
             mine = float(self.accelerator.is_main_process)  # the sums are of all ranks
-            for name, (total, weight) in saved.pop("meters").items():
+            for name, (total, weight) in saved["meters"].items():
                 self._meters["train"].restore(name, mine * total, mine * weight, self.args.device)
             self.restore_logging_state(saved)
+            self.restore_skips(saved)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         if 0 < self.state.max_steps <= self.state.global_step:  # resumed at its end: transformers would make a step

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.data_loader import SkipBatchSampler
 from torch import Tensor
 
 _TINY = torch.finfo(torch.float32).tiny
@@ -65,6 +66,27 @@ class StepTotals:
         return self.ranks * (nll * weights).sum() / self.tokens.clamp(min=_TINY)
 
 
+def last_round(state: Any, ranks: int) -> tuple[int, int]:
+    """How many rows are left for the last round of a data loader, and how many rows a full round has, over all ranks.
+
+    Both are 0 or less where they are not known: for a stream, and where incomplete rounds are dropped. accelerate knows
+    them of every loader but the one that a resumed run begins with, which skips the rounds that were made.
+
+    Args:
+        state: accelerate's `GradientState`, which names the loader that is being read.
+    """
+    loader = state.active_dataloader
+    sampler = getattr(loader, "batch_sampler", None)
+    if not isinstance(sampler, SkipBatchSampler):
+        return state.remainder, loader.total_batch_size if state.remainder > 0 else 0
+    while isinstance(sampler, SkipBatchSampler):
+        sampler = sampler.batch_sampler
+    if sampler.drop_last:
+        return 0, 0
+    size = sampler.batch_size * (1 if getattr(sampler, "split_batches", False) else ranks)
+    return loader.total_dataset_length % size, size
+
+
 class ExactSteps:
     """Mixed in before a trainer: counts the window before its first backward and hands the totals to every loss."""
 
@@ -90,13 +112,15 @@ class ExactSteps:
         """The batch with weight zero on the rows that a distributed sampler repeats to fill its last round.
 
         accelerate hands whole micro-batches to the ranks in turn and completes the last round with the epoch's first
-        rows, behind the real ones; `remainder` is the number of real rows in that round.
+        rows, behind the real ones.
         """
         state, ranks = self.accelerator.gradient_state, self.accelerator.num_processes
-        if ranks == 1 or not state.end_of_dataloader or state.remainder <= 0:
+        if ranks == 1 or not state.end_of_dataloader:
             return batch
-        per_rank = state.active_dataloader.total_batch_size // ranks
-        real = max(0, state.remainder - self.accelerator.process_index * per_rank)
+        remainder, round_of_all = last_round(state, ranks)
+        if remainder <= 0:
+            return batch
+        real = max(0, remainder - self.accelerator.process_index * (round_of_all // ranks))
         weights = row_weights(batch).clone()
         weights[real:] = 0
         return {**batch, "weight": weights}

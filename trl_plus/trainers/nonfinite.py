@@ -20,6 +20,7 @@ from trl_plus.trainers.exact_step import StepTotals
 
 logger = logging.getLogger("trl_plus")
 SHOWN = 8  # rows that a message names
+_KEPT = ("skips", "steps_since_log", "skips_since_log")
 
 
 class NonFiniteError(FloatingPointError):
@@ -41,15 +42,14 @@ class NonFiniteSteps:
     """Mixed in before `ExactSteps`: checks every step between its last backward pass and its optimizer step."""
 
     _window: Window | None = None
-    _steps = 0  # of this call of `train`, as all counts here
-    _skips = 0
-    _skips_since_log = 0
-    _steps_since_log = 0
+    _skips = 0  # of the run, resumed or not
+    _steps_since_log = _skips_since_log = 0  # likewise
+    _steps_here = _skips_here = 0  # of this call of `train`, as `train_loss` is
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, totals = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._window = Window(list(batches), totals, loss_before=self.running_loss().clone())
-        self._steps += bool(batches)
+        self._steps_here += bool(batches)
         self._steps_since_log += bool(batches)
         return batches, totals
 
@@ -72,8 +72,16 @@ class NonFiniteSteps:
             self._window.rows.append((len(self._window.losses), values.detach()))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        self._steps = self._skips = self._skips_since_log = self._steps_since_log = 0
+        self._skips = self._skips_since_log = self._steps_since_log = self._steps_here = self._skips_here = 0
         return super().train(*args, **kwargs)
+
+    def skips(self) -> dict[str, int]:
+        """What a checkpoint keeps of these counts."""
+        return {name: getattr(self, f"_{name}") for name in _KEPT}
+
+    def restore_skips(self, saved: dict[str, Any]) -> None:
+        for name in _KEPT:
+            setattr(self, f"_{name}", saved.get(name, 0))
 
     # -- the check ----------------------------------------------------------------------------------------------------
 
@@ -104,6 +112,7 @@ class NonFiniteSteps:
             )
         self._skips += 1
         self._skips_since_log += 1
+        self._skips_here += 1
         for parameter in model.parameters():
             if self.accelerator.scaler is None:
                 parameter.grad = None
@@ -172,8 +181,8 @@ class NonFiniteSteps:
             if self._skips:
                 logs["nonfinite_skips"] = self._skips
             self._steps_since_log = self._skips_since_log = 0
-        if "train_loss" in logs and self._steps > self._skips:
-            logs["train_loss"] *= self._steps / (self._steps - self._skips)
+        if "train_loss" in logs and self._steps_here > self._skips_here:
+            logs["train_loss"] *= self._steps_here / (self._steps_here - self._skips_here)
         super().log(logs, start_time)
 
 

@@ -26,6 +26,7 @@ from trl_plus.configs import CPOConfig, DPOConfig, ORPOConfig, SimPOConfig
 from trl_plus.loss_types import reads_only_rows, refuse_what_upstream_ignores
 from trl_plus.objectives import Completions
 from trl_plus.trainers import upstream
+from trl_plus.trainers.adapters import drop_reference_adapter
 from trl_plus.trainers.dpo_losses import pair_losses
 from trl_plus.trainers.exact_step import row_weights, without_weightless_pairs
 from trl_plus.trainers.pairs import PairedTrainer
@@ -158,7 +159,7 @@ class ReferenceFreeTrainer(PairedTrainer):
                 quantization_config=quantization_config,
                 peft_config=peft_config,
             )
-        upstream.drop_reference_adapter(self.model)
+        drop_reference_adapter(self.model)
         self._finish()
 
 

@@ -30,7 +30,7 @@ from trl_plus.scoring import score
 from trl_plus.trainers import upstream
 from trl_plus.trainers.base import OBJECTIVE, PreferenceTrainer
 from trl_plus.trainers.exact_step import StepTotals, row_weights
-from trl_plus.trainers.reference import StartCheck
+from trl_plus.trainers.reference import Z_REF, StartCheck
 
 logger = logging.getLogger("trl_plus")
 Rows = Dataset | IterableDataset
@@ -180,7 +180,9 @@ class KTOTrainer(StartCheck, PreferenceTrainer, trl.KTOTrainer):
             with self.compute_loss_context_manager(), upstream.without_checkpointing(self.model, self.args):
                 with self.without_statistics():
                     scores = score(self.model_wrapped, batch)
-                ratio = scores.rows(slice(None), self.reference_log_probs(batch)[0]).log_ratio
+                scored = scores.rows(slice(None), self.reference_log_probs(batch)[0])
+                ratio = scored.log_ratio
+                self.check_start(ratio, scored.length, Z_REF)
             weights = torch.tensor([row.weight for row, _ in rows], device=ratio.device)
             sums += torch.stack([(ratio * weights).sum(), weights.sum()])
         return sums

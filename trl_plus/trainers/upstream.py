@@ -124,6 +124,26 @@ class Seams:
     def push_checkpoint(self, checkpoint: str) -> None:
         super()._push_from_checkpoint(checkpoint)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        """PEFT loads an adapter in float32. TRL trains QLoRA's in bfloat16, and a resumed run must go on in that."""
+        dtypes = {name: parameter.dtype for name, parameter in self.model.named_parameters()}
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        for name, parameter in self.model.named_parameters():
+            if parameter.dtype != dtypes[name]:
+                parameter.data = parameter.data.to(dtypes[name])
+
+    def best_model_is_loaded(self) -> None:
+        """After training, under `load_best_model_at_end`."""
+
+    def _finalize_training(self, *args, **kwargs):
+        """transformers adds to `train_loss` what this process alone lost since the last log; here the mean of all."""
+        self._tr_loss.copy_(self.accelerator.reduce(self._tr_loss, reduction="mean"))
+        return super()._finalize_training(*args, **kwargs)
+
+    def _load_best_model(self):
+        super()._load_best_model()
+        self.best_model_is_loaded()
+
     def load_random_state(self, checkpoint: str) -> None:
         self._load_rng_state(checkpoint)
         self.random_state_is_loaded = True
@@ -135,6 +155,7 @@ class Seams:
 
     def restore_logging_state(self, saved: dict[str, Any]) -> None:
         self._tr_loss += saved["loss"]
+        self._total_loss_scalar -= saved["loss"]  # `train_loss` is a mean over the steps of this call of `train`
         self._globalstep_last_logged, self._total_train_tokens = saved["last_logged"], saved["tokens"]
 
     @property
@@ -249,13 +270,6 @@ def no_fixed_kl_rows(args: TRLKTOConfig) -> Iterator[None]:
         args.loss_type = loss_type
 
 
-def model_id(model: Any) -> str:
-    """The path or hub id that a model was loaded from, for the default output folder."""
-    from trl.trainer.utils import get_config_model_id
-
-    return model if isinstance(model, str) else get_config_model_id(model.config)
-
-
 def is_peft(model: Any) -> bool:
     from accelerate.utils import is_peft_model
 
@@ -267,26 +281,9 @@ def base_model(model: Any) -> Any:
     return model.get_base_model() if is_peft(model) else model
 
 
-def keep_trainable(model: Any) -> None:
-    """Stops bitsandbytes from repacking 4-bit weights on a CPU.
-
-    With AVX512-bfloat16 a forward pass in evaluation mode repacks them for inference only, and the next training step
-    fails (bitsandbytes 0.50).
-    """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
-
-
 def ignore_bool_buffers(model: Any) -> None:
     """TRL's remedy, under `ignore_bias_buffers`, for DDP's refusal of boolean buffers (transformers issue 22482)."""
     model._ddp_params_and_buffers_to_ignore = [n for n, b in model.named_buffers() if b.dtype == torch.bool]
-
-
-def drop_reference_adapter(model: Any) -> None:
-    """Deletes the copy of a pretrained adapter that TRL makes as a reference."""
-    if is_peft(model) and "ref" in model.peft_config:
-        model.delete_adapter("ref")
 
 
 def without_checkpointing(model: Any, args: Any) -> Any:

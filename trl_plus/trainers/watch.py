@@ -20,7 +20,9 @@ logger = logging.getLogger("trl_plus")
 Log = dict[str, float]
 
 SETTLED = 50  # optimizer steps after warm-up before a flat curve means anything
-WINDOW = 10  # logs that a level is averaged over
+WINDOW = 10  # logs that a level is averaged over; the rules are asked as often
+KEPT = 40 * WINDOW + 1  # logs that are remembered, half of them the first ones: a long run costs no more per log
+PINNED = 1e-6  # nats: a z_ref up to here is 0
 UNMOVED = 0.05  # nats: a log-ratio to the reference below this is none
 CHANCE = 0.6  # reward accuracy up to here is no sign that anything was learned
 FALL = 0.2  # share of their first level by which chosen log-probabilities must have fallen
@@ -69,7 +71,7 @@ def stuck(logs: list[Log], setup: Setup) -> str | None:
 def pinned_reference_point(logs: list[Log], setup: Setup) -> str | None:
     """KTO's z_ref has been 0 in every log, although the policy has left the reference."""
     measured = [log for log in logs if "kl" in log]
-    if len(measured) < WINDOW or not _settled(measured, setup) or any(log["kl"] > 1e-6 for log in measured):
+    if len(measured) < WINDOW or not _settled(measured, setup) or any(log["kl"] > PINNED for log in measured):
         return None
     rewards = [abs(log[side]) for log in measured[-WINDOW:] for side in _REWARDS if side in log]
     if not rewards or mean(rewards) <= 10 * UNMOVED * setup.beta:
@@ -148,9 +150,7 @@ def _without_trend(logs: list[Log]) -> bool:
     Looked at between 40 and 400 logs: fewer say nothing, and a run that moved in 400 logs is not stuck at its start.
     """
     names = ("loss", "rewards/margins", "logps/chosen")
-    if not 4 * WINDOW <= len(logs) <= 40 * WINDOW or not all(
-        {*names, "rewards/accuracies"} <= log.keys() for log in logs
-    ):
+    if not 4 * WINDOW <= len(logs) < KEPT or not all({*names, "rewards/accuracies"} <= log.keys() for log in logs):
         return False
     half = len(logs) // 2
     if mean(log["rewards/accuracies"] for log in logs[half:]) > CHANCE:
@@ -192,6 +192,7 @@ class LearningWatch(TrainerCallback):
     def _begin(self, logs: list[Log], setup: Setup) -> None:
         self.setup, self.said = setup, set[str]()
         self.logs: list[Log] = []
+        self.count = 0  # of all logs, forgotten ones included
         for log in logs:
             self._observe(log, lambda sentence: None)
 
@@ -217,6 +218,13 @@ class LearningWatch(TrainerCallback):
         if "loss" not in log or "step" not in log or not any(name.startswith("rewards/") for name in log):
             return
         self.logs.append(log)
+        self.count += 1
+        if len(self.logs) > KEPT:
+            del self.logs[KEPT // 2]
+        if log.get("kl", 0.0) > PINNED:  # this log may be forgotten later
+            self.said.add(pinned_reference_point.__name__)
+        if self.count % WINDOW:
+            return
         for rule in RULES:
             if rule.__name__ in self.said:
                 continue

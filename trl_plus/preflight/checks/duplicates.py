@@ -4,6 +4,7 @@ import numpy as np
 
 from trl_plus.preflight.findings import EXAMPLES, Example
 from trl_plus.preflight.registry import INFO, WARNING, summary_check
+from trl_plus.preflight.rows import SOURCE, SOURCE_ROW
 from trl_plus.preflight.sketches import near_duplicates
 from trl_plus.preflight.tally import Summary, Verdict
 from trl_plus.preflight.target import Target
@@ -21,8 +22,14 @@ def _contents(text: dict[str, np.ndarray]) -> np.ndarray:
     return text["prompt"] ^ sides
 
 
-def _pairs_of(rows: np.ndarray, again: np.ndarray, first: np.ndarray) -> list[Example]:
-    return [Example(int(rows[i]), f"as row {int(rows[first[i]])}") for i in again[:EXAMPLES]]
+def _alike(summary: Summary, target: Target, again: np.ndarray, first: np.ndarray) -> list[Example]:
+    return [target.example(summary.row(i), f"as {_name(summary, target, first[i])}") for i in again[:EXAMPLES]]
+
+
+def _name(summary: Summary, target: Target, place: int) -> str:
+    """A row as another row's example names it."""
+    row = summary.row(place)
+    return f"row {row[SOURCE_ROW]}" + (f" of {target.sources[row[SOURCE]]}" if SOURCE in row else "")
 
 
 @summary_check(
@@ -36,7 +43,7 @@ def exact_duplicates(summary: Summary, target: Target) -> Verdict | None:
     again = np.flatnonzero(first != np.arange(len(first)))
     if not len(again):
         return None
-    return Verdict.of_rows(len(again), summary, _pairs_of(summary.index, again, first))
+    return Verdict.of_rows(len(again), summary, _alike(summary, target, again, first))
 
 
 @summary_check(
@@ -53,7 +60,7 @@ def nearly_duplicates(summary: Summary, target: Target) -> Verdict | None:
     again = np.flatnonzero((first != np.arange(len(first))) & (earlier(contents) == np.arange(len(first))))
     if not len(again):
         return None
-    return Verdict.of_rows(len(again), summary, _pairs_of(summary.index, again, first))
+    return Verdict.of_rows(len(again), summary, _alike(summary, target, again, first))
 
 
 @summary_check(
@@ -79,7 +86,7 @@ def contradictions(summary: Summary, target: Target) -> Verdict | None:
     partner = {int(a): int(next(b for b in group if opposite[b] != opposite[a])) for group in found for a in group}
     rows = sorted(partner)
     examples = [
-        Example(int(summary.index[i]), f"against row {int(summary.index[partner[i]])}") for i in rows[:EXAMPLES]
+        target.example(summary.row(i), f"against {_name(summary, target, partner[i])}") for i in rows[:EXAMPLES]
     ]
     return Verdict.of_rows(len(rows), summary, examples)
 
@@ -100,9 +107,10 @@ def overlap(summary: Summary, target: Target) -> Verdict | None:
     again = np.flatnonzero(known[place] == summary.text["prompt"])
     if not len(again):
         return None
+    known_as = [_name(summary.train, target, where[place[i]]) for i in again[:EXAMPLES]]
     examples = [
-        Example(int(summary.index[i]), f"as row {int(summary.train.index[where[place[i]]])} of train")
-        for i in again[:EXAMPLES]
+        target.example(summary.row(i), f"as {name} of train")
+        for i, name in zip(again[:EXAMPLES], known_as, strict=True)
     ]
     return Verdict.of_rows(len(again), summary, examples)
 

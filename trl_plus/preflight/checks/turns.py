@@ -223,7 +223,7 @@ def _has_blocks(message: dict) -> bool:
 
 
 def _has_media(row: Row) -> bool:
-    return any(row.raw.get(name) for name in ("image", "images")) or any(map(_has_blocks, row.turns))
+    return row.images or any(map(_has_blocks, row.turns))
 
 
 def _ends_a_sentence(text: str) -> bool:
