@@ -126,7 +126,7 @@ def prompt_again_in_response(field: Field, row: int) -> None:
     edit(field[row], repeat)
 
 
-@planter("D212")
+@planter("D212", chat)
 def ran_on(field: Field, row: int) -> None:
     marks = (".</s> \nAnd then, what?", "\n<|user|>\nOne more thing.", "\n<|im_start|>user\nOne more thing.")
     field[row].responses[field.side()] += field.rng.choice(marks)

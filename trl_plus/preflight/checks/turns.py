@@ -195,9 +195,9 @@ def prompt_repeated(row: Row) -> str | None:
     "Look at them, and cut the text there: a model that ran on past its turn wrote such marks.",
 )
 def ran_on(row: Row) -> str | None:
-    if already_templated(row) is not None:
+    if not row.conversational or already_templated(row) is not None:
         return None
-    for where, text in row.texts if row.conversational else row.responses.items():
+    for where, text in row.texts:
         if _RAN_ON.search(text) and (match := _RAN_ON.search(_CODE.sub("", text))):
             return f"{where}: {excerpt(_CODE.sub('', text), match.start())}"
     return None
