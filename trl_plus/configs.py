@@ -11,6 +11,7 @@ from trl_plus.compat import TRLDPOConfig, TRLKTOConfig
 from trl_plus.loss_types import refuse_what_upstream_ignores
 
 OVERLONG_CHOICES = ("truncate", "drop", "error")
+LAYOUT_CHOICES = ("auto", "packed", "shared", "rows")
 
 
 def _overlong_field() -> str:
@@ -34,6 +35,15 @@ class _Checks:
     _method: ClassVar[str] = ""
 
     overlong: str = _overlong_field()
+    layout: str = field(
+        default="auto",
+        metadata={
+            "help": "How the rows of a micro-batch are computed: 'packed' in one row without padding, each prompt "
+            "once; 'shared' one padded row per pair, each prompt once; 'rows' as TRL does. 'auto' is 'packed' where "
+            "the first batch proves it right, else 'rows', and says why.",
+            "choices": list(LAYOUT_CHOICES),
+        },
+    )
     nonfinite: str = field(
         default="stop",
         metadata={
@@ -49,6 +59,8 @@ class _Checks:
     def _check_common(self) -> None:
         if self.overlong not in OVERLONG_CHOICES:
             raise ValueError(f"`overlong` must be one of {', '.join(OVERLONG_CHOICES)}, got {self.overlong!r}.")
+        if self.layout not in LAYOUT_CHOICES:
+            raise ValueError(f"`layout` must be one of {', '.join(LAYOUT_CHOICES)}, got {self.layout!r}.")
         if self.nonfinite not in ("stop", "skip"):
             raise ValueError(f"`nonfinite` must be 'stop' or 'skip', got {self.nonfinite!r}.")
         if self.max_nonfinite_skips < 0:

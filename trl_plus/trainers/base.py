@@ -15,6 +15,7 @@ from trl_plus.scoring import Scores
 from trl_plus.trainers import upstream
 from trl_plus.trainers.checkpoints import SafeCheckpoints
 from trl_plus.trainers.exact_step import ExactSteps, row_weights
+from trl_plus.trainers.layouts import RowLayouts
 from trl_plus.trainers.metrics import Meters
 from trl_plus.trainers.nonfinite import NonFiniteSteps
 from trl_plus.trainers.reference_cache import KeptReference
@@ -32,7 +33,9 @@ OBJECTIVE = "objective"
 HIDDEN = {OBJECTIVE}
 
 
-class PreferenceTrainer(NonFiniteSteps, ExactSteps, SafeCheckpoints, PreferenceRows, KeptReference, upstream.Seams):
+class PreferenceTrainer(
+    NonFiniteSteps, ExactSteps, RowLayouts, SafeCheckpoints, PreferenceRows, KeptReference, upstream.Seams
+):
     """Everything of our trainers that does not depend on rows being pairs or singles."""
 
     config_class: type
@@ -70,6 +73,7 @@ class PreferenceTrainer(NonFiniteSteps, ExactSteps, SafeCheckpoints, PreferenceR
         upstream.keep_trainable(self.model)
         models = (self.model, self.ref_model) if self.own_head else ()
         self._heads = [CompletionHead(upstream.base_model(model)) for model in models if model is not None]
+        self.install_layouts()
         if not any(isinstance(callback, LearningWatch) for callback in self.callback_handler.callbacks):
             self.add_callback(LearningWatch())
 
