@@ -85,8 +85,8 @@ class Seams:
             self._total_train_tokens = tokens  # TRL counted this process's only
 
     def running_loss(self) -> torch.Tensor:
-        """The sum of losses since the last log, which transformers adds to in place."""
-        return self._tr_loss
+        """The sum of losses since the last log, which transformers adds to in place; zero before `train` is called."""
+        return self.__dict__.setdefault("_tr_loss", torch.zeros((), device=self.args.device))
 
     def _clip_grad_norm(self, model):
         self.before_step(model)
