@@ -204,7 +204,11 @@ class Remote:
         command = [sys.executable, __file__, *argv, "--method", method, "--side", side, "--batch", str(batch)]
         log = open(f"{folder}/{side}.log", "w", encoding="utf-8")  # noqa: SIM115
         self.process = subprocess.Popen(
-            [*command, "--gradient", self.gradient], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+            [*command, "--gradient", self.gradient],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
         )
         self.log = log.name
         self._read_until("ready")
@@ -288,7 +292,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=300, help="pairs read from the data")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--by-length", action="store_true", help="rows of like length in a batch, as TRL can group them")
+    parser.add_argument(
+        "--by-length", action="store_true", help="rows of like length in a batch, as TRL can group them"
+    )
     parser.add_argument("--layout", default="auto")
     parser.add_argument("--tokens", type=int, default=0, help="tokens_per_device of ours")
     parser.add_argument("--vocab", type=int, default=32_000)
@@ -307,7 +313,9 @@ def main() -> None:
     if options.side:
         Child(options).serve()
         return
-    print("| method | batch | ours, s | peer, s | times faster | ours, tokens | peer, tokens | ours, MB | peer, MB | loss | gradient |")
+    print(
+        "| method | batch | ours, s | peer, s | times faster | ours, tokens | peer, tokens | ours, MB | peer, MB | loss | gradient |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for batch in options.batch:
         for method in options.methods:
