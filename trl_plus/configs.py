@@ -8,10 +8,10 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import ClassVar
 
 from trl_plus.compat import TRLDPOConfig, TRLKTOConfig
+from trl_plus.layout_options import LayoutOptions
 from trl_plus.loss_types import refuse_what_upstream_ignores
 
 OVERLONG_CHOICES = ("truncate", "drop", "error")
-LAYOUT_CHOICES = ("auto", "packed", "shared", "rows")
 
 
 def _overlong_field() -> str:
@@ -27,7 +27,7 @@ def _overlong_field() -> str:
 
 
 @dataclass
-class _Checks:
+class _Checks(LayoutOptions):
     """Fields and validation that our configurations share. A mixin, so that each dataclass keeps TRL's own bases."""
 
     # TRL fields that this method's loss never reads; setting one is an error
@@ -35,15 +35,6 @@ class _Checks:
     _method: ClassVar[str] = ""
 
     overlong: str = _overlong_field()
-    layout: str = field(
-        default="auto",
-        metadata={
-            "help": "How the rows of a micro-batch are computed: 'packed' in one row without padding, each prompt "
-            "once; 'shared' one padded row per pair, each prompt once; 'rows' as TRL does. 'auto' is 'packed' where "
-            "the first batch proves it right, else 'rows', and says why.",
-            "choices": list(LAYOUT_CHOICES),
-        },
-    )
     nonfinite: str = field(
         default="stop",
         metadata={
@@ -59,8 +50,7 @@ class _Checks:
     def _check_common(self) -> None:
         if self.overlong not in OVERLONG_CHOICES:
             raise ValueError(f"`overlong` must be one of {', '.join(OVERLONG_CHOICES)}, got {self.overlong!r}.")
-        if self.layout not in LAYOUT_CHOICES:
-            raise ValueError(f"`layout` must be one of {', '.join(LAYOUT_CHOICES)}, got {self.layout!r}.")
+        self._check_layout()
         if self.nonfinite not in ("stop", "skip"):
             raise ValueError(f"`nonfinite` must be 'stop' or 'skip', got {self.nonfinite!r}.")
         if self.max_nonfinite_skips < 0:

@@ -13,7 +13,15 @@ import torch
 
 WORKER = Path(__file__).parent / "worker.py"
 # Times, and what is not a mean over rows
-SKIPPED = {"epoch", "step", "grad_norm", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}
+SKIPPED = {
+    "tokens_per_second",
+    "epoch",
+    "step",
+    "grad_norm",
+    "eval_runtime",
+    "eval_samples_per_second",
+    "eval_steps_per_second",
+}
 # Token means that TRL takes per micro-batch, where its own loss is used
 UPSTREAM_MEANS = {"entropy", "mean_token_accuracy", "logits/chosen", "logits/rejected"}
 TRLS_OWN = {"f_divergence_type", "ld_alpha", "use_weighting"}

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from trl_plus import checkpoint_files as files
+from trl_plus.trainers.metrics import UNSAVED
 
 logger = logging.getLogger("trl_plus")
 PROGRESS = "trl_plus_state.json"
@@ -112,7 +113,10 @@ class SafeCheckpoints:
     def progress(self) -> dict[str, Any]:
         """What transformers does not save: the metrics since the last log, over all ranks, and the token count."""
         sums = self._meters["train"].read(self.accelerator)
-        return {"meters": {name: [r.total, r.weight] for name, r in sums.items()}, **self.logging_state()}
+        return {
+            "meters": {name: [r.total, r.weight] for name, r in sums.items() if name not in UNSAVED},
+            **self.logging_state(),
+        }
 
     def go_on(self) -> None:
         """Before the first window of a resumed run is looked at.

@@ -188,13 +188,12 @@ class KTOTrainer(StartCheck, PreferenceTrainer, trl.KTOTrainer):
 
         And with `own`, (R,): the reference's log-probabilities of the rows' own completions.
         """
-        size = self.args.per_device_train_batch_size if self.model.training else self.args.per_device_eval_batch_size
         sums, kept = torch.zeros(2, device=self.args.device), []
         tensors = partial(
             kl_batch, pad_token_id=self.tokenizer.pad_token_id, max_length=self.args.max_length, device=self.args.device
         )
-        for start in range(0, len(pairs), size):
-            rows = pairs[start : start + size]
+        for part in self.kl_parts(pairs):
+            rows = [pairs[i] for i in part]
             mismatched = tensors(rows)
             both = tensors([(row, row) for row, _ in rows] + rows) if own else mismatched
             with self.compute_loss_context_manager(), upstream.without_checkpointing(self.model, self.args):
@@ -206,6 +205,15 @@ class KTOTrainer(StartCheck, PreferenceTrainer, trl.KTOTrainer):
             weights = torch.tensor([row.weight for row, _ in rows], device=ratio.device)
             sums += torch.stack([(ratio * weights).sum(), weights.sum()])
         return sums, torch.cat(kept) if own else None
+
+    def kl_parts(self, pairs: list[tuple[KLRow, KLRow]]) -> list[list[int]]:
+        """Which of the pairs go into one pass."""
+        if self.model.training and self.tokens_per_device:
+            return self.cut_rows(
+                [len(row.prompt) + len(row.completion) + len(partner.completion) for row, partner in pairs]
+            )
+        size = self.args.per_device_train_batch_size if self.model.training else self.args.per_device_eval_batch_size
+        return [list(range(start, min(start + size, len(pairs)))) for start in range(0, len(pairs), size)]
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         if self.needs_z_ref:
@@ -222,7 +230,7 @@ class KTOTrainer(StartCheck, PreferenceTrainer, trl.KTOTrainer):
         if self._upstream_kl:
             return self.shared_upstream_loss(model, inputs)
         weights, label = row_weights(inputs), inputs["label"].bool()
-        scores = score(model, inputs, router=self.aux_loss_enabled)
+        scores = self.score(model, inputs)
         ref = inputs["ref_logps"] if "ref_logps" in inputs else self.reference_log_probs(inputs)[0]
         rows = scores.rows(slice(None), ref)
         self.check_start(rows.log_ratio * (weights > 0), rows.length)
