@@ -1,6 +1,6 @@
 """Tiny random models of many families, and the layout that each gets.
 
-    python -m tests.families.models       # prints the table of docs/speed.md
+python -m tests.families.models       # prints the table of docs/speed.md
 """
 
 import torch
@@ -31,6 +31,7 @@ GPT = OWN | {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
 LINEAR = {
     "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
 }  # fmt: skip
+STATES = {"hidden_size": 32, "num_hidden_layers": 2, "num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1}
 
 # family: (configuration class, settings, what is special about it)
 FAMILIES = {
@@ -74,11 +75,7 @@ FAMILIES = {
     "qwen3_next": ("Qwen3NextConfig", BASE | SHARED_EXPERT | HEAD | LINEAR, "linear attention"),
     "lfm2": ("Lfm2Config", BASE | {"full_attn_idxs": [1, 3]}, "convolutions"),
     "jamba": ("JambaConfig", BASE | {"num_experts": 2, "mamba_d_state": 4, "use_mamba_kernels": False}, "state space"),
-    "mamba2": (
-        "Mamba2Config",
-        OWN | {"hidden_size": 32, "num_hidden_layers": 2, "num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1},
-        "state space",
-    ),
+    "mamba2": ("Mamba2Config", OWN | STATES, "state space"),
 }  # fmt: skip
 # Reasons that hold a figure or an error of the model's own
 SHORT = {"log-probabilities of the first rows differ": "log-probabilities differ", "the model does not take it": ""}
