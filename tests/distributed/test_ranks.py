@@ -43,7 +43,7 @@ OPTIONS = {
     "DPO-ld_alpha": {"method": "DPO", "config": {"ld_alpha": 0.5}},
     "DPO-use_weighting": {"method": "DPO", "config": {"use_weighting": True}},
 }
-# Against plain rows in one process; 2 and 3 processes have rows of unequal length, so unequal numbers of micro-batches
+# Against plain rows in one process; rows differ in length, so processes need different numbers of micro-batches
 TOKENS = {"config": {"tokens_per_device": 60}, "alone": {"layout": "rows"}}
 LAYOUTS = {
     **{f"{method}-packed": {"method": method, "alone": {"layout": "rows"}} for method in ("DPO", "ORPO", "KTO")},

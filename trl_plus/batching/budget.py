@@ -38,20 +38,20 @@ def sides_of(batch: dict[str, Any]) -> int:
 
 def merge(batches: list[dict[str, Any]]) -> dict[str, Any]:
     """One batch of all rows, in order, padded on the right with zeros. Raises a ValueError for what is no row."""
-    sides, rows = sides_of(batches[0]), [len(b["input_ids"]) // sides_of(b) for b in batches]
+    rows = len(batches[0]["input_ids"]) // sides_of(batches[0])
+    if any(batch.keys() != batches[0].keys() for batch in batches):
+        raise ValueError("`tokens_per_device` cannot merge micro-batches of different columns: remove it.")
     merged = {}
     for name in batches[0]:
         parts = [batch[name] for batch in batches]
         if not all(isinstance(x, Tensor) and x.ndim in (1, 2) for x in parts):
             raise ValueError(f"`tokens_per_device` cannot cut rows with `{name}`: remove it, as for images.")
-        each = len(parts[0]) // rows[0]
+        each = len(parts[0]) // rows
         if parts[0].ndim == 2:
             width = max(x.size(1) for x in parts)
             parts = [torch.nn.functional.pad(x, (0, width - x.size(1))) for x in parts]
         stacked = torch.cat([x.view(each, -1, *x.shape[1:]) for x in parts], dim=1)
         merged[name] = stacked.reshape(-1, *stacked.shape[2:])
-    if sides_of(merged) != sides:
-        raise ValueError("Micro-batches of pairs and of single rows cannot be merged.")
     return merged
 
 

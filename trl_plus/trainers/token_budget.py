@@ -47,6 +47,8 @@ class TokenBudget:
         if not self.tokens_per_device or not batches:
             return batches
         self._entries = batches
+        if any("weight" in batch for batch in batches):  # only a batch with repeated rows need have weights
+            batches = [{**batch, "weight": row_weights(batch)} for batch in batches]
         whole = merge(batches)
         costs, ends = row_costs(whole)
         parts = self.cut_rows(costs)
