@@ -24,6 +24,21 @@ KNOWN_LAYERS = frozenset({"full_attention", "sliding_attention"})
 PER_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 
 
+class Planner:
+    """Makes plans, and remembers the last: the reference scores the rows that the policy just did."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Any, ...] = (None, None)
+
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor, layout: str, share: bool) -> Plan | None:
+        """As `plan_rows`."""
+        ids, mask, *rest = self._last
+        if ids is not input_ids or mask is not attention_mask or rest[:-1] != [layout, share]:
+            plan = plan_rows(input_ids, attention_mask, layout, share)
+            self._last = input_ids, attention_mask, layout, share, plan
+        return self._last[-1]
+
+
 class RowLayout:
     """Installed on a causal model that already carries a fused LM head.
 
@@ -31,6 +46,7 @@ class RowLayout:
         model: the model without its PEFT wrapper.
         layout: "packed", "shared" or "rows".
         share: keep the common beginning of a group once; without, each row is whole (dropout would be shared, too).
+        planner: makes the plans; one for all models that score the same rows.
 
     Attributes:
         layout: what is in use; "rows" switches off everything here.
@@ -38,12 +54,12 @@ class RowLayout:
         plan: of the last fused call, None if its rows were left as they are.
     """
 
-    def __init__(self, model: Any, layout: str, share: bool = True) -> None:
+    def __init__(self, model: Any, layout: str, share: bool = True, planner: Planner | None = None) -> None:
         register()
+        self._planner = planner or Planner()
         self.model, self.layout, self.share = model, layout, share
         self.before_batch: Callable[[RowLayout, dict[str, Any], Tensor], None] | None = None
         self.plan: Plan | None = None
-        self._planned: tuple[Any, ...] = (None, None, None, None)
         self._call: tuple[Plan, Tensor] | None = None
         self._patch_model(model)
         self._patch_backbone(model.base_model)
@@ -86,13 +102,7 @@ class RowLayout:
     def _plan_for(self, kwargs: dict[str, Any]) -> Plan | None:
         if self.layout == "rows" or unknown_inputs(kwargs) or len(kwargs["input_ids"]) == 0:
             return None
-        ids, mask = kwargs["input_ids"], kwargs["attention_mask"]
-        known = self._planned
-        if known[0] is ids and known[1] is mask and known[2] == (self.layout, self.share):
-            return known[3]  # the reference scores the rows that the policy just did
-        plan = plan_rows(ids, mask, self.layout, self.share)
-        self._planned = (ids, mask, (self.layout, self.share), plan)
-        return plan
+        return self._planner(kwargs["input_ids"], kwargs["attention_mask"], self.layout, self.share)
 
     # -- its backbone -------------------------------------------------------------------------------------------------
 
@@ -170,4 +180,4 @@ def known_reason(model: Any) -> str | None:
     return None
 
 
-__all__ = ["RowLayout", "Unsupported", "known_reason", "plan_rows", "unknown_inputs"]
+__all__ = ["Planner", "RowLayout", "Unsupported", "known_reason", "plan_rows", "unknown_inputs"]

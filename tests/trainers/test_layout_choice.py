@@ -115,3 +115,31 @@ def test_statistics_are_computed_for_steps_that_are_logged(make_trainer, pair_ro
     trainer.train()
     assert [scores.entropy is not None for scores in seen] == [False, True, True]
     assert "entropy" in trainer.state.log_history[0]
+
+
+def test_a_micro_batch_does_not_wait_for_the_device(make_trainer, pair_rows, monkeypatch):
+    """Metrics stay on the device until they are logged; what is read per micro-batch is its lengths, once."""
+    trainer = make_trainer("DPO", pair_rows(16), max_steps=2, gradient_accumulation_steps=2, logging_steps=2)
+    read = dict.fromkeys(("item", "tolist", "cpu", "numpy"), 0)
+    for name in read:
+        original = getattr(torch.Tensor, name)
+
+        def counted(self, *args, name=name, original=original, **kwargs):
+            read[name] += 1
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+    loss, reads = trainer.compute_loss, []
+
+    def compute_loss(*args, **kwargs):
+        before = dict(read)
+        value = loss(*args, **kwargs)
+        reads.append({name: read[name] - before[name] for name in read})
+        return value
+
+    trainer.compute_loss = compute_loss
+    trainer.train()
+    assert len(reads) == 4
+    for counts in reads[1:]:  # the first proves the layout
+        assert counts["cpu"] == 1  # one transfer of all lengths
+        assert counts["item"] == counts["numpy"] == 0

@@ -8,7 +8,7 @@ from accelerate.utils import reduce
 from torch import Tensor
 
 from trl_plus.layout_proof import reason_against
-from trl_plus.packing import RowLayout
+from trl_plus.packing import Planner, RowLayout
 from trl_plus.trainers import upstream
 
 logger = logging.getLogger("trl_plus")
@@ -42,7 +42,8 @@ class RowLayouts:
                 "Dropout is on: chosen and rejected draw it apart, so each computes the prompt. "
                 "`disable_dropout: true` computes it once."
             )
-        self.row_layouts = tuple(RowLayout(model, "rows", share) for model in models)
+        planner = Planner()
+        self.row_layouts = tuple(RowLayout(model, "rows", share, planner) for model in models)
         for row_layout in self.row_layouts:
             row_layout.before_batch = self._decide
 

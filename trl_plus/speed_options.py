@@ -1,4 +1,4 @@
-"""The keys that say how a micro-batch is laid out and how large it is, which all methods have."""
+"""The keys of all methods that change how fast a step is made, and nothing about the step."""
 
 from dataclasses import dataclass, field
 
@@ -6,7 +6,7 @@ LAYOUT_CHOICES = ("auto", "packed", "shared", "rows")
 
 
 @dataclass
-class LayoutOptions:
+class SpeedOptions:
     """A mixin of configurations."""
 
     layout: str = field(
@@ -27,7 +27,15 @@ class LayoutOptions:
         },
     )
 
-    def _check_layout(self) -> None:
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={
+            "help": "transformers' filter of losses that are not finite from the log, which waits for the device at "
+            "every micro-batch. `nonfinite` looks at each step once and hides nothing."
+        },
+    )
+
+    def _check_speed(self) -> None:
         if self.layout not in LAYOUT_CHOICES:
             raise ValueError(f"`layout` must be one of {', '.join(LAYOUT_CHOICES)}, got {self.layout!r}.")
         if self.tokens_per_device is not None and self.tokens_per_device < 1:
