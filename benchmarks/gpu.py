@@ -92,7 +92,8 @@ def child(options: argparse.Namespace) -> None:
     args = config_class(
         output_dir=tempfile.mkdtemp(), per_device_train_batch_size=options.batch, max_length=options.length,
         gradient_accumulation_steps=options.accumulation, bf16=True, gradient_checkpointing=True,
-        optim="adamw_bnb_8bit", max_steps=options.rounds + 2, report_to=[], save_strategy="no", logging_steps=10_000, disable_tqdm=True,
+        optim="adamw_bnb_8bit",
+        max_steps=options.rounds + 2, report_to=[], save_strategy="no", logging_steps=10_000, disable_tqdm=True,
         **config,
     )  # fmt: skip
     folder = model_folder(options.shape)
