@@ -71,3 +71,15 @@ def test_what_is_no_row_is_refused():
 def test_a_budget_is_positive(value, make_trainer, pair_rows):
     with pytest.raises(ValueError, match="tokens_per_device"):
         make_trainer("DPO", pair_rows(4), tokens_per_device=value)
+
+
+@pytest.mark.parametrize("method", ["DPO", "KTO"])
+def test_a_resumed_run_makes_the_same_weights(method, make_trainer, pair_rows, unpaired_rows, tmp_path):
+    rows = unpaired_rows(24) if method == "KTO" else pair_rows(24)
+    kwargs = {"tokens_per_device": 90, "per_device_train_batch_size": 4, "max_steps": 4, "learning_rate": 0.1}
+    whole = make_trainer(method, rows, save_strategy="steps", save_steps=2, **kwargs)
+    whole.train()
+    resumed = make_trainer(method, rows, **kwargs)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+    for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one, other)
