@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from trl_plus.compat import TRLDPOConfig, TRLKTOConfig
 from trl_plus.loss_types import refuse_what_upstream_ignores
+from trl_plus.speed_options import SpeedOptions
 
 OVERLONG_CHOICES = ("truncate", "drop", "error")
 
@@ -26,7 +27,7 @@ def _overlong_field() -> str:
 
 
 @dataclass
-class _Checks:
+class _Checks(SpeedOptions):
     """Fields and validation that our configurations share. A mixin, so that each dataclass keeps TRL's own bases."""
 
     # TRL fields that this method's loss never reads; setting one is an error
@@ -49,6 +50,7 @@ class _Checks:
     def _check_common(self) -> None:
         if self.overlong not in OVERLONG_CHOICES:
             raise ValueError(f"`overlong` must be one of {', '.join(OVERLONG_CHOICES)}, got {self.overlong!r}.")
+        self._check_speed()
         if self.nonfinite not in ("stop", "skip"):
             raise ValueError(f"`nonfinite` must be 'stop' or 'skip', got {self.nonfinite!r}.")
         if self.max_nonfinite_skips < 0:

@@ -60,13 +60,18 @@ class CompletionHead:
         model.forward = types.MethodType(forward, model)
 
     def _takes(self, module: Any, kwargs: dict[str, Any]) -> bool:
-        plain = self._supported and not kwargs.get("output_router_logits") and "shift_labels" not in kwargs
+        plain = self._supported and not kwargs.get("output_router_logits")
         head = module.get_output_embeddings()
         return plain and isinstance(head, torch.nn.Linear) and head.weight.device.type == "cpu"
 
-    def _forward(self, module: Any, *args: Any, labels: Tensor, **kwargs: Any) -> HeadOutput:
-        hidden = module.base_model(*args, **kwargs).last_hidden_state[:, :-1]
-        labels = labels[:, 1:]
+    def _forward(
+        self, module: Any, *args: Any, labels: Tensor | None = None, shift_labels: Tensor | None = None, **kwargs: Any
+    ) -> HeadOutput:
+        hidden = module.base_model(*args, **kwargs).last_hidden_state
+        if shift_labels is None:
+            hidden, labels = hidden[:, :-1], labels[:, 1:]
+        else:
+            labels = shift_labels
         mask = labels != -100
         parts = completion_log_probs(hidden[mask], labels[mask], module.get_output_embeddings(), self.statistics)
         placed = [None if part is None else part.new_zeros(mask.shape).masked_scatter(mask, part) for part in parts]

@@ -144,8 +144,8 @@ def test_own_reference(both, pair_rows, tiny_model_dir):
 
 
 def test_bfloat16_model(both, pair_rows):
-    """bfloat16 has 8 bits; the orders of additions in the two heads differ by less than that."""
-    both("DPO", pair_rows(8), dtype=torch.bfloat16, steps=1, rel=2e-2)
+    """bfloat16 has 8 bits; the orders of additions differ between the heads, and between layouts of rows."""
+    both("DPO", pair_rows(8), dtype=torch.bfloat16, steps=1, rel=4e-2)
 
 
 def test_cdpo_is_not_trls_sigmoid(run, pair_rows):

@@ -3,23 +3,27 @@
 import copy
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.trainer_utils import IntervalStrategy
 
 from trl_plus.lm_head import CompletionHead
-from trl_plus.scoring import Scores
+from trl_plus.scoring import Scores, score
 from trl_plus.trainers import upstream
 from trl_plus.trainers.adapters import keep_trainable
 from trl_plus.trainers.checkpoints import SafeCheckpoints
 from trl_plus.trainers.exact_step import ExactSteps, row_weights
+from trl_plus.trainers.layouts import RowLayouts
 from trl_plus.trainers.metrics import Meters
 from trl_plus.trainers.nonfinite import NonFiniteSteps
 from trl_plus.trainers.reference_cache import KeptReference
 from trl_plus.trainers.rows import PreferenceRows
+from trl_plus.trainers.throughput import Throughput
+from trl_plus.trainers.token_budget import TokenBudget
 from trl_plus.trainers.watch import LearningWatch
 
 
@@ -40,7 +44,17 @@ OBJECTIVE = "objective"
 HIDDEN = {OBJECTIVE}
 
 
-class PreferenceTrainer(NonFiniteSteps, ExactSteps, SafeCheckpoints, PreferenceRows, KeptReference, upstream.Seams):
+class PreferenceTrainer(
+    Throughput,
+    TokenBudget,
+    NonFiniteSteps,
+    ExactSteps,
+    RowLayouts,
+    SafeCheckpoints,
+    PreferenceRows,
+    KeptReference,
+    upstream.Seams,
+):
     """Everything of our trainers that does not depend on rows being pairs or singles."""
 
     config_class: type
@@ -74,10 +88,12 @@ class PreferenceTrainer(NonFiniteSteps, ExactSteps, SafeCheckpoints, PreferenceR
         """After TRL's constructor, unless that precomputed the reference and so came here by itself."""
         if hasattr(self, "_heads"):
             return
+        self.check_token_budget()
         self.wrap_collator()
         keep_trainable(self.model)
         models = (self.model, self.ref_model) if self.own_head else ()
         self._heads = [CompletionHead(upstream.base_model(model)) for model in models if model is not None]
+        self.install_layouts()
         if not any(isinstance(callback, LearningWatch) for callback in self.callback_handler.callbacks):
             self.add_callback(LearningWatch())
 
@@ -111,6 +127,20 @@ class PreferenceTrainer(NonFiniteSteps, ExactSteps, SafeCheckpoints, PreferenceR
         """TRL's reference pass: the reference model, or the policy with its adapter switched off or back."""
         with self.without_statistics():
             return self.compute_ref_log_probs(self.ref_model or self.model, inputs)
+
+    def score(self, model: Any, inputs: dict[str, Any], scored: Tensor | None = None) -> Scores:
+        """The policy's scores of a micro-batch, with statistics where they will be logged."""
+        with nullcontext() if self.step_is_logged else self.without_statistics():
+            return score(model, inputs, scored=scored, router=self.aux_loss_enabled)
+
+    @property
+    def step_is_logged(self) -> bool:
+        """Whether the current step ends with a log, or may."""
+        step, args = self.state.global_step + 1, self.args
+        if not self.model.training or args.logging_strategy != IntervalStrategy.STEPS or not self.state.logging_steps:
+            return True
+        last = step >= self.state.max_steps
+        return last or step % self.state.logging_steps == 0 or (step == 1 and args.logging_first_step)
 
     @contextmanager
     def without_statistics(self) -> Iterator[None]:
@@ -164,7 +194,9 @@ class PreferenceTrainer(NonFiniteSteps, ExactSteps, SafeCheckpoints, PreferenceR
         self._meters[self.mode].add(name, values, weights)
 
     def note_statistics(self, scores: Scores, sides: dict[str, Any], weights: Tensor) -> None:
-        """TRL's token statistics; `sides` gives the rows (indices) of "chosen" and "rejected"."""
+        """TRL's token statistics, of the steps that are logged; `sides` gives the rows of "chosen" and "rejected"."""
+        if not self.step_is_logged:
+            return
         mask = scores.mask * weights.repeat(len(scores.mask) // len(weights))[:, None]
         if scores.entropy is not None:
             self.note("entropy", scores.entropy, mask)
@@ -180,12 +212,14 @@ class PreferenceTrainer(NonFiniteSteps, ExactSteps, SafeCheckpoints, PreferenceR
             rows = inputs["attention_mask"].sum(-1)
             tokens = (rows * (weights > 0).repeat(len(rows) // len(weights))).sum()
             self.note("num_tokens", tokens, torch.ones_like(tokens))
+            self.note_throughput(inputs, tokens)
 
     def metric_means(self, mode: str) -> dict[str, float]:
         readings = self._meters[mode].read(self.accelerator)
         self._meters[mode].clear()
-        tokens = readings.pop("num_tokens", None)
+        tokens, speed = readings.pop("num_tokens", None), self.throughput(readings)
         means = {name: reading.mean for name, reading in readings.items() if name not in HIDDEN}
+        means |= speed
         means["num_tokens"] = self.count_tokens(int(tokens.total) if tokens else 0)
         if {"rewards/chosen", "rewards/rejected"} <= means.keys():
             means["rewards/margins"] = means["rewards/chosen"] - means["rewards/rejected"]

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from trl_plus import checkpoint_files as files
+from trl_plus.trainers.metrics import UNSAVED
 
 logger = logging.getLogger("trl_plus")
 PROGRESS = "trl_plus_state.json"
@@ -122,7 +123,7 @@ class SafeCheckpoints:
     def progress(self) -> dict[str, Any]:
         """What transformers does not save: the metrics since the last log, over all ranks, and the token count."""
         sums = self._meters["train"].read(self.accelerator)
-        meters = {name: [reading.total, reading.weight] for name, reading in sums.items()}
+        meters = {name: [r.total, r.weight] for name, r in sums.items() if name not in UNSAVED}
         return {"meters": meters, **self.logging_state(), **self.skips()}
 
     def go_on(self) -> None:

@@ -96,6 +96,10 @@ class ExactSteps:
         """(B,): tokens of each row's NLL term; zeros for a loss without one."""
         return torch.zeros_like(row_weights(batch))
 
+    def recut(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The micro-batches that a step is computed in, with the rows of those that the data loader gave."""
+        return batches
+
     def measure(self, batches: list[dict[str, Any]], *, local: bool = False) -> StepTotals:
         """The totals of a window; `local` counts this process only (evaluation, a loss called by hand)."""
         sums = torch.zeros(2, device=self.args.device)
@@ -130,7 +134,7 @@ class ExactSteps:
         self.go_on()
         self._meters["train"].mark()  # what a step that is left out goes back to
         if batches:
-            batches[-1] = self.without_repeats(batches[-1])
+            batches = self.recut([*batches[:-1], self.without_repeats(batches[-1])])
         self.model.train()  # a pass over the window (KTO's) is part of the step, also after an evaluation
         return batches, self.measure(batches) if batches else None
 

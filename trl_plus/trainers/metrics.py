@@ -6,6 +6,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+# Meters of what a process did in a time that it measured: nothing that another process could go on with
+TIMED_TOKENS, COMPUTED_TOKENS = "timed_tokens", "computed_tokens"
+UNSAVED = {TIMED_TOKENS, COMPUTED_TOKENS}
+
 
 @dataclass(frozen=True)
 class Reading:

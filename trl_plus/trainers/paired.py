@@ -25,8 +25,8 @@ from trl_plus.compat import TRLDPOConfig
 from trl_plus.configs import CPOConfig, DPOConfig, ORPOConfig, SimPOConfig
 from trl_plus.loss_types import reads_only_rows, refuse_what_upstream_ignores
 from trl_plus.objectives import Completions
-from trl_plus.trainers import upstream
 from trl_plus.trainers.adapters import drop_reference_adapter
+from trl_plus.trainers.construction import no_reference_model
 from trl_plus.trainers.dpo_losses import pair_losses
 from trl_plus.trainers.exact_step import row_weights, without_weightless_pairs
 from trl_plus.trainers.pairs import PairedTrainer
@@ -145,7 +145,7 @@ class ReferenceFreeTrainer(PairedTrainer):
         peft_config: PeftConfig | None = None,
     ):
         args = self._begin(model, args, train_dataset)
-        with upstream.no_reference_model(policy_is_a_path=isinstance(model, str)):
+        with no_reference_model(policy_is_a_path=isinstance(model, str)):
             super().__init__(
                 model=model,
                 args=args,

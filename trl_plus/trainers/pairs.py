@@ -7,7 +7,6 @@ import trl
 from torch import Tensor
 
 from trl_plus.objectives import Completions
-from trl_plus.scoring import score
 from trl_plus.trainers.base import OBJECTIVE, PreferenceTrainer
 from trl_plus.trainers.exact_step import row_weights
 
@@ -63,7 +62,7 @@ class PairedTrainer(PreferenceTrainer, trl.DPOTrainer):
         if self.nll_weight and self.nll_on_prompt:
             rejected_mask = inputs["completion_mask"][pairs:]
             scored = torch.cat([self.nll_mask(inputs), rejected_mask])
-        scores = score(model, inputs, scored=scored, router=self.aux_loss_enabled)
+        scores = self.score(model, inputs, scored)
         ref_chosen, ref_rejected = self.reference(inputs)
         chosen = scores.rows(slice(None, pairs), ref_chosen)
         rejected = scores.rows(slice(pairs, None), ref_rejected)

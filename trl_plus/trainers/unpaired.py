@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from trl_plus.objectives import Completions
 from trl_plus.scoring import score
 from trl_plus.trainers import upstream
 from trl_plus.trainers.base import OBJECTIVE, PreferenceTrainer
+from trl_plus.trainers.construction import no_fixed_kl_rows
 from trl_plus.trainers.exact_step import StepTotals, row_weights
 from trl_plus.trainers.reference import Z_REF, StartCheck
 
@@ -85,7 +87,7 @@ class KTOTrainer(StartCheck, PreferenceTrainer, trl.KTOTrainer):
         self.reference_is_given = ref_model is not None
         if ref_model is None:
             ref_model = self._own_reference(model, peft_config, args)
-        with nullcontext() if self._upstream_kl else upstream.no_fixed_kl_rows(args):
+        with nullcontext() if self._upstream_kl else no_fixed_kl_rows(args):
             super().__init__(
                 model=model,
                 ref_model=ref_model,
@@ -133,8 +135,11 @@ class KTOTrainer(StartCheck, PreferenceTrainer, trl.KTOTrainer):
             self.note_one_label(batches)
         if not self.needs_z_ref:
             return totals
-        known = self._eval_z_ref if local else None
-        return replace(totals, z_ref=self.z_ref(batches, local=local) if known is None else known)
+        if local:
+            return replace(
+                totals, z_ref=self.z_ref(batches, local=True) if self._eval_z_ref is None else self._eval_z_ref
+            )
+        return replace(totals, z_ref=self.z_ref(batches, keep_reference=not self.precompute_ref_logps))
 
     def note_one_label(self, batches: list[dict[str, Any]]) -> None:
         """Metric `one_label_steps`: the share of steps whose rows, over all ranks, are all desirable or all not."""
@@ -147,13 +152,16 @@ class KTOTrainer(StartCheck, PreferenceTrainer, trl.KTOTrainer):
         self.note("one_label_steps", (sums == 0).any().float(), torch.ones((), device=sums.device))
 
     @torch.no_grad()
-    def z_ref(self, batches: Iterable[dict[str, Any]], *, local: bool = False) -> Tensor:
+    def z_ref(self, batches: Iterable[dict[str, Any]], *, local: bool = False, keep_reference: bool = False) -> Tensor:
         """The reference point of the rows of these micro-batches, and of the other ranks' unless `local`.
 
-        One pass without gradient over every row's prompt with its partner's completion, by policy and reference.
+        One pass without gradient over every row's prompt with its partner's completion, by policy and reference. With
+        `keep_reference` the reference scores the rows' own completions in the same pass, prompts once, and each
+        micro-batch of the list gets them as `ref_logps`.
         """
         # A row of weight zero is no row: it is neither scored nor a partner
-        own = [row for batch in batches for row in rows_of(batch) if row.weight > 0]
+        by_batch = [(batch, rows_of(batch)) for batch in batches]
+        own = [row for _, rows in by_batch for row in rows if row.weight > 0]
         ranks, rank = (1, 0) if local else (self.accelerator.num_processes, self.accelerator.process_index)
         # Partners depend on the rows' contents only, so every rank finds the same ones
         counts = gather_object([len(own)]) if ranks > 1 else [len(own)]
@@ -165,27 +173,49 @@ class KTOTrainer(StartCheck, PreferenceTrainer, trl.KTOTrainer):
         first = sum(counts[:rank])
         # Every rank makes the same number of passes, as sharded models need: a rank with fewer rows fills up
         filler = [(replace(pairs[0][0], weight=0.0), pairs[0][1])] * (max(counts) - counts[rank])
-        sums = self.kl_sums(pairs[first : first + counts[rank]] + filler)
+        sums, reference = self.kl_sums(pairs[first : first + counts[rank]] + filler, keep_reference)
+        if keep_reference:
+            for batch, rows in by_batch:
+                weighty = torch.tensor([row.weight > 0 for row in rows], device=reference.device)
+                taken, reference = reference.split([int(weighty.sum()), len(reference) - int(weighty.sum())])
+                batch["ref_logps"] = taken.new_zeros(len(rows)).masked_scatter(weighty, taken)
         if ranks > 1:
             sums = self.accelerator.reduce(sums, reduction="sum")
         return objectives.reference_point(sums[0], sums[1])
 
-    def kl_sums(self, pairs: list[tuple[KLRow, KLRow]]) -> Tensor:
-        """(2,): the weighted sum of log-ratios over mismatched rows, and the sum of their weights."""
-        size = self.args.per_device_train_batch_size if self.model.training else self.args.per_device_eval_batch_size
-        sums = torch.zeros(2, device=self.args.device)
-        for start in range(0, len(pairs), size):
-            rows = pairs[start : start + size]
-            batch = kl_batch(rows, self.tokenizer.pad_token_id, self.args.max_length, self.args.device)
+    def kl_sums(self, pairs: list[tuple[KLRow, KLRow]], own: bool) -> tuple[Tensor, Tensor | None]:
+        """(2,): the weighted sum of log-ratios over mismatched rows, and the sum of their weights.
+
+        And with `own`, (R,): the reference's log-probabilities of the rows' own completions.
+        """
+        sums, kept = torch.zeros(2, device=self.args.device), []
+        tensors = partial(
+            kl_batch, pad_token_id=self.tokenizer.pad_token_id, max_length=self.args.max_length, device=self.args.device
+        )
+        for part in self.kl_parts(pairs):
+            rows = [pairs[i] for i in part]
+            mismatched = tensors(rows)
+            both = tensors([(row, row) for row, _ in rows] + rows) if own else mismatched
             with self.compute_loss_context_manager(), upstream.without_checkpointing(self.model, self.args):
                 with self.without_statistics():
-                    scores = score(self.model_wrapped, batch)
-                scored = scores.rows(slice(None), self.reference_log_probs(batch)[0])
+                    scores = score(self.model_wrapped, mismatched)
+                reference = self.reference_log_probs(both)[0]
+                scored = scores.rows(slice(None), reference[-len(rows) :])
                 ratio = scored.log_ratio
                 self.check_start(ratio, scored.length, Z_REF)
+            kept.append(reference[: len(rows)])
             weights = torch.tensor([row.weight for row, _ in rows], device=ratio.device)
             sums += torch.stack([(ratio * weights).sum(), weights.sum()])
-        return sums
+        return sums, torch.cat(kept) if own else None
+
+    def kl_parts(self, pairs: list[tuple[KLRow, KLRow]]) -> list[list[int]]:
+        """Which of the pairs go into one pass."""
+        if self.model.training and self.tokens_per_device:
+            return self.cut_rows(
+                [len(row.prompt) + len(row.completion) + len(partner.completion) for row, partner in pairs]
+            )
+        size = self.args.per_device_train_batch_size if self.model.training else self.args.per_device_eval_batch_size
+        return [list(range(start, min(start + size, len(pairs)))) for start in range(0, len(pairs), size)]
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         if self.needs_z_ref:
@@ -202,10 +232,10 @@ class KTOTrainer(StartCheck, PreferenceTrainer, trl.KTOTrainer):
         if self._upstream_kl:
             return self.shared_upstream_loss(model, inputs)
         weights, label = row_weights(inputs), inputs["label"].bool()
-        scores = score(model, inputs, router=self.aux_loss_enabled)
-        ref = inputs["ref_logps"] if self.precompute_ref_logps else self.reference_log_probs(inputs)[0]
+        scores = self.score(model, inputs)
+        ref = inputs["ref_logps"] if "ref_logps" in inputs else self.reference_log_probs(inputs)[0]
         rows = scores.rows(slice(None), ref)
-        self.check_start(rows.log_ratio, rows.length)
+        self.check_start(rows.log_ratio * (weights > 0), rows.length)
         kwargs = {
             "beta": self.beta,
             "desirable_weight": self.desirable_weight,

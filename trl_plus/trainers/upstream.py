@@ -4,13 +4,14 @@
 the hooks and never a private method.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from trl_plus.compat import TRLKTOConfig
+from trl_plus.attention import EAGER, register
 from trl_plus.scoring import model_inputs
 
 
@@ -93,8 +94,8 @@ class Seams:
             self._total_train_tokens = tokens  # TRL counted this process's only
 
     def running_loss(self) -> torch.Tensor:
-        """The sum of losses since the last log, which transformers adds to in place."""
-        return self._tr_loss
+        """The sum of losses since the last log, which transformers adds to in place; zero before `train` is called."""
+        return self.__dict__.setdefault("_tr_loss", torch.zeros((), device=self.args.device))
 
     def _clip_grad_norm(self, model):
         self.before_step(model)
@@ -230,46 +231,6 @@ class Seams:
         super().log(logs, start_time)
 
 
-@contextmanager
-def no_reference_model(policy_is_a_path: bool) -> Iterator[None]:
-    """Within this context, TRL's DPOTrainer builds no reference model.
-
-    Its constructor has no option for it: without PEFT it loads one (or hashes the policy, when it precomputes). All
-    loading goes through one function, called for the policy (where that is given as a path) and then for the reference;
-    here that second call answers None, which the rest of the constructor understands as "no reference". Nothing is
-    loaded, copied or hashed, whatever the engine.
-    """
-    from trl.trainer import dpo_trainer
-
-    load = dpo_trainer.create_model_from_path
-    loads_left = 1 if policy_is_a_path else 0
-
-    def load_policy_only(*args: Any, **kwargs: Any) -> Any:
-        nonlocal loads_left
-        loads_left -= 1
-        return load(*args, **kwargs) if loads_left >= 0 else None
-
-    dpo_trainer.create_model_from_path = load_policy_only
-    try:
-        yield
-    finally:
-        dpo_trainer.create_model_from_path = load
-
-
-@contextmanager
-def no_fixed_kl_rows(args: TRLKTOConfig) -> Iterator[None]:
-    """Within this context, TRL's KTOTrainer is built as for a loss without a KL term.
-
-    It then neither rotates completions inside the dataset map nor asks for a sequential order and a batch above one
-    row; our trainer draws the mismatched completions itself, inside each effective batch.
-    """
-    loss_type, args.loss_type = args.loss_type, "apo_zero_unpaired"
-    try:
-        yield
-    finally:
-        args.loss_type = loss_type
-
-
 def is_peft(model: Any) -> bool:
     from accelerate.utils import is_peft_model
 
@@ -304,3 +265,17 @@ def common_prefix(a: list[int], b: list[int]) -> int:
     from trl.data_utils import common_prefix_length
 
     return common_prefix_length(a, b)
+
+
+def name_eager_attention(model: Any) -> str | None:
+    """Gives a model with eager attention a registered name for it. Why it cannot have one, or None.
+
+    "eager" is no entry of transformers' registry but a function of each model's own file.
+    """
+    if model.config._attn_implementation != "eager":
+        return None
+    if not hasattr(sys.modules[type(model.base_model).__module__], "eager_attention_forward"):
+        return "the model's attention does not go through transformers' AttentionInterface"
+    register()
+    model.set_attn_implementation(EAGER)
+    return None

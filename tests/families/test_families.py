@@ -1,0 +1,70 @@
+"""The layout that each model family gets is proved with gradients, and stands in docs/speed.md."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.families.models import FAMILIES, build, line, reason_of, rows
+from trl_plus.packing import RowLayout
+
+SPEED = (Path(__file__).parents[2] / "docs" / "speed.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def verdict():
+    """verdict(family) -> (model, reason), each made once."""
+    made = {}
+
+    def of(family):
+        if family not in made:
+            model = build(family)
+            made[family] = model, reason_of(model)
+        return made[family]
+
+    return of
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_documented(family, verdict):
+    assert line(family, verdict(family)[1]) in SPEED.splitlines()
+
+
+def gradient(model, layout):
+    for inner in {id(m): m for m in model.modules()}.values():
+        inner.zero_grad()
+    row_layout = RowLayout(model, layout)
+    output = model(**rows(), fused_lm_head=True, use_cache=False)
+    weights = torch.linspace(0, 1, output.log_probs.numel()).view_as(output.log_probs)
+    (output.log_probs * weights).sum().backward()
+    row_layout.layout = "rows"
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("layout", ["packed", "shared"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_of_what_is_laid_out(family, layout, verdict):
+    """The start of a run compares values; here, that gradients agree wherever it finds the values right."""
+    model, reason = verdict(family)
+    if reason is not None:
+        assert line(family, reason).split("|")[3].strip() == "rows"
+        return
+    plain, laid_out = gradient(model, "rows"), gradient(model, layout)
+    assert (plain - laid_out).norm() / plain.norm() < 1e-5
+
+
+def test_router_statistics_are_those_of_the_rows():
+    """The load-balancing loss counts the tokens of the rows as they were, prompts of a pair twice."""
+    losses = []
+    for layout in ("rows", "packed"):
+        model = build("qwen2_moe")
+        RowLayout(model, layout)
+        losses.append(model(**rows(), fused_lm_head=True, use_cache=False, output_router_logits=True).aux_loss.item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_nothing_of_ours_is_saved_with_a_model(tmp_path, verdict):
+    """Eager attention gets a name of ours while training, which no other program would know."""
+    model, _ = verdict("gemma2")
+    model.save_pretrained(tmp_path)
+    assert "trl_plus" not in (tmp_path / "config.json").read_text()

@@ -1,0 +1,86 @@
+"""Which row layout a run uses: the fastest that is proved right at its first batch, or the one that was asked for."""
+
+import logging
+from typing import Any
+
+import torch
+from accelerate.utils import reduce
+from torch import Tensor
+
+from trl_plus.layout_proof import reason_against
+from trl_plus.packing import Planner, RowLayout
+from trl_plus.trainers import upstream
+
+logger = logging.getLogger("trl_plus")
+FASTEST = "packed"
+
+
+class RowLayouts:
+    """Mixed in before a trainer: `install_layouts` lays out the rows of policy and reference.
+
+    The first batch of each model decides. `layout: auto` goes on with plain rows where the layout is not proved right,
+    and says why; a layout that was asked for by name and cannot work is a ValueError.
+    """
+
+    row_layouts: tuple[RowLayout, ...] = ()
+
+    def install_layouts(self) -> None:
+        """On models that carry their fused LM heads, once."""
+        wanted = getattr(self.args, "layout", "auto")
+        if wanted == "rows":
+            return
+        reason = self._reason_of_run()
+        models = [upstream.base_model(model) for model in (self.model, self.ref_model) if model is not None]
+        for model in models:
+            reason = reason or upstream.name_eager_attention(model)
+        if reason is not None:
+            self._fall_back(wanted, reason)
+            return
+        share = not self._drops()
+        if not share and self.accelerator.is_main_process:
+            logger.warning(
+                "Dropout is on: chosen and rejected draw it apart, so each computes the prompt. "
+                "`disable_dropout: true` computes it once."
+            )
+        planner = Planner()
+        self.row_layouts = tuple(RowLayout(model, "rows", share, planner) for model in models)
+        for row_layout in self.row_layouts:
+            row_layout.before_batch = self._decide
+
+    def _reason_of_run(self) -> str | None:
+        """Why a setting of this run rules out every layout but `rows`."""
+        if self.args.neftune_noise_alpha:
+            return "the noise of neftune_noise_alpha depends on the padded length"
+        if self.args.torch_compile:
+            return "torch_compile would compile anew for every batch"
+        return None
+
+    def _drops(self) -> bool:
+        modules = self.model.modules()
+        return any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in modules)
+
+    def _decide(self, row_layout: RowLayout, batch: dict[str, Any], labels: Tensor) -> None:
+        """At the first batch of a model. Every process comes here at its first batch, and all take the same layout."""
+        row_layout.before_batch = None
+        wanted = getattr(self.args, "layout", "auto")
+        layout = FASTEST if wanted == "auto" else wanted
+        reason = reason_against(row_layout, layout, batch, labels)
+        if self.accelerator.num_processes > 1:
+            right = reduce(torch.tensor(float(reason is None), device=self.args.device), reduction="mean")
+            if right.item() < 1 and reason is None:
+                reason = "another process found it wrong"
+        if reason is None:
+            row_layout.layout = layout
+        else:
+            self._fall_back(wanted, reason)
+
+    def _fall_back(self, wanted: str, reason: str) -> None:
+        if wanted != "auto":
+            raise ValueError(f"`layout: {wanted}` does not work here: {reason}. Set `layout: auto` or `layout: rows`.")
+        if self.accelerator.is_main_process and reason not in self._said:
+            self._said.add(reason)
+            logger.warning("Rows are padded and prompts computed twice (`layout: rows`): %s.", reason)
+
+    @property
+    def _said(self) -> set[str]:
+        return self.__dict__.setdefault("_said_of_layouts", set())
