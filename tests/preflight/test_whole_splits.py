@@ -5,7 +5,7 @@ import pytest
 from tests.preflight.corpus import FORMS, clean_samples, rendered, write
 from tests.preflight.looks import EVERYTHING, counts, look, look_at
 from tests.preflight.planters import PLANTERS
-from tests.preflight.toys import build_toy, open_toy, save_toy
+from tests.preflight.toys import build_toy, look_with, open_toy, save_toy
 from trl_plus.preflight.findings import Severity
 from trl_plus.preflight.registry import every_check
 from trl_plus.preflight.run import preflight
@@ -209,3 +209,13 @@ def test_every_code_has_a_test():
     codes = {*every_check(), "D101", "D199"}
     assert {code for code in codes if code not in planted and f'"{code}"' not in here} == set()
     assert planted <= codes
+
+
+def test_what_no_check_foresaw_is_told_in_the_trainers_words(tmp_path):
+    """TRL takes `chat_template_kwargs` as a mapping, and fails on a null."""
+    form = FORMS["chat"]
+    rows = [{**row, "chat_template_kwargs": None} for row in rendered(clean_samples(form, 20, 3), form)]
+    model = save_toy(tmp_path / "model", build_toy())
+    result = look_with(model, rows, form, tmp_path / "rows.jsonl")
+    assert [finding.code for finding in result.findings if finding.severity is Severity.ERROR] == ["D199"]
+    assert result.findings[0].sentence.startswith("TypeError: ")

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from trl_plus.data.files import DataError
 from trl_plus.data.formats import prepare
 from trl_plus.preflight import checks  # noqa: F401  (registers them)
 from trl_plus.preflight.checks.content import SCORES
@@ -139,8 +138,8 @@ def _tokenized(batch: Batch, raw: list[dict[str, Any]], rows: list[Row], target:
 def _examine_tokens(batch: Batch, raw: list[dict[str, Any]], rows: list[Row], target: Target, tally: Tally) -> None:
     try:
         tokens = _tokenized(batch, raw, rows, target)
-    except (DataError, ValueError) as error:  # what no check foresaw, in the trainer's own words
-        tally.refused = str(error)
+    except Exception as error:  # what no check foresaw: the trainer would fail with the same words
+        tally.refused = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         return
     by_index = {row.index: row for row in rows}
     for index, message in tokens.failed.items():

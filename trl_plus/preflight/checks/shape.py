@@ -96,7 +96,8 @@ def conversations(row: Raw, kind: Kind) -> dict[str, list[Any]]:
     "D107",
     ERROR,
     "a conversation does not end with the assistant's message",
-    "Remove what follows the last assistant message: it is the response that is trained on.",
+    "Remove what follows the last assistant message, which is the response that is trained on; if the roles are named "
+    "otherwise (human, gpt), use `converter: sharegpt`.",
 )
 def last_turn(whole: Conversations) -> str | None:
     ends = {side: turns[-1]["role"] for side, turns in whole.items()}
