@@ -7,6 +7,8 @@ import typer
 from trl_plus._version import __version__
 from trl_plus.cli.arguments import normalise
 from trl_plus.cli.env import env
+from trl_plus.cli.estimate import EPILOG as ESTIMATE_EPILOG
+from trl_plus.cli.estimate import estimate
 from trl_plus.cli.recipes import app as recipes
 from trl_plus.cli.schema import schema
 from trl_plus.cli.train import EPILOG as TRAIN_EPILOG
@@ -23,11 +25,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-app.command(
-    # overrides are any key of the recipe, so Typer leaves options that it does not know alone
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    epilog=TRAIN_EPILOG,
-)(train)
+# overrides are any key of the recipe, so Typer leaves options that it does not know alone
+_OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
+app.command(context_settings=_OVERRIDES, epilog=TRAIN_EPILOG)(train)
+app.command(context_settings=_OVERRIDES, epilog=ESTIMATE_EPILOG)(estimate)
 app.add_typer(recipes, name="recipes")
 app.command(epilog="Example: trl-plus schema > recipe.schema.json")(schema)
 app.command(epilog="Example: trl-plus env")(env)

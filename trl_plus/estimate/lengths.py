@@ -52,7 +52,9 @@ class Rows:
         if not self.sequences:
             return float(self.worst(batch).padded)
         draw = random.Random(0)
-        sizes = [self._padded(max(t for row in draw.choices(self.sequences, k=batch) for t, _ in row)) for _ in range(DRAWS)]
+        sizes = [
+            self._padded(max(t for row in draw.choices(self.sequences, k=batch) for t, _ in row)) for _ in range(DRAWS)
+        ]
         return self.per_row * batch * sum(sizes) / len(sizes)
 
     def _padded(self, tokens: int) -> int:

@@ -15,8 +15,10 @@ _PLAIN = {
 }  # fmt: skip
 # optimizer of bitsandbytes: float32 states, or 8-bit ones with a scale per block
 _BNB = {"adamw": 2, "ademamix": 3, "lion": 1, "rmsprop": 1}
-_BNB_NAMES = {"adamw_bnb_8bit": "adamw_8bit", "rmsprop_bnb": "rmsprop_32bit", "rmsprop_bnb_8bit": "rmsprop_8bit",
-              "rmsprop_bnb_32bit": "rmsprop_32bit", "ademamix": "ademamix_32bit", "adamw_32bit": "adamw_32bit"}  # fmt: skip
+_BNB_NAMES = {
+    "adamw_bnb_8bit": "adamw_8bit", "rmsprop_bnb": "rmsprop_32bit", "rmsprop_bnb_8bit": "rmsprop_8bit",
+    "rmsprop_bnb_32bit": "rmsprop_32bit", "ademamix": "ademamix_32bit",
+}  # fmt: skip
 
 
 def state_bytes(optim: str, parameters: Iterable[tuple[Tensor, bool]]) -> int | None:

@@ -11,7 +11,7 @@ from trl_plus.estimate import engines, optimizers
 from trl_plus.estimate.engines import ENGINE, OPTIMIZER, REFERENCE, Engine
 from trl_plus.estimate.lengths import Rows, sampled
 from trl_plus.estimate.model import build_model, make_fake, read_config, weights_dtype
-from trl_plus.estimate.step import Passes, Shape, peak_of_step
+from trl_plus.estimate.step import ADAPTER, GRADIENTS, WEIGHTS, Passes, Shape, peak_of_step
 from trl_plus.loss_types import reads_only_rows
 from trl_plus.recipes.dry_run import Plan, plan
 from trl_plus.recipes.errors import RecipeError
@@ -76,8 +76,8 @@ class Estimate:
 
     @property
     def largest(self) -> str:
-        """The component that dominates the peak."""
-        return max(self.components, key=lambda name: self.components[name])
+        """The component that dominates the peak; the process itself, which nothing lowers, aside."""
+        return max((name for name in self.components if name != PROCESS), key=lambda name: self.components[name])
 
 
 def estimate(
@@ -156,12 +156,18 @@ def _rows(planned: Plan, notes: list[str]) -> Rows:
         sequences = sampled(planned.data.train, processor, args.max_length, args.seed, unpair)
     if not sequences:
         if args.max_length is None:
-            raise RecipeError("`max_length` is null and the data is not local, so no length is known: set `max_length`.")
+            raise RecipeError(
+                "`max_length` is null and the data is not local, so no length is known: set `max_length`."
+            )
         notes.append(f"The data was not read: every row is taken to fill max_length {args.max_length}.")
     longest = max((total for row in sequences for total, _ in row), default=0)
     full = getattr(args, "nll_scope", None) == "full"
     return Rows(
-        sequences, args.max_length or longest, 2 if method.paired else 1, args.pad_to_multiple_of or 1, scores_prompt=full
+        sequences,
+        args.max_length or longest,
+        2 if method.paired else 1,
+        args.pad_to_multiple_of or 1,
+        scores_prompt=full,
     )
 
 
@@ -179,7 +185,6 @@ class _Measure:
         trained = [p for p in model.parameters() if p.requires_grad]
         self.parameters = (_elements(model), sum(p.numel() for p in trained))
         self.constant = self._constant(trained)
-        self.step_bytes = optimizers.transient_bytes(objects.args.optim, trained, device == "cuda")
 
     def _constant(self, trained: list[Any]) -> dict[str, int]:
         """What lies in memory all the time beside the policy and its gradients."""
@@ -187,7 +192,9 @@ class _Measure:
         embeddings = {id(m.weight) for m in self.model.modules() if isinstance(m, torch.nn.Embedding)}
         states = optimizers.state_bytes(optim, [(p, id(p) in embeddings) for p in trained])
         if states is None:
-            self.notes.append(f"The states of `optim: {optim}` are not known here: counted as two float32 per parameter.")
+            self.notes.append(
+                f"The states of `optim: {optim}` are not known here: counted as two float32 per parameter."
+            )
             states = 8 * sum(p.numel() for p in trained)
         if optim.startswith("paged") and self.device == "cuda":
             self.notes.append("Paged optimizer states are counted in full; they can move to the machine's memory.")
@@ -222,12 +229,26 @@ class _Measure:
                 f"{type(self.model).__name__} decides by the data what it computes, so its step cannot be run without "
                 "data: measure it with `trl-plus train` and `max_steps=2`."
             ) from error
+        found = self._at_the_update(found)
         components = self.engine.share({**self.constant, **found})
         extra = self.engine.extra(self.model, (self.amp or self.dtype).itemsize)
         if self.device == "cuda":
             moving = sum(found.get(name, 0) for name in ("activations", "logits"))
             components["fragmentation"] = int(FRAGMENTATION * moving)
         return {**components, **({ENGINE: extra} if extra else {})}
+
+    def _at_the_update(self, found: dict[str, int]) -> dict[str, int]:
+        """The optimizer's update instead of the passes, where its intermediates need more memory than they do."""
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        optim = str(getattr(self.objects.args.optim, "value", self.objects.args.optim))
+        gradients = sum(p.numel() * p.element_size() for p in trained)
+        update = {
+            **{name: size for name, size in found.items() if name in (WEIGHTS, ADAPTER)},
+            GRADIENTS: gradients,
+            OPTIMIZER: self.constant[OPTIMIZER] + optimizers.transient_bytes(optim, trained, self.device == "cuda"),
+        }
+        passes = {OPTIMIZER: self.constant[OPTIMIZER], **found}
+        return max(passes, update, key=lambda components: sum(components.values()))
 
 
 def _elements(model: Any) -> int:

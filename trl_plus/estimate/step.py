@@ -66,7 +66,7 @@ def peak_of_step(fake: FakeTensorMode, model: nn.Module, shape: Shape, passes: P
     """
     ledger = Ledger()
     with fake, ledger:
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        for tensor in [*model.parameters(), *model.buffers()]:
             ledger.count(tensor, ADAPTER if tensor.requires_grad and _has_adapter(model) else WEIGHTS)
         trained = [p for p in model.parameters() if p.requires_grad]
         hooks = [p.register_post_accumulate_grad_hook(lambda p: ledger.relabel(p.grad, GRADIENTS)) for p in trained]
@@ -127,8 +127,7 @@ def _head(hidden: Tensor, shape: Shape, head: Any, passes: Passes, config: Any, 
     outputs = ("entropy", "mean_logits", "is_top1") if statistics else ()
     flat = hidden.reshape(-1, hidden.size(-1))
     every = torch.zeros(len(flat), dtype=torch.long)
-    log_probs = ChunkedLogProbFunction.apply(flat, head.weight, head.bias, every, 1.0, TILE_WIDTH, None, 1.0, outputs)[0]
-    return log_probs
+    return ChunkedLogProbFunction.apply(flat, head.weight, head.bias, every, 1.0, TILE_WIDTH, None, 1.0, outputs)[0]
 
 
 # A tile of TRL's fused LM head: tokens, and columns of the vocabulary

@@ -76,7 +76,7 @@ def explain(error: BaseException, recipe: Recipe) -> str | None:
                 "or name another `output_dir`, and go on with --resume."
             )
         if kind == "OutOfMemoryError" or isinstance(link, MemoryError) or _NO_MEMORY.search(text):
-            return f"Out of memory. {saved(recipe)} {less_memory(recipe)}"
+            return f"Out of memory. {saved(recipe)} {less_memory(recipe)} `trl-plus estimate RECIPE` says what fits."
         if _WORKER.search(text):
             return (
                 f"A worker process was killed ({text.splitlines()[0]}), most often for want of memory. {saved(recipe)} "
