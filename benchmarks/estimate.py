@@ -154,7 +154,8 @@ def main() -> None:
     parser.add_argument("--plain-malloc", action="store_true")
     options = parser.parse_args()
     import trl_plus
-    from trl_plus.estimate.run import PROCESS, estimate
+    from trl_plus.estimate.measure import PROCESS
+    from trl_plus.estimate.run import estimate
     from trl_plus.recipes import load_recipe
 
     baselines = []

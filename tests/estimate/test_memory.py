@@ -107,7 +107,7 @@ def test_nothing_of_the_model_is_allocated(recipe):
     objects = build(recipe())
     config = read_config(objects)
     config.hidden_size, config.intermediate_size, config.num_hidden_layers = 4096, 14336, 32
-    model = build_model(objects, config)
+    model = build_model(objects, config, torch.float32)
     assert all(p.device.type == "meta" for p in model.parameters())
     assert sum(p.numel() for p in model.parameters()) > 5e9
 
@@ -139,6 +139,10 @@ def test_shards(recipe):
     for name in ("weights", "gradients", "optimizer"):
         assert four[name] == -(-one[name] // 4)
     assert four["engine"] > 0
+    zero = estimate(recipe("bf16=true"), device="cuda", accelerate_config="engines/zero3", num_processes=4).components
+    assert zero["optimizer"] == 12 * PARAMETERS // 4  # two moments and the float32 weights
+    assert zero["gradients"] == 2 * PARAMETERS // 4
+    assert zero["activations"] <= estimate(recipe("bf16=true"), device="cuda").components["activations"]
     ddp = estimate(recipe(), device="cuda", num_processes=4).components
     assert ddp["weights"] == one["weights"]
     assert ddp["engine"] == 4 * PARAMETERS

@@ -43,6 +43,22 @@ class Engine:
         kept = {label: size for label, size in components.items() if label not in self.offloaded}
         return {label: -(-size // self.processes) if label in self.cut else size for label, size in kept.items()}
 
+    @property
+    def narrows(self) -> bool:
+        """Whether mixed precision turns the model itself into 16 bit, where autocast casts every weight anew."""
+        return self.name.startswith(("FSDP", "ZeRO"))
+
+    def with_masters(self, components: dict[str, int], trained: int) -> dict[str, int]:
+        """The components of a narrowed model together with the float32 weights that the optimizer works on.
+
+        FSDP keeps its shares of weights and gradients in float32 instead; DeepSpeed keeps float32 weights with the
+        optimizer states, 4 bytes per trained parameter.
+        """
+        if self.name.startswith("ZeRO"):
+            return {**components, OPTIMIZER: components[OPTIMIZER] + 4 * trained}
+        wide = (WEIGHTS, GRADIENTS, REFERENCE)
+        return {label: 2 * size if label in wide else size for label, size in components.items()}
+
     def extra(self, model: nn.Module, compute_bytes: int) -> int:
         """Bytes that the engine itself needs: buckets of gradients, or parameters gathered for their use.
 

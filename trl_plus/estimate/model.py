@@ -43,13 +43,12 @@ def weights_dtype(objects: RunObjects, config: Any) -> torch.dtype:
     return getattr(torch, asked or "float32")
 
 
-def build_model(objects: RunObjects, config: Any) -> nn.Module:
+def build_model(objects: RunObjects, config: Any, dtype: torch.dtype) -> nn.Module:
     """The model in training mode as the trainer prepares it, on torch's `meta` device: shapes only.
 
     Raises:
         RecipeError: the architecture is not known, or the adapter does not fit it.
     """
-    dtype = weights_dtype(objects, config)
     try:
         with torch.device("meta"):
             model = _from_config(objects, config, dtype)

@@ -5,7 +5,8 @@ from typing import Any
 from rich.table import Table
 
 from trl_plus.estimate.calibrate import Calibration
-from trl_plus.estimate.run import GIB, Estimate
+from trl_plus.estimate.measure import GIB
+from trl_plus.estimate.run import Estimate
 from trl_plus.recipes.faults import less_memory
 from trl_plus.reporting.console import say
 
