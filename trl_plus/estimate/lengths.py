@@ -36,7 +36,7 @@ class Rows:
         totals = [total for row in self.sequences for total, _ in row]
         scored = sorted((self._scored(row) for row in self.sequences), reverse=True)
         most = sum((scored * (batch // len(scored) + 1))[:batch])
-        return Shape(self.per_row * batch, self._padded(max(totals)), most, min(totals) < max(totals))
+        return Shape(self.per_row * batch, self._padded(max(totals)), most)
 
     def mismatched(self, batch: int) -> Shape:
         """KTO's largest micro-batch of mismatched rows: the longest prompt before the longest completion."""

@@ -17,19 +17,17 @@ WEIGHTS, ADAPTER, GRADIENTS, ACTIVATIONS, HEAD = "weights", "adapter", "gradient
 
 @dataclass(frozen=True)
 class Shape:
-    """What a micro-batch asks of the model.
+    """What a micro-batch asks of the model. Attention is taken to need a mask: rows seldom have one length.
 
     Attributes:
         rows: sequences: two per pair, one per labelled row.
         tokens: padded length of each.
         scored: tokens whose log-probability is taken, over all rows.
-        ragged: rows differ in length, so that attention needs a mask.
     """
 
     rows: int
     tokens: int
     scored: int
-    ragged: bool = True
 
     @property
     def padded(self) -> int:
@@ -102,7 +100,7 @@ def _log_probs(model: Any, shape: Shape, passes: Passes, ledger: Ledger, statist
     autocast = nullcontext() if passes.autocast is None else torch.autocast("cpu", passes.autocast)
     with autocast:
         ids = torch.zeros(shape.rows, shape.tokens, dtype=torch.long)
-        mask = torch.ones_like(ids) if shape.ragged else None
+        mask = torch.ones_like(ids)
         hidden = causal.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[:, :-1]
         with ledger.labelled(HEAD):
             head = causal.get_output_embeddings()
