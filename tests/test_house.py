@@ -64,6 +64,7 @@ FORBIDDEN = {
     "data": {"scoring", "batching", "trainers", "recipes", "reporting", "preflight", "cli"},
     "trainers": {"recipes", "reporting", "preflight", "cli"},
     "recipes": {"cli"},
+    "estimate": {"reporting", "cli"},
     "reporting": {"cli"},
     "preflight": {"cli"},
 }

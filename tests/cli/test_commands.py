@@ -24,7 +24,16 @@ def call(*words):
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["--version"], ["schema"], ["recipes", "list"], ["train", "--help"], ["train", "none.yaml"]]
+    "words",
+    [
+        ["--help"],
+        ["--version"],
+        ["schema"],
+        ["recipes", "list"],
+        ["train", "--help"],
+        ["train", "none.yaml"],
+        ["estimate", "--help"],
+    ],
 )
 def test_fast_and_without_torch(words):
     code = (
@@ -48,7 +57,15 @@ def test_version():
 
 
 def test_every_command_has_an_example():
-    commands = [["train"], ["recipes", "list"], ["recipes", "show"], ["recipes", "copy"], ["schema"], ["env"]]
+    commands = [
+        ["train"],
+        ["recipes", "list"],
+        ["recipes", "show"],
+        ["recipes", "copy"],
+        ["schema"],
+        ["env"],
+        ["estimate"],
+    ]
     for words in commands:
         assert "trl-plus " + " ".join(words) in call(*words, "--help").output
 

@@ -1,0 +1,93 @@
+"""trl-plus estimate: what it prints and how it exits."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from trl_plus.cli import app
+from trl_plus.cli.arguments import normalise
+from trl_plus.recipes.package_data import recipe_names
+
+INTEGER, NUMBER = {"type": "integer"}, {"type": ["number", "null"]}
+SCHEMA = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["format", "version", "recipe", "method", "model", "device", "engine", "processes", "parameters",
+                 "memory", "micro_batch", "fit", "effective_batch", "steps", "time", "notes"],
+    "properties": {
+        "format": {"const": "trl_plus.estimate"},
+        "version": {"const": 1},
+        "recipe": {"type": "string"},
+        "method": {"type": "string"},
+        "model": {"type": "string"},
+        "device": {"enum": ["cpu", "cuda"]},
+        "engine": {"type": "string"},
+        "processes": INTEGER,
+        "parameters": {"type": "object", "required": ["all", "trained"]},
+        "memory": {
+            "type": "object",
+            "required": ["peak_bytes", "largest", "components_bytes"],
+            "properties": {"components_bytes": {"type": "object", "additionalProperties": INTEGER}},
+        },
+        "micro_batch": {"type": "object", "required": ["sequences", "tokens", "scored_tokens", "mean_padded_tokens"]},
+        "fit": {"type": ["object", "null"]},
+        "effective_batch": INTEGER,
+        "steps": {"type": ["integer", "null"]},
+        "time": {"type": ["object", "null"], "properties": {"run_seconds": NUMBER}},
+        "notes": {"type": "array", "items": {"type": "string"}},
+    },
+}  # fmt: skip
+
+
+def call(*words):
+    return CliRunner().invoke(app, normalise(["estimate", *words]))
+
+
+def test_the_quickstart_as_one_json_object():
+    jsonschema = pytest.importorskip("jsonschema")
+    result = call("recipes/quickstart.yaml", "--json", "--memory", "2", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    jsonschema.validate(found, SCHEMA)
+    assert found["steps"] == 60
+    assert found["memory"]["peak_bytes"] == sum(found["memory"]["components_bytes"].values())
+    assert found["fit"]["per_device_train_batch_size"] == 16
+
+
+def test_the_table_names_peak_and_batch():
+    result = call("quickstart_kto", "--memory=2", "--device=cpu", "per_device_train_batch_size=4")
+    assert result.exit_code == 0, result.output
+    for words in ("peak", "dominated by", "Largest micro-batch within 2.0 GiB", "Optimizer steps"):
+        assert words in result.stdout
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_bundled_recipe(name, model_folder):
+    """Hub data is bounded by max_length; the hub's model is replaced by a folder, since the tests have no network."""
+    result = call(name, "--json", "--device=cuda", f"model_name_or_path={model_folder}")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["device"] == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["simpo_lora"], "could not be read"),
+        (["simpo_lora", "learning_rat=1"], "learning_rate"),
+        (["none.yaml"], "There is no file"),
+        (["quickstart", "--calibrate", "--device=cuda"], "leave --device cuda out"),
+    ],
+)
+def test_errors(words, sentence):
+    result = call(*words)
+    assert result.exit_code == 2
+    assert sentence in result.stderr
+    assert result.stderr.count("error:") == 1
+
+
+def test_calibration_measures_and_says_that_it_extrapolates():
+    result = call("quickstart", "--calibrate", "per_device_train_batch_size=2")
+    assert result.exit_code == 0, result.output
+    assert "ms per micro-batch" in result.stdout
+    assert "An extrapolation" in result.stdout

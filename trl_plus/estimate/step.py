@@ -1,0 +1,161 @@
+"""The peak memory of one training step, found by running it on tensors without data."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from trl_plus.estimate.ledger import Ledger
+from trl_plus.lm_head import TRANSFORMED_LOGITS, completion_log_probs
+
+# Labels of a ledger, and of an estimate's components
+WEIGHTS, ADAPTER, GRADIENTS, ACTIVATIONS, HEAD = "weights", "adapter", "gradients", "activations", "logits"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a micro-batch asks of the model. Attention is taken to need a mask: rows seldom have one length.
+
+    Attributes:
+        rows: sequences: two per pair, one per labelled row.
+        tokens: padded length of each.
+        scored: tokens whose log-probability is taken, over all rows.
+    """
+
+    rows: int
+    tokens: int
+    scored: int
+
+    @property
+    def padded(self) -> int:
+        """Tokens of the micro-batch, padding included."""
+        return self.rows * self.tokens
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How a step is computed.
+
+    Attributes:
+        cuda: on a GPU, where TRL's fused LM head projects tiles of the scored tokens only.
+        own_head: off CUDA, whether our LM head is used; TRL's scores every position otherwise.
+        autocast: dtype of mixed precision, or None.
+        reference: the reference is scored in every step, by a pass without gradient.
+        accumulate: gradients of earlier micro-batches are there already.
+        kl: KTO's mismatched rows, scored before the first micro-batch, or None.
+    """
+
+    cuda: bool
+    own_head: bool
+    autocast: torch.dtype | None
+    reference: bool
+    accumulate: bool
+    kl: Shape | None = None
+
+
+def peak_of_step(fake: FakeTensorMode, model: nn.Module, shape: Shape, passes: Passes) -> dict[str, int]:
+    """Bytes alive at the peak of a micro-batch, by label; optimizer states and a second model are not among them.
+
+    Args:
+        fake: the mode under which `model` was built.
+    """
+    ledger = Ledger()
+    with fake, ledger:
+        for tensor in [*model.parameters(), *model.buffers()]:
+            ledger.count(tensor, ADAPTER if tensor.requires_grad and _has_adapter(model) else WEIGHTS)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        hooks = [p.register_post_accumulate_grad_hook(lambda p: ledger.relabel(p.grad, GRADIENTS)) for p in trained]
+        if passes.accumulate:
+            for parameter in trained:
+                parameter.grad = torch.empty_like(parameter)
+                ledger.relabel(parameter.grad, GRADIENTS)
+        ledger.restart()
+        try:
+            if passes.kl is not None:
+                with torch.no_grad():
+                    _log_probs(model, passes.kl, passes, ledger, statistics=False)
+            log_probs = _log_probs(model, shape, passes, ledger, statistics=True)
+            if passes.reference:
+                with torch.no_grad():
+                    _log_probs(model, shape, passes, ledger, statistics=False)
+            with ledger.labelled(HEAD):  # the backward pass begins in the head; `_log_probs` notices its end
+                log_probs.sum().backward()
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for parameter in trained:
+                parameter.grad = None
+    return {label: size for label, size in ledger.at_peak.items() if size}
+
+
+def _has_adapter(model: nn.Module) -> bool:
+    return hasattr(model, "peft_config")
+
+
+def _log_probs(model: Any, shape: Shape, passes: Passes, ledger: Ledger, statistics: bool) -> Tensor:
+    causal = model.get_base_model() if _has_adapter(model) else model
+    autocast = nullcontext() if passes.autocast is None else torch.autocast("cpu", passes.autocast)
+    with autocast:
+        ids = torch.zeros(shape.rows, shape.tokens, dtype=torch.long)
+        mask = torch.ones_like(ids)
+        hidden = causal.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[:, :-1]
+        with ledger.labelled(HEAD):
+            head = causal.get_output_embeddings()
+            if hidden.requires_grad:
+                hidden.register_hook(lambda grad: setattr(ledger, "label", ACTIVATIONS))
+            return _head(hidden, shape, head, passes, causal.config.get_text_config(), statistics)
+
+
+def _head(hidden: Tensor, shape: Shape, head: Any, passes: Passes, config: Any, statistics: bool) -> Tensor:
+    """Log-probabilities by whichever LM head the run would use."""
+    places = torch.zeros(2, shape.scored, dtype=torch.long)
+    targets = torch.zeros(shape.scored, dtype=torch.long)
+    if passes.cuda:
+        return _TiledHead.apply(hidden[places[0], places[1]], head.weight)
+    plain = all(getattr(config, name, None) is None for name in TRANSFORMED_LOGITS)
+    if passes.own_head and plain and isinstance(head, nn.Linear):
+        log_probs = completion_log_probs(hidden[places[0], places[1]], targets, head, statistics)[0]
+        assert log_probs is not None
+        return log_probs
+    from trl.kernels.chunked_logprob import ChunkedLogProbFunction
+
+    outputs = ("entropy", "mean_logits", "is_top1") if statistics else ()
+    flat = hidden.reshape(-1, hidden.size(-1))
+    every = torch.zeros(len(flat), dtype=torch.long)
+    return ChunkedLogProbFunction.apply(flat, head.weight, head.bias, every, 1.0, TILE_WIDTH, None, 1.0, outputs)[0]
+
+
+# A tile of TRL's fused LM head: tokens, and columns of the vocabulary
+TILE_TOKENS, TILE_WIDTH = 4096, 32768
+
+
+class _TiledHead(torch.autograd.Function):
+    """What TRL's fused LM head allocates on CUDA: a tile of logits, and float32 gradients of states and weight."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden, weight)
+        ctx.compute = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden.dtype
+        _TiledHead._tile(hidden, weight, ctx.compute)
+        return hidden.new_empty(len(hidden), dtype=torch.float32)
+
+    @staticmethod
+    def _tile(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """The buffers of one tile: logits, and the states and the part of the weight in the compute dtype."""
+        tokens, width = min(len(hidden), TILE_TOKENS), min(len(weight), TILE_WIDTH)
+        tile = hidden.new_empty(tokens, TILE_WIDTH, dtype=dtype)
+        return tile, hidden[:tokens].to(dtype), weight[:width].to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+        hidden, weight = ctx.saved_tensors
+        buffers = _TiledHead._tile(hidden, weight, ctx.compute)
+        grad_hidden = torch.empty_like(hidden, dtype=torch.float32)
+        if not ctx.needs_input_grad[1]:
+            return grad_hidden.to(hidden.dtype), None
+        grad_weight = torch.empty_like(weight, dtype=torch.float32)
+        del buffers
+        return grad_hidden.to(hidden.dtype), grad_weight.to(weight.dtype)
