@@ -2,7 +2,7 @@
 
     python benchmarks/compare.py --peer trl --data ../shared/data/hh_shape.jsonl --batch 8 --max-length 512
     python benchmarks/compare.py --peer trl --data ../shared/data/demo_pairs_en.jsonl --batch 2 4 8 16 --lora
-    python benchmarks/compare.py --peer rows --data ../shared/data/hh_shape.jsonl      # against our own `layout: rows`
+    python benchmarks/compare.py --peer rows --data random --length 512 --share 0.8    # against our own `layout: rows`
 
 Each trainer lives in a process of its own and both take turns, step by step, so that a busy machine is busy for both.
 SimPO and CPO stand against `trl.experimental.cpo`, ORPO against `trl.experimental.orpo`. Printed per method and batch:
@@ -189,7 +189,9 @@ def gradient_gap(ours: str, peer: str) -> float:
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", choices=("trl", "rows"), default="trl")
-    parser.add_argument("--data", required=True, help="JSONL of pairs in TRL's conversational format")
+    parser.add_argument("--data", required=True, help="JSONL of pairs in TRL's conversational format, or random")
+    parser.add_argument("--length", type=int, default=256, help="words of a prompt and a completion, of random rows")
+    parser.add_argument("--share", type=float, default=0.5, help="of the prompt in them")
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=(*METHODS, "CPO"))
     parser.add_argument("--batch", nargs="+", type=int, default=[8], help="rows of a micro-batch")
     parser.add_argument("--accumulation", type=int, default=1)

@@ -2,15 +2,33 @@
 
 import argparse
 import json
+import random
 import tempfile
 from pathlib import Path
 
 
 def load_pairs(options: argparse.Namespace) -> list[dict]:
     """Pairs whose prompt leaves room for a completion: some trainers drop the others, which would shift the rows."""
+    if options.data == "random":
+        return random_pairs(options)
     rows = [json.loads(line) for line in Path(options.data).read_text(encoding="utf-8").splitlines()]
     fits = [row for row in rows if words(row["prompt"]) + 3 * len(row["prompt"]) + 8 < options.max_length]
     return [{k: row[k] for k in ("prompt", "chosen", "rejected")} for row in fits[: options.rows]]
+
+
+def random_pairs(options: argparse.Namespace) -> list[dict]:
+    """Pairs of `length` words on either side, of which the prompt has `share`: nothing is padded in any layout."""
+    rng = random.Random(0)
+    prompt = int(options.length * options.share)
+
+    def turn(role: str, count: int) -> list[dict]:
+        return [{"role": role, "content": " ".join(f"w{rng.randrange(2000)}" for _ in range(count))}]
+
+    return [
+        {"prompt": turn("user", prompt)}
+        | {s: turn("assistant", options.length - prompt) for s in ("chosen", "rejected")}
+        for _ in range(options.rows)
+    ]
 
 
 def words(messages: list[dict]) -> int:

@@ -2,7 +2,7 @@
 
 On CUDA (Triton) TRL's fused LM head projects only the positions that a label asks for. Elsewhere it projects prompts
 and padding too, tile by tile, and recomputes each tile in the backward pass. On a CPU plain matrix products over the
-completion tokens are faster and, in chunks, need no more memory (benchmarks/step_time.py).
+completion tokens are faster and, in chunks, need no more memory (benchmarks/compare.py).
 """
 
 import functools

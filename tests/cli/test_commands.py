@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from trl_plus.cli import app
 from trl_plus.cli.arguments import normalise
+from trl_plus.recipes.launch import Machine
 from trl_plus.recipes.package_data import recipe_names
 
 SLACK = 2.0 if os.environ.get("CI") else 1.0  # shared machines
@@ -158,6 +159,7 @@ def test_a_launched_process_does_not_launch(monkeypatch, tmp_path):
     ran = []
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setattr("trl_plus.recipes.run.run", lambda *words: ran.append(words))
+    monkeypatch.setattr("trl_plus.recipes.launch.this_machine", lambda: Machine(gpus=1))
     (tmp_path / "r.yaml").write_text(GOOD)
     assert call("train", str(tmp_path / "r.yaml"), "--accelerate-config", "zero2").exit_code == 0
     assert len(ran) == 1

@@ -1,12 +1,16 @@
 """The layout that each model family gets is proved with gradients, and stands in docs/speed.md."""
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.families.models import FAMILIES, build, line, reason_of, rows
 from trl_plus.packing import RowLayout
+
+sys.path.append(str(Path(__file__).parent))
+
+from family_models import FAMILIES, build, line, reason_of, rows
 
 SPEED = (Path(__file__).parents[2] / "docs" / "speed.md").read_text(encoding="utf-8")
 

@@ -56,8 +56,10 @@ class RowLayouts:
         return None
 
     def _drops(self) -> bool:
+        """Whether the policy draws dropout; that of attention is a number in its configuration."""
         modules = self.model.modules()
-        return any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in modules)
+        drawn = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in modules)
+        return drawn or bool(getattr(upstream.base_model(self.model).config, "attention_dropout", 0.0))
 
     def _decide(self, row_layout: RowLayout, batch: dict[str, Any], labels: Tensor) -> None:
         """At the first batch of a model. Every process comes here at its first batch, and all take the same layout."""

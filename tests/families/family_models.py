@@ -1,6 +1,6 @@
 """Tiny random models of many families, and the layout that each gets.
 
-python -m tests.families.models       # prints the table of docs/speed.md
+python tests/families/family_models.py       # prints the table of docs/speed.md
 """
 
 import torch
