@@ -4,7 +4,12 @@ import atexit
 import os
 import random
 import shutil
+import subprocess
+import sys
 import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -144,3 +149,22 @@ def unpaired_rows():
 def build_tiny_model(tokenizer):
     """build_tiny_model(seed) -> a model that exists in memory only."""
     return lambda seed: build_model(tokenizer, seed)
+
+
+class Quickstart(NamedTuple):
+    """The quickstart as a user runs it: the run's folder, everything printed, wall time."""
+
+    folder: Path
+    output: str
+    seconds: float
+
+
+@pytest.fixture(scope="session")
+def quickstart(tmp_path_factory):
+    """Trained once, since it takes half a minute. Tests must leave the folder as it is."""
+    work = tmp_path_factory.mktemp("quickstart")
+    command = [sys.executable, "-m", "trl_plus.cli", "train", "recipes/quickstart.yaml"]
+    start = time.monotonic()
+    done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return Quickstart(work / "runs" / "quickstart", done.stdout + done.stderr, time.monotonic() - start)
