@@ -1,9 +1,11 @@
 """Models loaded as the trainer loads them, with what it puts on them: the fused LM head and ours."""
 
 import gc
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -117,6 +119,16 @@ def is_adapter(weights: Weights) -> bool:
     except Exception:  # the hub client raises many unrelated types; a full model has no such file
         return False
     return True
+
+
+def other_base(weights: Weights, name: str) -> str | None:
+    """The model that a local adapter names as its base, where that is another than `name`."""
+    config = Path(weights.path, "adapter_config.json")
+    if not weights.adapter or not config.is_file():
+        return None
+    trained_on: str = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path") or name
+    same = trained_on == name or Path(trained_on).absolute() == Path(name).absolute()
+    return None if same else trained_on
 
 
 def is_quantized(model: Any) -> bool:

@@ -17,7 +17,7 @@ from trl_plus.evaluation.measures import (
     divergence,
     pair_group,
 )
-from trl_plus.evaluation.models import free, is_adapter, load_model, put_adapter, scorer
+from trl_plus.evaluation.models import free, is_adapter, load_model, other_base, put_adapter, scorer
 from trl_plus.evaluation.rows import HeldOut, held_out_rows
 from trl_plus.evaluation.scores import Advance, Scores, score_rows
 from trl_plus.evaluation.statistics import Estimate
@@ -140,6 +140,9 @@ def _notes(objects: RunObjects, held_out: HeldOut, weights: Weights | None) -> l
             f"{objects.recipe['output_dir']} holds no trained weights: only the base model is scored. Name others with "
             "--model."
         )
+    other = None if weights is None else other_base(weights, objects.model.model_name_or_path)
+    if other is not None:
+        notes.append(f"The adapter was trained on {other} and is put on {objects.model.model_name_or_path} here.")
     if held_out.dropped:
         notes.append(f"{held_out.dropped} held-out rows do not fit into max_length {args.max_length} and are left out.")
     if objects.recipe.method.reference and getattr(args, "sync_ref_model", False):

@@ -69,10 +69,10 @@ def _comparison(evaluation: Evaluation, pairs: Group, measure: str) -> Table:
         correlation = None if lengths is None else lengths.correlation[model][measure]
         shown = "-" if balanced is None else f"{balanced:.3f}"
         ranks = "-" if correlation is None else f"{correlation.value:+.2f}"
-        table.add_row(model, _estimate(cell.accuracy, 3), _estimate(cell.margin, 3, "+"), shown, ranks)
+        table.add_row(model, estimate_text(cell.accuracy, 3), estimate_text(cell.margin, 3, "+"), shown, ranks)
     change = pairs.change.get(measure)
     if change is not None:
-        table.add_row("change", "", _estimate(change, 3, "+"), "", "")
+        table.add_row("change", "", estimate_text(change, 3, "+"), "", "")
     if evaluation.reference and measure == REWARD:
         table.caption = "The reward is a log-ratio to the base, so the base itself has none."
     return table
@@ -85,11 +85,11 @@ def _labels(evaluation: Evaluation, labels: ByLabel) -> Table:
         for label in ("desirable", "undesirable"):
             values = (getattr(labels, label)[model][measure] for model in models)
             table.add_row(
-                f"{label}, {_SHORT[measure]}", f"{labels.rows[label]:,}", *(_estimate(v, 3, "+") for v in values)
+                f"{label}, {_SHORT[measure]}", f"{labels.rows[label]:,}", *(estimate_text(v, 3, "+") for v in values)
             )
         areas = (labels.auc[model][measure] for model in models)
         table.add_row(
-            f"AUC, {_SHORT[measure]}", f"{sum(labels.rows.values()):,}", *(_estimate(area, 3) for area in areas)
+            f"AUC, {_SHORT[measure]}", f"{sum(labels.rows.values()):,}", *(estimate_text(area, 3) for area in areas)
         )
     table.caption = "AUC: the chance that a desirable row scores above an undesirable one."
     return table
@@ -108,7 +108,7 @@ def _groups(title: str, groups: list[Group]) -> Table:
     table = _table(title, ["", "pairs", *(f"{model}, {_SHORT[measure]}" for model, measure in columns)])
     for group in groups:
         cells = (group.models[model][measure] for model, measure in columns)
-        shown = ("-" if cell is None else _estimate(cell.accuracy, 2) for cell in cells)
+        shown = ("-" if cell is None else estimate_text(cell.accuracy, 2) for cell in cells)
         table.add_row(Text(printable(group.name)), f"{group.pairs:,}", *shown)
     return table
 
@@ -116,12 +116,13 @@ def _groups(title: str, groups: list[Group]) -> Table:
 def _divergence(found: dict[str, Estimate | None]) -> Table:
     table = _table("Log-ratio of tuned to base, nats per token", ["", "mean"])
     for kind, estimate in found.items():
-        table.add_row(_KINDS[kind], _estimate(estimate, 4, "+"))
+        table.add_row(_KINDS[kind], estimate_text(estimate, 4, "+"))
     table.caption = _NOT_A_KL
     return table
 
 
-def _estimate(estimate: Estimate | None, digits: int, sign: str = "") -> str:
+def estimate_text(estimate: Estimate | None, digits: int, sign: str = "") -> str:
+    """ "0.931 [0.881, 0.961]", without an interval where there is none; "-" where the value is not defined."""
     if estimate is None or math.isnan(estimate.value):
         return "-"
     shown = f"{estimate.value:{sign}.{digits}f}"
