@@ -208,7 +208,7 @@ def train_tiny(tmp_path_factory, tiny_model_dir):
 
 
 @pytest.fixture(scope="session")
-def simpo_run(train_tiny, pair_rows):
-    """A SimPO run with LoRA, whose held-out rows have a column `source`."""
-    held_out = [{**row, "source": "abc"[i % 3]} for i, row in enumerate(pair_rows(30, 5))]
-    return train_tiny("simpo", pair_rows(8), held_out, save_strategy="steps", save_steps=1)
+def simpo_run(train_tiny):
+    """A SimPO run of two steps with LoRA and two checkpoints, whose held-out rows have a column `source`."""
+    held_out = [{**row, "source": "abc"[i % 3]} for i, row in enumerate(make_pairs(30, 5))]
+    return train_tiny("simpo", make_pairs(8), held_out, save_strategy="steps", save_steps=1)

@@ -2,39 +2,19 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trl_plus.evaluation.intervals import NORMAL_95, Estimate, wilson_interval
+
+__all__ = ["Estimate", "auc", "effective_rows", "mean", "means", "share", "spearman", "wilson_interval"]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 CONFIDENCE = 0.95
 DRAWS, SEED = 2000, 0  # of a bootstrap
-_NORMAL_95 = 1.959964  # 97.5% quantile of the standard normal distribution
 _CHUNK = 2**22  # elements of a block of draws
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value and its 95% interval. An end is NaN where there are too few rows for one."""
-
-    value: float
-    low: float = math.nan
-    high: float = math.nan
-
-
-def wilson_interval(share: float, count: float) -> tuple[float, float]:
-    """Wilson's 95% interval of a share observed on `count` rows (Wilson 1927).
-
-    >>> wilson_interval(0.5, 100)
-    (0.4038315..., 0.5961684...)
-    """
-    square = _NORMAL_95**2
-    centre = (share + square / (2 * count)) / (1 + square / count)
-    half = _NORMAL_95 * math.sqrt(share * (1 - share) / count + square / (4 * count**2)) / (1 + square / count)
-    return centre - half, centre + half
 
 
 def effective_rows(weights: Floats) -> float:
@@ -110,7 +90,7 @@ def spearman(x: Floats, y: Floats) -> Estimate:
     if len(x) < 4 or not a.std() or not b.std():
         return Estimate(math.nan)
     value = float(np.corrcoef(a, b)[0, 1])
-    half = _NORMAL_95 * math.sqrt((1 + value**2 / 2) / (len(x) - 3))
+    half = NORMAL_95 * math.sqrt((1 + value**2 / 2) / (len(x) - 3))
     z = math.atanh(max(-1 + 1e-12, min(1 - 1e-12, value)))
     return Estimate(value, math.tanh(z - half), math.tanh(z + half))
 

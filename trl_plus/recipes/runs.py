@@ -10,7 +10,9 @@ from trl_plus.recipes.errors import RecipeError
 from trl_plus.recipes.recipe import RESOLVED, Recipe, load_recipe
 
 _ADAPTER, _MODEL = "adapter_config.json", "config.json"
-_WEIGHTS = ("*.safetensors", "*.bin")
+# What holds weights; `training_args.bin` lies beside them and holds none
+_ADAPTER_WEIGHTS = ("adapter_model*.safetensors", "adapter_model*.bin")
+_MODEL_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,10 @@ def is_run(argument: str) -> bool:
 
 def weights_in(folder: Path) -> Weights | None:
     """The adapter or the model that a folder holds; None where it holds neither."""
-    if not any(next(folder.glob(pattern), None) for pattern in _WEIGHTS):
-        return None
-    if (folder / _ADAPTER).is_file():
-        return Weights(str(folder), adapter=True)
-    return Weights(str(folder), adapter=False) if (folder / _MODEL).is_file() else None
+    for config, patterns in ((_ADAPTER, _ADAPTER_WEIGHTS), (_MODEL, _MODEL_WEIGHTS)):
+        if (folder / config).is_file() and any(next(folder.glob(pattern), None) for pattern in patterns):
+            return Weights(str(folder), adapter=config == _ADAPTER)
+    return None
 
 
 def named_weights(name: str) -> Weights:

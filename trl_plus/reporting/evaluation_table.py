@@ -68,8 +68,9 @@ def _comparison(evaluation: Evaluation, pairs: Group, measure: str) -> Table:
         balanced = None if lengths is None else lengths.balanced[model][measure]
         correlation = None if lengths is None else lengths.correlation[model][measure]
         shown = "-" if balanced is None else f"{balanced:.3f}"
-        ranks = "-" if correlation is None else f"{correlation.value:+.2f}"
-        table.add_row(model, estimate_text(cell.accuracy, 3), estimate_text(cell.margin, 3, "+"), shown, ranks)
+        ranks = None if correlation is None else Estimate(correlation.value)  # its interval would not fit
+        row = (estimate_text(cell.accuracy, 3), estimate_text(cell.margin, 3, "+"), shown, estimate_text(ranks, 2, "+"))
+        table.add_row(model, *row)
     change = pairs.change.get(measure)
     if change is not None:
         table.add_row("change", "", estimate_text(change, 3, "+"), "", "")
