@@ -106,15 +106,14 @@ def _load(objects: RunObjects, processor: Any, rows: int | None) -> Any:
 def _described(rows: Any, objects: RunObjects, processor: Any, by: str | None, dropped: int) -> HeldOut:
     paired = objects.recipe.method.paired
     copies = 2 if paired else 1  # completions of a row
-    count = len(rows)
-    columns = rows.column_names
+    count, columns = len(rows), rows.column_names
     labels = np.repeat([True, False], count) if paired else np.array(rows["label"][:], bool)
     weights = np.array(rows["weight"][:], float) if "weight" in columns else np.ones(count)
     prompts = _numbered([tuple(ids) for ids in rows["prompt_ids"]])
     sources, source_column = _sources(rows, objects, by)
     return HeldOut(
         rows=rows,
-        collate=_collator(objects, processor),
+        collate=_collator(objects, processor, paired),
         paired=paired,
         labels=labels,
         weights=np.tile(weights, copies),
@@ -123,6 +122,27 @@ def _described(rows: Any, objects: RunObjects, processor: Any, by: str | None, d
         source_column=source_column,
         pairs=np.stack([np.arange(count), np.arange(count) + count], 1) if paired else _pairs(rows, labels, prompts),
         dropped=dropped,
+    )
+
+
+def pairs_of(rows: list[dict[str, Any]], objects: RunObjects, processor: Any) -> HeldOut:
+    """Pairs that were tokenized before, each of weight 1 and with a prompt of its own, whatever the recipe's method.
+
+    Args:
+        rows: `prompt_ids`, `chosen_ids`, `rejected_ids` and what else the trainer's collator reads.
+    """
+    count = np.arange(len(rows))
+    return HeldOut(
+        rows=rows,
+        collate=_collator(objects, processor, paired=True),
+        paired=True,
+        labels=np.repeat([True, False], len(rows)),
+        weights=np.ones(2 * len(rows)),
+        prompts=np.tile(count, 2),
+        sources=None,
+        source_column=None,
+        pairs=np.stack([count, count + len(rows)], 1),
+        dropped=0,
     )
 
 
@@ -161,7 +181,7 @@ def _numbered(keys: list[Any]) -> Ints:
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
 
 
-def _collator(objects: RunObjects, processor: Any) -> RowExtras:
+def _collator(objects: RunObjects, processor: Any, paired: bool) -> RowExtras:
     """The trainer's own."""
     from trl.trainer.dpo_trainer import DataCollatorForPreference
     from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
@@ -174,8 +194,9 @@ def _collator(objects: RunObjects, processor: Any) -> RowExtras:
         "max_length": args.max_length,
         "pad_to_multiple_of": args.pad_to_multiple_of,
     }
-    if objects.recipe.method.paired:
-        collator = DataCollatorForPreference(truncation_mode=args.truncation_mode, **options)
+    if paired:
+        mode = getattr(args, "truncation_mode", "keep_start")
+        collator = DataCollatorForPreference(truncation_mode=mode, **options)
     else:
         collator = DataCollatorForUnpairedPreference(**options)
     return RowExtras(collator, args.length_column_name)
