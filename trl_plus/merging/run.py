@@ -42,20 +42,16 @@ class Merged:
         merging: logits of the merged float32 weights against the adapter's.
         rounding: logits of the written weights against the adapter's, both computed in float32; None where float32
             was written.
-        samples: sequences compared; `held_out` says whether they are rows of the run or a fixed text.
-        base: ORIGINAL or DEQUANTIZED.
+        samples: sequences compared, of `rows`; a fixed text where those are None.
         scores: for a quantized run, name of a model -> its scores of `rows`; {} where nothing is held out.
     """
 
     path: Path
     dtype: str
     bytes: int
-    base: str
     merging: Gap
     rounding: Gap | None
     samples: int
-    held_out: bool
-    quantized: bool
     rows: HeldOut | None
     scores: dict[str, Scores]
 
@@ -84,22 +80,17 @@ def merge(
         RunFault: the merged model's logits are not the adapter's, or the disk is full. Nothing is left behind.
     """
     if not weights.adapter:
-        raise RecipeError(
-            f"{weights.path} holds a full model and no adapter: nothing has to be merged, serve it as it is."
-        )
+        raise RecipeError(f"{weights.path} holds a full model: nothing has to be merged, it can be served as it is.")
     path = check_destination(destination)
     objects = build(recipe)
-    quantized = bool(objects.model.load_in_4bit or objects.model.load_in_8bit)
-    if base == DEQUANTIZED and not quantized:
-        raise RecipeError("--base dequantized: the run's base was not quantized, so there is one base only: remove it.")
-    base = base or (DEQUANTIZED if quantized else ORIGINAL)
+    base, quantized = _base(objects, base)
     processor = load_processor(objects)
     rows = _rows(objects, processor, say)
     samples = _samples(rows, processor)
 
-    adapted, trained_in = adapted_model(objects, weights, base)
-    before = logits_of(adapted, samples)
-    model = merged(adapted)
+    model, trained_in = adapted_model(objects, weights, base)
+    before = logits_of(model, samples)
+    model = merged(model)
     merging = gap_between(before, logits_of(model, samples))
     require(merging, "The merged model")
     written = getattr(torch, dtype) if dtype else trained_in
@@ -110,26 +101,30 @@ def merge(
     with whole(path) as part:
         model.save_pretrained(part, max_shard_size=max_shard_size)
         processor.save_pretrained(part)
-        del model, adapted
+        del model
         free()
         read = load_model(objects, str(part), quantized=False, dtype="auto").float().eval()
         rounding = gap_between(before, logits_of(read, samples))
         if written == torch.float32:
             require(rounding, "The written model")
-    scores = _compare(objects, weights, rows, base, read) if quantized and rows is not None else {}
     return Merged(
         path=path,
         dtype=str(written).removeprefix("torch."),
         bytes=size,
-        base=base,
         merging=merging,
         rounding=None if written == torch.float32 else rounding,
         samples=len(samples),
-        held_out=rows is not None,
-        quantized=quantized,
         rows=rows,
-        scores=scores,
+        scores=_compare(objects, weights, rows, base, read) if quantized and rows is not None else {},
     )
+
+
+def _base(objects: RunObjects, asked: str | None) -> tuple[str, bool]:
+    """The base to merge into, and whether the run's was quantized."""
+    quantized = bool(objects.model.load_in_4bit or objects.model.load_in_8bit)
+    if asked == DEQUANTIZED and not quantized:
+        raise RecipeError("--base dequantized: the run's base was not quantized, so there is one base only: remove it.")
+    return asked or (DEQUANTIZED if quantized else ORIGINAL), quantized
 
 
 def _rows(objects: RunObjects, processor: Any, say: Callable[[str], None]) -> HeldOut | None:

@@ -14,7 +14,7 @@ from trl_plus.reporting.evaluation_table import estimate_text
 
 def merge_report(result: Merged) -> Iterator[Any]:
     """What to print, one after the other: sentences and a table."""
-    where = f"{result.samples} held-out sequences" if result.held_out else "a fixed text"
+    where = f"{result.samples} held-out sequences" if result.rows is not None else "a fixed text"
     yield (
         f"Merged and adapter differ by at most {result.merging.difference:.1e} in their logits (the largest is "
         f"{result.merging.largest:.3g}; {where}, float32)."
