@@ -77,7 +77,8 @@ FORBIDDEN = {
     "recipes": {"cli"},
     "reporting": {"cli"},
     "preflight": {"cli"},
-    "evaluation": {"reporting", "cli"},
+    "evaluation": {"merging", "reporting", "cli"},
+    "merging": {"reporting", "cli"},
 }
 
 

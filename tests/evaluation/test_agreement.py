@@ -36,6 +36,9 @@ def of(folder, **options):
         ("ipo", {"max_length": 24}),
         ("dpo", FOUR_BIT),
         ("simpo", {**FOUR_BIT, "use_dora": True}),
+        ("simpo", {"bf16": True}),
+        ("dpo", {"dtype": "bfloat16"}),
+        ("cpo", {**FULL, "bf16": True, "dtype": "bfloat16"}),
     ],
 )
 def test_pairs(method, keys, train_tiny, pair_rows):

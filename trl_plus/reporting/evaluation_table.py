@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from trl_plus.evaluation.measures import PER_TOKEN, REWARD, ByLabel, Group
+from trl_plus.evaluation.measures import FEWEST, PER_TOKEN, REWARD, ByLabel, ByLength, Group
 from trl_plus.evaluation.run import Evaluation
 from trl_plus.evaluation.statistics import Estimate
 from trl_plus.reporting.printable import printable
@@ -34,7 +34,7 @@ def evaluation_report(evaluation: Evaluation) -> Iterator[Any]:
         if evaluation.pairs is not None and _known(evaluation.pairs, measure):
             yield _comparison(evaluation, evaluation.pairs, measure)
     if evaluation.labels is not None:
-        yield _labels(evaluation, evaluation.labels)
+        yield _labels(evaluation.labels)
     if evaluation.lengths is not None:
         yield _groups("Accuracy by length difference (tokens, better minus worse)", evaluation.lengths.buckets)
         yield f"Preferring the longer side would win {evaluation.lengths.longer_wins:.3f} of all pairs; {_LENGTH}"
@@ -65,7 +65,7 @@ def _comparison(evaluation: Evaluation, pairs: Group, measure: str) -> Table:
         if cell is None:
             table.add_row(model, "-", "-", "-", "-")
             continue
-        balanced = None if lengths is None else lengths.balanced[model][measure]
+        balanced = lengths.balanced[model][measure] if lengths is not None and _has_both(lengths) else None
         correlation = None if lengths is None else lengths.correlation[model][measure]
         shown = "-" if balanced is None else f"{balanced:.3f}"
         ranks = None if correlation is None else Estimate(correlation.value)  # its interval would not fit
@@ -79,7 +79,12 @@ def _comparison(evaluation: Evaluation, pairs: Group, measure: str) -> Table:
     return table
 
 
-def _labels(evaluation: Evaluation, labels: ByLabel) -> Table:
+def _has_both(lengths: ByLength) -> bool:
+    """Whether there are enough pairs on each side of zero for a mean of two accuracies to say anything."""
+    return all(group and group.pairs >= FEWEST for group in (lengths.better_longer, lengths.better_shorter))
+
+
+def _labels(labels: ByLabel) -> Table:
     models = list(labels.auc)
     table = _table("Single rows by label", ["", "rows", *models])
     for measure in (REWARD, PER_TOKEN):
