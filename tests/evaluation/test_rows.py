@@ -106,7 +106,7 @@ def test_streams_need_a_number(rows_of, pair_rows):
 
 
 def test_nothing_held_out_is_an_error(rows_of, pair_rows):
-    with pytest.raises(DataError, match="eval_fraction"):
+    with pytest.raises(DataError, match="max_eval_rows is 0: name some with eval_dataset_name"):
         rows_of("simpo", pair_rows(6), max_eval_rows=0)
 
 
@@ -168,6 +168,28 @@ def test_another_base_is_said(simpo_run, other_model_dir):
     done = call("evaluate", simpo_run, "--rows", 6, f"model_name_or_path={other_model_dir}")
     assert done.exit_code == 0, done.output
     assert f"is put on {other_model_dir} here" in done.output
+
+
+def test_rows_that_may_have_been_trained_on_are_said(simpo_run):
+    data = simpo_run.parent / "rows_train.jsonl"
+    done = call("evaluate", simpo_run, f"dataset_name={data}", "eval_fraction=0.5")
+    assert done.exit_code == 0, done.output
+    assert "eval_fraction of the command line may hold out rows that the run was trained on" in done.output
+
+
+def test_out_of_memory_names_the_cure(simpo_run, monkeypatch):
+    import torch
+
+    from trl_plus.evaluation import run
+
+    def fail(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(run, "score_rows", fail)
+    done = call("evaluate", simpo_run)
+    assert done.exit_code == 1
+    assert "lower per_device_eval_batch_size (now 4)" in done.output
+    assert "Traceback" not in done.output
 
 
 def test_tables_of_the_command(simpo_run):

@@ -51,10 +51,9 @@ def evaluate(
 
         from trl_plus.evaluation.run import ALL
         from trl_plus.evaluation.run import evaluate as measure
-        from trl_plus.recipes.faults import explained
         from trl_plus.reporting.evaluation_output import show_evaluation
         from trl_plus.reporting.progress import row_progress
 
-        with explained(recipe), row_progress(not as_json, "Scoring with {}") as advance:
+        with row_progress(not as_json, "Scoring with {}") as advance:
             result = measure(recipe, weights, ALL if all_rows else rows, by, advance)
         show_evaluation(result, as_json)

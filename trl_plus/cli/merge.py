@@ -54,11 +54,9 @@ def merge(
         quiet_libraries()  # before the libraries are imported
 
         from trl_plus.merging.run import merge as write
-        from trl_plus.recipes.faults import explained
         from trl_plus.reporting.console import say
         from trl_plus.reporting.merge_text import merge_report
 
-        with explained(recipe):
-            result = write(recipe, weights, destination, dtype and dtype.value, size, base and base.value, say)
+        result = write(recipe, weights, destination, dtype and dtype.value, size, base and base.value, say)
         for part in merge_report(result):
             say(part)

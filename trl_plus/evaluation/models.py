@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from trl_plus.lm_head import CompletionHead
-from trl_plus.recipes.errors import RecipeError
+from trl_plus.recipes.errors import RecipeError, RunFault
 from trl_plus.recipes.objects import RunObjects
 from trl_plus.recipes.runs import Weights
 from trl_plus.trainers import upstream
@@ -134,6 +135,17 @@ def other_base(weights: Weights, name: str) -> str | None:
 def is_quantized(model: Any) -> bool:
     """Whether a model's weights are in 4 or 8 bits."""
     return bool(getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False))
+
+
+@contextmanager
+def out_of_memory(cure: str) -> Iterator[None]:
+    """Turns a want of memory into a RunFault that names the cure."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and not re.search("out of memory|allocate memory", str(error)):
+            raise
+        raise RunFault(f"Out of memory: {cure}.") from error
 
 
 def free() -> None:

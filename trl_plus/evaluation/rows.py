@@ -86,9 +86,10 @@ def _load(objects: RunObjects, processor: Any, rows: int | None) -> Any:
     with quiet_maps():
         data = load(request)
     if data.eval is None:
+        why = "max_eval_rows is 0" if request.max_eval_rows == 0 else f"{request.label} has no test split"
         raise DataError(
-            f"{request.label} has no held-out rows: set `eval_dataset_name`, or the `eval_fraction` that the run was "
-            "trained with."
+            f"No rows are held out, since {why}: name some with eval_dataset_name=NAME max_eval_rows=null. Rows that "
+            "the run was trained on tell nothing."
         )
     check_data(objects, data, processor)
     held_out = data.eval

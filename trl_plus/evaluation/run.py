@@ -17,13 +17,13 @@ from trl_plus.evaluation.measures import (
     divergence,
     pair_group,
 )
-from trl_plus.evaluation.models import free, is_adapter, load_model, other_base, put_adapter, scorer
+from trl_plus.evaluation.models import free, is_adapter, load_model, other_base, out_of_memory, put_adapter, scorer
 from trl_plus.evaluation.rows import HeldOut, held_out_rows
 from trl_plus.evaluation.scores import Advance, Scores, score_rows
 from trl_plus.evaluation.statistics import Estimate
 from trl_plus.recipes.loading import load_processor
 from trl_plus.recipes.objects import RunObjects, build
-from trl_plus.recipes.recipe import Recipe
+from trl_plus.recipes.recipe import COMMAND_LINE, Recipe
 from trl_plus.recipes.runs import Weights
 
 ALL = -1  # of the held-out rows
@@ -79,7 +79,8 @@ def evaluate(
     objects = build(recipe)
     held_out = held_out_rows(objects, load_processor(objects), rows, by)
     notes = _notes(objects, held_out, weights)
-    models = score_models(objects, weights, held_out, progress)
+    with out_of_memory(f"lower per_device_eval_batch_size (now {objects.args.per_device_eval_batch_size})"):
+        models = score_models(objects, weights, held_out, progress)
     return Evaluation(
         source=recipe.label,
         method=recipe.method.name,
@@ -143,6 +144,9 @@ def _notes(objects: RunObjects, held_out: HeldOut, weights: Weights | None) -> l
     other = None if weights is None else other_base(weights, objects.model.model_name_or_path)
     if other is not None:
         notes.append(f"The adapter was trained on {other} and is put on {objects.model.model_name_or_path} here.")
+    changed = [name for name in ("eval_fraction", "seed") if objects.recipe.origin(name) == COMMAND_LINE]
+    if weights is not None and changed and objects.recipe["eval_fraction"]:
+        notes.append(f"{' and '.join(changed)} of the command line may hold out rows that the run was trained on.")
     if held_out.dropped:
         notes.append(f"{held_out.dropped} held-out rows do not fit into max_length {args.max_length} and are left out.")
     if objects.recipe.method.reference and getattr(args, "sync_ref_model", False):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from trl_plus.data.files import DataError
-from trl_plus.evaluation.models import free, load_model, put_adapter, scorer
+from trl_plus.evaluation.models import free, load_model, out_of_memory, put_adapter, scorer
 from trl_plus.evaluation.rows import HeldOut, held_out_rows
 from trl_plus.evaluation.scores import Scores, score_rows
 from trl_plus.merging.destination import check_destination, check_space, whole
@@ -31,6 +31,7 @@ from trl_plus.recipes.runs import Weights
 
 SAMPLES = 4  # sequences whose logits are compared
 ROWS = 200  # held-out rows that a quantized run's three models are scored on, at most
+_NO_MEMORY = "merging takes 4 bytes a parameter; set CUDA_VISIBLE_DEVICES= to merge on the CPU"
 _TEXT = "The quick brown fox jumps over the lazy dog. 1, 2, 3: what comes next?"
 
 
@@ -88,7 +89,8 @@ def merge(
     rows = _rows(objects, processor, say)
     samples = _samples(rows, processor)
 
-    model, trained_in = adapted_model(objects, weights, base)
+    with out_of_memory(_NO_MEMORY):
+        model, trained_in = adapted_model(objects, weights, base)
     before = logits_of(model, samples)
     model = merged(model)
     merging = gap_between(before, logits_of(model, samples))
