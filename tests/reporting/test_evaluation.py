@@ -203,3 +203,27 @@ def test_tables_fit_80_columns_and_obey_nothing_of_the_data():
     assert max(map(len, text.splitlines())) <= 80
     assert "\x1b" not in text
     assert "[red]" in text
+
+
+def test_pairs_of_one_prompt_are_drawn_together():
+    """Ten prompts of ten alike pairs know ten things, not a hundred: every bootstrap interval is wider."""
+    margins = np.repeat(np.linspace(-1, 2, 10), 10)
+    total = np.concatenate([margins, np.zeros(100)])
+    models = {"base": scores(np.zeros(200), np.ones(200)), "tuned": scores(total, np.ones(200), total)}
+    alone = make_rows(100)
+    shared = replace(alone, prompts=np.tile(np.repeat(np.arange(10), 10), 2))
+    widths = []
+    for rows in (alone, shared):
+        group = pair_group("all", slice(None), rows, models)
+        found = group.models["tuned"]["reward"]
+        estimates = [found.margin, found.accuracy_bootstrap, group.change["logp_per_token"]]
+        estimates += [divergence(rows, **models)["all"]]
+        widths.append([estimate.high - estimate.low for estimate in estimates])
+    assert all(wide > 2 * narrow for narrow, wide in zip(*widths, strict=True))
+
+
+def test_weights_count():
+    rows = replace(make_rows(2), weights=np.array([3.0, 1.0, 3.0, 1.0]))
+    model = scores([1, 0, 0, 1], [1, 1, 1, 1], [1, 0, 0, 1])
+    found = pair_group("all", slice(None), rows, {"base": model}).models["base"]["reward"]
+    assert (found.accuracy.value, found.margin.value) == pytest.approx((0.75, 0.5))

@@ -53,19 +53,7 @@ def adapted_model(objects: RunObjects, weights: Weights, base: str) -> tuple[Any
 
 def merged(adapted: Any) -> Any:
     """The base model with the adapter merged into its weights; `adapted` is used up."""
-    model = adapted.merge_and_unload(safe_merge=True)
-    _untie_if_parted(model)
-    return model
-
-
-def _untie_if_parted(model: Any) -> None:
-    """An adapter may train one of two tied matrices only (`lora_modules_to_save: [lm_head]`): then they are two."""
-    config = model.config.get_text_config()
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    if head is None or not getattr(config, "tie_word_embeddings", False) or head.weight is embedding.weight:
-        return
-    if not torch.equal(head.weight, embedding.weight):
-        model.config.tie_word_embeddings = config.tie_word_embeddings = False
+    return adapted.merge_and_unload(safe_merge=True)
 
 
 def logits_of(model: Any, samples: Sequence[Sequence[int]]) -> list[Tensor]:
