@@ -36,6 +36,7 @@ def of(folder, **options):
         ("ipo", {"max_length": 24}),
         ("dpo", FOUR_BIT),
         ("simpo", {**FOUR_BIT, "use_dora": True}),
+        ("dpo", {"lora_modules_to_save": ["lm_head", "norm"]}),
         ("simpo", {"bf16": True}),
         ("dpo", {"dtype": "bfloat16"}),
         ("cpo", {**FULL, "bf16": True, "dtype": "bfloat16"}),
