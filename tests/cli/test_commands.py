@@ -34,6 +34,12 @@ def call(*words):
         ["train", "--help"],
         ["train", "none.yaml"],
         ["estimate", "--help"],
+        ["evaluate", "--help"],
+        ["evaluate", "none"],
+        ["merge", "--help"],
+        ["merge", "none", "out"],
+        ["preflight", "--help"],
+        ["preview", "--help"],
     ],
 )
 def test_fast_and_without_torch(words):
@@ -66,6 +72,10 @@ def test_every_command_has_an_example():
         ["schema"],
         ["env"],
         ["estimate"],
+        ["evaluate"],
+        ["merge"],
+        ["preflight"],
+        ["preview"],
     ]
     for words in commands:
         assert "trl-plus " + " ".join(words) in call(*words, "--help").output
@@ -83,6 +93,13 @@ def test_every_command_has_an_example():
         ["recipes", "show", "none"],
         ["train", "simpo_lora", "--resume", "output_dir=/none"],
         ["train", "simpo_lora", "--accelerate-config", "none"],
+        ["evaluate", "none.yaml"],
+        ["evaluate", "quickstart", "--model", "/"],
+        ["evaluate", "/"],
+        ["evaluate", "quickstart", "--rows", "0"],
+        ["merge", "none", "out"],
+        ["merge", "/", "out"],
+        ["merge", "out"],
     ],
 )
 def test_wrong_usage_is_2(words):

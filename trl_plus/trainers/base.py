@@ -2,7 +2,7 @@
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import IntervalStrategy
 
 from trl_plus.lm_head import CompletionHead
+from trl_plus.objectives import Completions
 from trl_plus.scoring import Scores, score
 from trl_plus.trainers import upstream
 from trl_plus.trainers.adapters import keep_trainable
@@ -100,6 +101,17 @@ class PreferenceTrainer(
     def reference_rows(self, dataset: Any, name: str, compute: Any) -> Any:
         self._finish()  # TRL calls this inside its constructor, before ours can
         return super().reference_rows(dataset, name, compute)
+
+    def rewards(self, side: Completions) -> Tensor:
+        """(B,): the implicit reward of each completion, for the metrics."""
+        raise NotImplementedError
+
+    @classmethod
+    def reward_of(cls, args: Any) -> Callable[[Completions], Tensor]:
+        """`rewards` under a configuration, without a model."""
+        trainer = object.__new__(cls)
+        trainer.args, trainer.beta = args, args.beta
+        return trainer.rewards
 
     @staticmethod
     def copy_as_reference(model: Any, peft_config: Any, args: Any) -> PreTrainedModel | None:
