@@ -16,6 +16,7 @@ from trl_plus.recipes.errors import RecipeError, RunFault
 from trl_plus.recipes.objects import RunObjects
 from trl_plus.recipes.runs import Weights
 from trl_plus.trainers import upstream
+from trl_plus.trainers.adapters import keep_trainable
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def scorer(objects: RunObjects, model: Any) -> Scorer:
     from trl.trainer.utils import add_fused_lm_head
 
     args = objects.args
-    upstream.keep_trainable(model)
+    keep_trainable(model)
     inner = upstream.base_model(model)
     add_fused_lm_head(inner)
     CompletionHead(inner).statistics = False
