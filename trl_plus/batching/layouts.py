@@ -99,7 +99,6 @@ def make_plan(lengths: Tensor, common: Tensor, width: int, layout: str = "packed
         common: (G,), tokens that the rows of a group begin with alike; R // 2 groups, or R groups of one row.
         width: L, the padded length.
         layout: "packed" or "shared".
-
     """
     groups, rows = len(common), len(lengths)
     each = rows // groups

@@ -36,6 +36,10 @@ class Throughput:
         self.note(TIMED_TOKENS, tokens, one)
         self.note(COMPUTED_TOKENS, computed, one)
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        self._since = None
+        return super().train(*args, **kwargs)
+
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         if self._since is None:
             self._since = time.perf_counter()
