@@ -286,3 +286,14 @@ def test_another_converter_is_another_run(recipe_file, transcripts):
     execute(recipe_file(converter="hh", num_train_epochs=1, save_steps=2))
     with pytest.raises(RecipeError, match="converter: hh -> None"):
         execute(recipe_file(num_train_epochs=1, save_steps=2), "newest")
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_a_precomputed_reference_of_rows_in_a_file(method, recipe_file):
+    """Rows that were filtered are written out before columns can stand beside them: into another file than theirs."""
+    keys = {"method": method, "max_steps": 2, "num_train_epochs": None, "save_strategy": "no", "save_steps": None}
+    losses = []
+    for precompute in (False, True):
+        report, _ = execute(recipe_file(**keys, precompute_ref_log_probs=precompute))
+        losses.append(report.train["train_loss"])
+    assert losses[1] == pytest.approx(losses[0], abs=1e-6)

@@ -180,7 +180,8 @@ class KeptReference:
         main = self.accelerator.is_main_process
         part = self._from_main(tempfile.mkdtemp(dir=folder(), prefix="computing-") if main else None)
         rows = copy.copy(dataset)
-        rows._get_cache_file_path = lambda fingerprint: str(Path(part) / "columns.arrow")
+        # a file for each fingerprint: filtered rows are written out before columns are put beside them
+        rows._get_cache_file_path = lambda fingerprint: str(Path(part) / f"{fingerprint}.arrow")
         try:
             found = compute(rows).with_format("torch")
             columns = {c: found[c][:].clone() for c in found.column_names if c not in dataset.column_names}
