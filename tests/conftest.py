@@ -1,10 +1,16 @@
 """A tiny random chat model, its tokenizer, and preference rows of ragged lengths, made in seconds without a hub."""
 
 import atexit
+import json
 import os
 import random
 import shutil
+import subprocess
+import sys
 import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -144,3 +150,65 @@ def unpaired_rows():
 def build_tiny_model(tokenizer):
     """build_tiny_model(seed) -> a model that exists in memory only."""
     return lambda seed: build_model(tokenizer, seed)
+
+
+class Quickstart(NamedTuple):
+    """The quickstart as a user runs it: the run's folder, everything printed, wall time."""
+
+    folder: Path
+    output: str
+    seconds: float
+
+
+@pytest.fixture(scope="session")
+def quickstart(tmp_path_factory):
+    """Trained once, since it takes half a minute. Tests must leave the folder as it is."""
+    work = tmp_path_factory.mktemp("quickstart")
+    command = [sys.executable, "-m", "trl_plus.cli", "train", "recipes/quickstart.yaml"]
+    start = time.monotonic()
+    done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return Quickstart(work / "runs" / "quickstart", done.stdout + done.stderr, time.monotonic() - start)
+
+
+@pytest.fixture(scope="session")
+def train_tiny(tmp_path_factory, tiny_model_dir):
+    """train_tiny(method, train rows, held-out rows, **keys) -> output folder of two steps, run in this process."""
+    from trl_plus.recipes import load_recipe
+    from trl_plus.recipes.run import run
+
+    def _train(method, train, held_out, **keys):
+        work = tmp_path_factory.mktemp(method)
+        for split, part in (("train", train), ("test", held_out)):
+            (work / f"rows_{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+        values = {
+            "method": method,
+            "model_name_or_path": tiny_model_dir,
+            "dataset_name": str(work / "rows"),
+            "output_dir": str(work / "out"),
+            "learning_rate": 2e-2,
+            "per_device_train_batch_size": 4,
+            "per_device_eval_batch_size": 4,
+            "max_steps": 2,
+            "use_peft": True,
+            "lora_r": 4,
+            "gradient_checkpointing": False,
+            "report_generations": 0,
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            "use_cpu": True,
+            **keys,
+        }
+        path = work / "r.yaml"
+        path.write_text("".join(f"{k}: {json.dumps(v)}\n" for k, v in values.items() if v is not None))
+        run(load_recipe(str(path)), None, lambda what: None)
+        return work / "out"
+
+    return _train
+
+
+@pytest.fixture(scope="session")
+def simpo_run(train_tiny):
+    """A SimPO run of two steps with LoRA and two checkpoints, whose held-out rows have a column `source`."""
+    held_out = [{**row, "source": "abc"[i % 3]} for i, row in enumerate(make_pairs(30, 5))]
+    return train_tiny("simpo", make_pairs(8), held_out, save_strategy="steps", save_steps=1)

@@ -59,13 +59,26 @@ def test_objectives_import_only_torch(path):
 
 # package: the packages of trl_plus that nothing in it may import
 FORBIDDEN = {
-    "objectives": {"batching", "scoring", "trainers", "configs", "data", "recipes", "reporting", "preflight", "cli"},
-    "batching": {"scoring", "trainers", "configs", "recipes", "reporting", "preflight", "cli"},
-    "data": {"scoring", "batching", "trainers", "recipes", "reporting", "preflight", "cli"},
-    "trainers": {"recipes", "reporting", "preflight", "cli"},
+    "objectives": {
+        "batching",
+        "scoring",
+        "trainers",
+        "configs",
+        "data",
+        "recipes",
+        "reporting",
+        "preflight",
+        "evaluation",
+        "cli",
+    },
+    "batching": {"scoring", "trainers", "configs", "recipes", "reporting", "preflight", "evaluation", "cli"},
+    "data": {"scoring", "batching", "trainers", "recipes", "reporting", "preflight", "evaluation", "cli"},
+    "trainers": {"recipes", "reporting", "preflight", "evaluation", "cli"},
     "recipes": {"cli"},
     "reporting": {"cli"},
     "preflight": {"cli"},
+    "evaluation": {"merging", "reporting", "cli"},
+    "merging": {"reporting", "cli"},
 }
 
 

@@ -24,8 +24,9 @@ def call(*words):
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["--version"], ["schema"], ["recipes", "list"], ["train", "--help"], ["train", "none.yaml"]]
-)
+    "words", [["--help"], ["--version"], ["schema"], ["recipes", "list"], ["train", "--help"], ["train", "none.yaml"],
+     ["evaluate", "--help"], ["evaluate", "none"], ["merge", "--help"], ["merge", "none", "out"]],
+)  # fmt: skip
 def test_fast_and_without_torch(words):
     code = (
         "import sys\nfrom trl_plus.cli import main\n"
@@ -49,6 +50,7 @@ def test_version():
 
 def test_every_command_has_an_example():
     commands = [["train"], ["recipes", "list"], ["recipes", "show"], ["recipes", "copy"], ["schema"], ["env"]]
+    commands += [["evaluate"], ["merge"]]
     for words in commands:
         assert "trl-plus " + " ".join(words) in call(*words, "--help").output
 
@@ -65,6 +67,13 @@ def test_every_command_has_an_example():
         ["recipes", "show", "none"],
         ["train", "simpo_lora", "--resume", "output_dir=/none"],
         ["train", "simpo_lora", "--accelerate-config", "none"],
+        ["evaluate", "none.yaml"],
+        ["evaluate", "quickstart", "--model", "/"],
+        ["evaluate", "/"],
+        ["evaluate", "quickstart", "--rows", "0"],
+        ["merge", "none", "out"],
+        ["merge", "/", "out"],
+        ["merge", "out"],
     ],
 )
 def test_wrong_usage_is_2(words):

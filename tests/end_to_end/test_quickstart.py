@@ -2,9 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
@@ -13,14 +10,9 @@ pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(quickstart):
     """(folder of the run, its output, seconds)."""
-    work = tmp_path_factory.mktemp("quickstart")
-    command = [sys.executable, "-m", "trl_plus.cli", "train", "recipes/quickstart.yaml"]
-    start = time.monotonic()
-    done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return work / "runs" / "quickstart", done.stdout + done.stderr, time.monotonic() - start
+    return quickstart.folder, quickstart.output, quickstart.seconds
 
 
 def test_takes_less_than_two_minutes(run):

@@ -85,3 +85,31 @@ def test_multi_turn_rows_with_system_messages(tmp_path):
     )  # fmt: skip
     assert math.isfinite(log[0]["loss"])
     assert math.isfinite(metrics["after"]["eval_loss"])
+
+
+def call(*words):
+    done = subprocess.run([sys.executable, "-m", "trl_plus.cli", *map(str, words)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_evaluate_agrees_with_the_run(tmp_path):
+    metrics, _ = train("dpo_lora", "llmbar.jsonl", tmp_path)
+    found = json.loads(call("evaluate", tmp_path, "--json"))
+    tuned, after = found["pairs"]["models"]["tuned"]["reward"], metrics["after"]
+    assert found["rows"] == metrics["held_out_rows"] == 16
+    assert tuned["margin"]["value"] == pytest.approx(after["eval_rewards/margins"], abs=1e-6)
+    assert tuned["accuracy"]["value"] == pytest.approx(after["eval_rewards/accuracies"], abs=1e-6)
+    assert len(found["lengths"]["buckets"]) >= 2
+
+
+@pytest.mark.parametrize("keys", [{}, {"load_in_4bit": "true", "bnb_4bit_quant_type": "nf4"}], ids=["lora", "qlora"])
+def test_merge(keys, tmp_path):
+    """135M parameters, tied embeddings; of four bits also what both ways of merging do to the held-out margin."""
+    metrics, _ = train("simpo_lora", "llmbar.jsonl", tmp_path / "run", **keys)
+    said = call("merge", tmp_path / "run", tmp_path / "merged")
+    assert float(said.split("differ by at most ")[1].split()[0]) < 1e-3  # of logits up to about 30
+    assert ("merged, original base" in said) == bool(keys)
+    merged = json.loads(call("evaluate", tmp_path / "run", "--model", tmp_path / "merged", "--json"))
+    margin = merged["pairs"]["models"]["tuned"]["reward"]["margin"]["value"]
+    assert margin == pytest.approx(metrics["after"]["eval_rewards/margins"], abs=1e-2 if keys else 1e-4)

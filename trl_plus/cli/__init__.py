@@ -7,6 +7,10 @@ import typer
 from trl_plus._version import __version__
 from trl_plus.cli.arguments import normalise
 from trl_plus.cli.env import env
+from trl_plus.cli.evaluate import EPILOG as EVALUATE_EPILOG
+from trl_plus.cli.evaluate import evaluate
+from trl_plus.cli.merge import EPILOG as MERGE_EPILOG
+from trl_plus.cli.merge import merge
 from trl_plus.cli.preflight import EPILOG as PREFLIGHT_EPILOG
 from trl_plus.cli.preflight import preflight
 from trl_plus.cli.preview import EPILOG as PREVIEW_EPILOG
@@ -34,6 +38,8 @@ _OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.command(context_settings=_OVERRIDES, epilog=TRAIN_EPILOG)(train)
 app.command(context_settings=_OVERRIDES, epilog=PREFLIGHT_EPILOG)(preflight)
 app.command(context_settings=_OVERRIDES, epilog=PREVIEW_EPILOG)(preview)
+app.command(context_settings=_OVERRIDES, epilog=EVALUATE_EPILOG)(evaluate)
+app.command(epilog=MERGE_EPILOG)(merge)
 app.add_typer(recipes, name="recipes")
 app.command(epilog="Example: trl-plus schema > recipe.schema.json")(schema)
 app.command(epilog="Example: trl-plus env")(env)

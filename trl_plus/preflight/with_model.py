@@ -1,7 +1,7 @@
 """D8xx, with `--with-model`: what the base model thinks of some pairs before it is trained on them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -88,60 +88,38 @@ def _finding(code: str, mask: np.ndarray, margins: Margins) -> Finding:
 
 
 def _margins(opened: Opened) -> Margins:
+    from trl_plus.evaluation.models import load_model, scorer
+    from trl_plus.evaluation.rows import pairs_of
+    from trl_plus.evaluation.scores import score_rows
     from trl_plus.recipes.objects import build
 
     assert opened.recipe is not None
+    objects = build(opened.recipe)
     tokens = _sample(opened.source)
-    kept = np.flatnonzero(~tokens.dropped)
-    model, device = _load(build(opened.recipe))
-    sides = {}
+    kept = np.flatnonzero(~tokens.dropped).tolist()
+    rows = pairs_of([_row(tokens, place) for place in kept], objects, opened.source.target.processor)
+    model = load_model(objects, objects.model.model_name_or_path, quantized=True)
+    per_token = score_rows(scorer(objects, model), rows, objects.args.per_device_eval_batch_size, None).per_token
+    values = per_token[rows.pairs[:, 0]] - per_token[rows.pairs[:, 1]]
+    return Margins([tokens.rows[place].source_row for place in kept], values)
+
+
+def _row(tokens: TokenRows, place: int) -> dict[str, object]:
+    """A pair as the trainer's collator takes it."""
+    row: dict[str, object] = {"prompt_ids": tokens.prompt[place].tolist()}
     for side in ("chosen", "rejected"):
-        sides[side] = [_mean_log_prob(model, device, tokens, side, int(place)) for place in kept]
-    values = np.array(sides["chosen"]) - np.array(sides["rejected"])
-    return Margins([tokens.rows[int(place)].source_row for place in kept], values)
+        row |= {f"{side}_ids": tokens.sides[side][place].tolist(), f"{side}_context": int(tokens.context[side][place])}
+    return row
 
 
 def _sample(source: Source) -> TokenRows:
-    from dataclasses import replace
-
     from trl_plus.preflight.examine import tokenized
 
     target = source.target
     if not target.paired_method:  # KTO would take the two sides apart
-        target = replace(target, paired_method=True, trainer="DPOTrainer")
+        args = copy.copy(target.args)
+        args.truncation_mode = "keep_start"  # the only one it knows
+        target = replace(target, args=args, paired_method=True, trainer="DPOTrainer")
     parts, _, _ = batches(source.raw.train, "train", ROWS, 0)
     with quiet_maps():
         return tokenized(next(parts), target)
-
-
-def _load(objects: object) -> tuple[object, object]:
-    from transformers import AutoModelForCausalLM
-    from trl import get_quantization_config
-
-    model_config = objects.model  # type: ignore[attr-defined]
-    args = objects.args  # type: ignore[attr-defined]
-    model = AutoModelForCausalLM.from_pretrained(
-        model_config.model_name_or_path,
-        revision=model_config.model_revision,
-        trust_remote_code=args.trust_remote_code,
-        dtype=model_config.dtype or "auto",
-        quantization_config=get_quantization_config(model_config),
-    )
-    device = args.device
-    if getattr(model, "quantization_method", None) is None:
-        model.to(device)
-    return model.eval(), device
-
-
-def _mean_log_prob(model: object, device: object, tokens: TokenRows, side: str, place: int) -> float:
-    """Mean log-probability of the response's tokens, in nats."""
-    import torch
-
-    prompt, own = tokens.prompt[place], tokens.sides[side][place]
-    ids = np.concatenate([prompt, own])[: tokens.max_length]
-    first = min(len(prompt) + int(tokens.context[side][place]), len(ids) - 1)
-    batch = torch.tensor(ids, device=device)[None]
-    with torch.no_grad():
-        logits = model(input_ids=batch).logits[0, first - 1 : -1].float()  # type: ignore[operator]
-    picked: Sequence[float] = logits.log_softmax(-1).gather(1, batch[0, first:, None])[:, 0].tolist()
-    return float(np.mean(picked))

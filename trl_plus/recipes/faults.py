@@ -53,7 +53,7 @@ def explained(recipe: Recipe) -> Iterator[None]:
     """Turns faults of the machine into `RunFault`; everything else passes as it is."""
     try:
         yield
-    except (RecipeError, DataError):
+    except (RecipeError, DataError, RunFault):
         raise
     except Exception as error:
         text = explain(error, recipe)

@@ -16,6 +16,7 @@ from trl_plus.recipes.overrides import parse_overrides
 from trl_plus.recipes.unknown import unknown_method
 from trl_plus.recipes.yaml_text import inline, read_file
 
+RESOLVED = "recipe.resolved.yaml"
 COMMAND_LINE, RECIPE, PRESET, MACHINE, DEFAULT = "command line", "recipe", "preset", "machine", "default"
 
 
@@ -162,7 +163,7 @@ def _resolved(value: Any) -> Any:
 
 def write_resolved(recipe: Recipe, folder: Path) -> Path:
     """Write `recipe.resolved.yaml` into a folder, which is made if need be; gives its path."""
-    path = folder / "recipe.resolved.yaml"
+    path = folder / RESOLVED
     try:
         folder.mkdir(parents=True, exist_ok=True)
         part = folder / f".{path.name}.part"

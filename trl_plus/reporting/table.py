@@ -1,24 +1,12 @@
 """The table of held-out figures before and after training."""
 
-import math
 from collections.abc import Mapping
 
 from rich.table import Table
 
+from trl_plus.evaluation.intervals import wilson_interval
+
 ACCURACY, MARGIN, LOSS = "eval_rewards/accuracies", "eval_rewards/margins", "eval_loss"
-_NORMAL_95 = 1.959964  # 97.5% quantile of the standard normal distribution
-
-
-def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """Wilson's 95% interval of a share observed on `count` rows (Wilson 1927).
-
-    >>> wilson_interval(0.5, 100)
-    (0.4038315..., 0.5961684...)
-    """
-    square = _NORMAL_95**2
-    centre = (share + square / (2 * count)) / (1 + square / count)
-    half = _NORMAL_95 * math.sqrt(share * (1 - share) / count + square / (4 * count**2)) / (1 + square / count)
-    return centre - half, centre + half
 
 
 def held_out_table(

@@ -2,7 +2,7 @@
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from trl_plus.lm_head import CompletionHead
+from trl_plus.objectives import Completions
 from trl_plus.scoring import Scores
 from trl_plus.trainers import upstream
 from trl_plus.trainers.checkpoints import SafeCheckpoints
@@ -76,6 +77,17 @@ class PreferenceTrainer(NonFiniteSteps, ExactSteps, SafeCheckpoints, PreferenceR
     def reference_rows(self, dataset: Any, name: str, compute: Any) -> Any:
         self._finish()  # TRL calls this inside its constructor, before ours can
         return super().reference_rows(dataset, name, compute)
+
+    def rewards(self, side: Completions) -> Tensor:
+        """(B,): the implicit reward of each completion, for the metrics."""
+        raise NotImplementedError
+
+    @classmethod
+    def reward_of(cls, args: Any) -> Callable[[Completions], Tensor]:
+        """`rewards` under a configuration, without a model."""
+        trainer = object.__new__(cls)
+        trainer.args, trainer.beta = args, args.beta
+        return trainer.rewards
 
     @staticmethod
     def copy_as_reference(model: Any, peft_config: Any, args: Any) -> PreTrainedModel | None:

@@ -21,10 +21,6 @@ class PairedTrainer(PreferenceTrainer, trl.DPOTrainer):
         """(B,): the loss of each pair, without an NLL term."""
         raise NotImplementedError
 
-    def rewards(self, side: Completions) -> Tensor:
-        """(B,): the implicit reward of each completion, for the metrics."""
-        raise NotImplementedError
-
     def logged_logps(self, side: Completions) -> Tensor:
         """(B,): what `logps/chosen` and `logps/rejected` show."""
         return side.total

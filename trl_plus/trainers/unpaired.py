@@ -220,6 +220,9 @@ class KTOTrainer(StartCheck, PreferenceTrainer, trl.KTOTrainer):
         self.note_tokens(inputs, weights)
         return self.add_router_loss(self.totals.share(losses, weights), scores, weights)
 
+    def rewards(self, side: Completions) -> Tensor:
+        return self.beta * side.log_ratio
+
     @torch.no_grad()
     def note_rows(self, rows: Completions, label: Tensor, weights: Tensor) -> None:
         """TRL's metrics; every rank notes both labels, with weight zero where it has no such row."""
@@ -227,5 +230,5 @@ class KTOTrainer(StartCheck, PreferenceTrainer, trl.KTOTrainer):
             for name in ("kl", "z_ref"):
                 self.note(name, self.totals.z_ref, weights.sum())
         for name, of_label in (("chosen", label), ("rejected", ~label)):
-            self.note(f"rewards/{name}", self.beta * rows.log_ratio, weights * of_label)
+            self.note(f"rewards/{name}", self.rewards(rows), weights * of_label)
             self.note(f"logps/{name}", rows.total, weights * of_label)

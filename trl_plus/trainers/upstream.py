@@ -58,13 +58,13 @@ class Seams:
         return {}
 
     @classmethod
-    def tokenized_rows(cls, args: Any, processing_class: Any, dataset: Any) -> Any:
+    def tokenized_rows(cls, args: Any, processing_class: Any, dataset: Any, name: str = "preflight") -> Any:
         """What the trainer would make of a dataset, without a model: found, tokenized, filtered and marked rows."""
         trainer = object.__new__(cls)
         trainer.args_for_rows = args
         trainer._tokenizer = getattr(processing_class, "tokenizer", processing_class)
         trainer.calculate_KL = False  # KTO's fixed mismatched rows, which ours do without
-        return trainer._prepare_dataset(dataset, processing_class, args, "preflight")
+        return trainer._prepare_dataset(dataset, processing_class, args, name)
 
     # -- TRL's and transformers' private names ------------------------------------------------------------------------
 

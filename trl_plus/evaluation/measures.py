@@ -1,0 +1,238 @@
+"""From scores of held-out completions to the figures of an evaluation."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trl_plus.evaluation import statistics
+from trl_plus.evaluation.rows import HeldOut
+from trl_plus.evaluation.scores import Scores
+from trl_plus.evaluation.statistics import Estimate, Floats, Ints
+
+BASE, TUNED = "base", "tuned"
+# The two measures of a completion: the method's own reward, and one that every model has
+REWARD, PER_TOKEN = "reward", "logp_per_token"
+BUCKETS, FEWEST = 5, 5  # of pairs by length difference, and pairs in one of them
+Masks = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How one model compares the two sides of some pairs by one measure.
+
+    Attributes:
+        accuracy: weighted share of pairs whose better side scores strictly higher, with Wilson's interval.
+        accuracy_bootstrap: the same share, with the interval of a bootstrap over prompts.
+        margin: weighted mean of better minus worse, with the interval of a bootstrap over prompts.
+    """
+
+    accuracy: Estimate
+    accuracy_bootstrap: Estimate
+    margin: Estimate
+
+
+@dataclass(frozen=True)
+class Group:
+    """Some pairs under each model, by each measure; None where a measure is not defined.
+
+    Attributes:
+        name: of the group, as a table shows it.
+        models: model -> measure -> comparison.
+        change: measure -> the tuned model's mean margin minus the base's, over the same pairs; {} with one model.
+    """
+
+    name: str
+    pairs: int
+    models: dict[str, dict[str, Comparison | None]]
+    change: dict[str, Estimate | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ByLength:
+    """How far length explains what the models prefer. Lengths are tokens of the completion, as scored.
+
+    Attributes:
+        longer_wins: share of pairs whose better side is the longer one: the accuracy of preferring length.
+        buckets: pairs by length difference (better minus worse), from low to high.
+        better_longer, better_shorter: the pairs on each side of zero; None where there are none.
+        balanced: model -> measure -> the mean of the accuracies on those two, 0.5 for whatever looks at length only.
+        correlation: model -> measure -> Spearman's correlation of the margin with the length difference.
+    """
+
+    longer_wins: float
+    buckets: list[Group]
+    better_longer: Group | None
+    better_shorter: Group | None
+    balanced: dict[str, dict[str, float | None]]
+    correlation: dict[str, dict[str, Estimate | None]]
+
+
+@dataclass(frozen=True)
+class ByLabel:
+    """Rewards of single rows. Each maps model -> measure -> estimate.
+
+    Attributes:
+        desirable, undesirable: means.
+        auc: the chance that a desirable row scores above an undesirable one.
+    """
+
+    rows: dict[str, int]
+    desirable: dict[str, dict[str, Estimate | None]]
+    undesirable: dict[str, dict[str, Estimate | None]]
+    auc: dict[str, dict[str, Estimate | None]]
+
+
+def pair_group(name: str, chosen: Ints | Masks, held_out: HeldOut, models: dict[str, Scores]) -> Group:
+    """The figures of some pairs.
+
+    Args:
+        chosen: which pairs of `held_out.pairs`.
+        models: BASE, TUNED or both.
+    """
+    pairs = held_out.pairs[chosen]
+    weights, prompts = pair_weights(held_out)[chosen], held_out.prompts[pairs[:, 0]]
+    margins = {
+        (model, measure): margin
+        for model, scores in models.items()
+        for measure in (REWARD, PER_TOKEN)
+        if (margin := _margins(scores, measure, pairs)) is not None
+    }
+    columns: dict[tuple[str, str, str], Floats] = {}
+    for (model, measure), margin in margins.items():
+        columns[model, measure, "margin"] = margin
+        columns[model, measure, "won"] = (margin > 0).astype(float)
+    for measure in (REWARD, PER_TOKEN):
+        if (BASE, measure) in margins and (TUNED, measure) in margins:
+            columns[TUNED, measure, "change"] = margins[TUNED, measure] - margins[BASE, measure]
+    estimates = dict(zip(columns, statistics.means(np.stack([*columns.values()], 1), weights, prompts), strict=True))
+
+    def compared(model: str, measure: str) -> Comparison | None:
+        if (model, measure) not in margins:
+            return None
+        accuracy = statistics.share(margins[model, measure] > 0, weights)
+        return Comparison(accuracy, estimates[model, measure, "won"], estimates[model, measure, "margin"])
+
+    return Group(
+        name=name,
+        pairs=len(pairs),
+        models={model: {measure: compared(model, measure) for measure in (REWARD, PER_TOKEN)} for model in models},
+        change={measure: estimates.get((TUNED, measure, "change")) for measure in (REWARD, PER_TOKEN)}
+        if len(models) == 2
+        else {},
+    )
+
+
+def pair_weights(held_out: HeldOut) -> Floats:
+    """(P,): a pair weighs what its two sides weigh together, halved."""
+    return held_out.weights[held_out.pairs].mean(1)
+
+
+def _margins(scores: Scores, measure: str, pairs: Ints) -> Floats | None:
+    values = scores.reward if measure == REWARD else scores.per_token
+    return None if values is None else values[pairs[:, 0]] - values[pairs[:, 1]]
+
+
+def by_source(held_out: HeldOut, models: dict[str, Scores]) -> list[Group]:
+    """The pairs of each source, by name."""
+    if held_out.sources is None or not len(held_out.pairs):
+        return []
+    sources = held_out.sources[held_out.pairs[:, 0]]
+    return [pair_group(str(name), sources == name, held_out, models) for name in np.unique(sources)]
+
+
+def by_length(held_out: HeldOut, models: dict[str, Scores]) -> ByLength | None:
+    """What length has to do with it; None without pairs."""
+    if not len(held_out.pairs):
+        return None
+    lengths = next(iter(models.values())).length
+    difference = lengths[held_out.pairs[:, 0]] - lengths[held_out.pairs[:, 1]]
+    weights = pair_weights(held_out)
+    longer = _group_of("better side longer", difference > 0, held_out, models)
+    shorter = _group_of("better side shorter", difference < 0, held_out, models)
+    correlation = {
+        model: {measure: _correlation(scores, measure, held_out, difference) for measure in (REWARD, PER_TOKEN)}
+        for model, scores in models.items()
+    }
+    return ByLength(
+        longer_wins=float(((difference > 0) * weights).sum() / weights.sum()),
+        buckets=[pair_group(name, mask, held_out, models) for name, mask in _buckets(difference)],
+        better_longer=longer,
+        better_shorter=shorter,
+        balanced={
+            model: {measure: _balanced(longer, shorter, model, measure) for measure in (REWARD, PER_TOKEN)}
+            for model in models
+        },
+        correlation=correlation,
+    )
+
+
+def _group_of(name: str, mask: Masks, held_out: HeldOut, models: dict[str, Scores]) -> Group | None:
+    return pair_group(name, mask, held_out, models) if mask.any() else None
+
+
+def _correlation(scores: Scores, measure: str, held_out: HeldOut, difference: Floats) -> Estimate | None:
+    margins = _margins(scores, measure, held_out.pairs)
+    return None if margins is None else statistics.spearman(margins, difference)
+
+
+def _balanced(longer: Group | None, shorter: Group | None, model: str, measure: str) -> float | None:
+    if longer is None or shorter is None:
+        return None
+    sides = [group.models[model][measure] for group in (longer, shorter)]
+    return None if None in sides else sum(side.accuracy.value for side in sides) / 2
+
+
+def _buckets(difference: Floats) -> list[tuple[str, Masks]]:
+    """About equally many pairs in each; pairs of one difference stay together."""
+    count = max(1, min(BUCKETS, len(difference) // FEWEST))
+    edges = np.unique(np.quantile(difference, np.arange(1, count) / count, method="lower"))
+    places = np.searchsorted(edges, difference)
+    found = []
+    for place in np.unique(places):
+        mask = places == place
+        low, high = difference[mask].min(), difference[mask].max()
+        found.append((f"{low:+.0f}" if low == high else f"{low:+.0f} to {high:+.0f}", mask))
+    return found
+
+
+def by_label(held_out: HeldOut, models: dict[str, Scores]) -> ByLabel | None:
+    """Rewards by label; None for pairs, which have no labels."""
+    if held_out.paired:
+        return None
+    masks = {"desirable": held_out.labels, "undesirable": ~held_out.labels}
+    found: dict[str, dict[str, dict[str, Estimate | None]]] = {"desirable": {}, "undesirable": {}, "auc": {}}
+    for model, scores in models.items():
+        values = {REWARD: scores.reward, PER_TOKEN: scores.per_token}
+        for name, mask in masks.items():
+            found[name][model] = {measure: _mean_of(value, mask, held_out) for measure, value in values.items()}
+        found["auc"][model] = {
+            measure: None
+            if value is None
+            else statistics.auc(value, held_out.labels, held_out.weights, held_out.prompts)
+            for measure, value in values.items()
+        }
+    return ByLabel({name: int(mask.sum()) for name, mask in masks.items()}, **found)
+
+
+def _mean_of(values: Floats | None, mask: Masks, held_out: HeldOut) -> Estimate | None:
+    weights = held_out.weights * mask
+    if values is None or not weights.sum():
+        return None
+    return statistics.mean(values[mask], held_out.weights[mask], held_out.prompts[mask])
+
+
+def divergence(held_out: HeldOut, base: Scores, tuned: Scores) -> dict[str, Estimate | None]:
+    """Mean log-ratio per token of tuned and base, sum_t log p_tuned(y_t) / p_base(y_t) over all tokens, by kind.
+
+    On tokens drawn from the tuned model this is the plain Monte Carlo estimate of its KL divergence from the base
+    ("k1" in Schulman 2020, http://joschu.net/blog/kl-approx.html). Here the tokens are the dataset's, so it is no
+    estimate of that divergence: it can be negative, and says how far likelihood moved on these completions.
+    """
+    ratio = (tuned.total - base.total) / np.maximum(tuned.length, 1)
+    tokens = held_out.weights * tuned.length
+    masks = {"better": held_out.labels, "worse": ~held_out.labels, "all": np.ones(len(ratio), bool)}
+    return {
+        name: statistics.mean(ratio[mask], tokens[mask], held_out.prompts[mask]) if (tokens * mask).sum() else None
+        for name, mask in masks.items()
+    }

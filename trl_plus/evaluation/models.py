@@ -1,0 +1,147 @@
+"""Models loaded as the trainer loads them, with what it puts on them: the fused LM head and ours."""
+
+import gc
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trl_plus.lm_head import CompletionHead
+from trl_plus.recipes.errors import RecipeError
+from trl_plus.recipes.objects import RunObjects
+from trl_plus.recipes.runs import Weights
+from trl_plus.trainers import upstream
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A model that is ready to score completions (`trl_plus.scoring.score`), and how its run computes.
+
+    Attributes:
+        model: in evaluation mode; a PEFT model has its adapter on.
+        autocast: the dtype of the run's mixed precision, or None.
+    """
+
+    model: Any
+    device: torch.device
+    autocast: torch.dtype | None
+
+    @contextmanager
+    def passes(self) -> Iterator[None]:
+        """Context of the forward passes: no gradient, the run's mixed precision."""
+        mixed = nullcontext() if self.autocast is None else torch.autocast(self.device.type, dtype=self.autocast)
+        with torch.no_grad(), mixed:
+            yield
+
+    def without_adapter(self) -> Any:
+        """Context in which the base model alone answers."""
+        return self.model.disable_adapter() if upstream.is_peft(self.model) else nullcontext()
+
+
+def load_model(objects: RunObjects, name: str, quantized: bool, dtype: Any = None) -> Any:
+    """A model with the recipe's loading arguments, as TRL's trainers load it.
+
+    Args:
+        quantized: in the recipe's 4 or 8 bits, if it asks for them.
+        dtype: instead of the recipe's.
+
+    Raises:
+        RecipeError: it cannot be loaded.
+    """
+    from trl import get_quantization_config
+    from trl.trainer.utils import create_model_from_path
+
+    kwargs = {"trust_remote_code": objects.args.trust_remote_code, **(objects.args.model_init_kwargs or {})}
+    if name != objects.model.model_name_or_path:
+        kwargs.pop("revision", None)  # of another repository
+    config = get_quantization_config(objects.model) if quantized else None
+    if config is not None:
+        kwargs["quantization_config"] = config
+    if dtype is not None:
+        kwargs["dtype"] = dtype
+    try:
+        return create_model_from_path(name, **kwargs)
+    except (OSError, ValueError, ImportError) as error:
+        raise RecipeError(f"The model {name} could not be loaded: {first_line(error)}") from error
+
+
+def put_adapter(model: Any, weights: Weights, quantized: bool) -> Any:
+    """The model with a trained adapter on it, in the dtypes that it was trained in.
+
+    Raises:
+        RecipeError: the adapter cannot be read, or does not fit the model.
+    """
+    from peft import PeftModel
+
+    try:
+        adapted = PeftModel.from_pretrained(model, weights.path)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise RecipeError(
+            f"The adapter {weights.path} does not fit the model: {first_line(error)} Name the model that it was "
+            "trained on (model_name_or_path)."
+        ) from error
+    if quantized:  # TRL trains such adapters in bfloat16, but for DoRA's magnitudes
+        for name, parameter in adapted.named_parameters():
+            if ".default" in name and "lora_magnitude_vector" not in name:
+                parameter.data = parameter.data.to(torch.bfloat16)
+    return adapted
+
+
+def scorer(objects: RunObjects, model: Any) -> Scorer:
+    """A loaded model made ready to score completions as the run's trainer does."""
+    from trl.trainer.utils import add_fused_lm_head
+
+    args = objects.args
+    upstream.keep_trainable(model)
+    inner = upstream.base_model(model)
+    add_fused_lm_head(inner)
+    CompletionHead(inner).statistics = False
+    if args.bf16_full_eval or args.fp16_full_eval:
+        model.to(torch.bfloat16 if args.bf16_full_eval else torch.float16)
+    if not is_quantized(inner) and inner.device.type != args.device.type:
+        model.to(args.device)
+    mixed = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+    return Scorer(model.eval(), inner.device, mixed)
+
+
+def is_adapter(weights: Weights) -> bool:
+    """Whether weights are an adapter; what is on the hub is looked up there."""
+    if weights.adapter is not None:
+        return weights.adapter
+    from peft import PeftConfig
+
+    try:
+        PeftConfig.from_pretrained(weights.path)
+    except Exception:  # the hub client raises many unrelated types; a full model has no such file
+        return False
+    return True
+
+
+def other_base(weights: Weights, name: str) -> str | None:
+    """The model that a local adapter names as its base, where that is another than `name`."""
+    config = Path(weights.path, "adapter_config.json")
+    if not weights.adapter or not config.is_file():
+        return None
+    trained_on: str = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path") or name
+    same = trained_on == name or Path(trained_on).absolute() == Path(name).absolute()
+    return None if same else trained_on
+
+
+def is_quantized(model: Any) -> bool:
+    """Whether a model's weights are in 4 or 8 bits."""
+    return bool(getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False))
+
+
+def free() -> None:
+    """Give the memory of models that nobody holds any more back to the device."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,70 @@
+"""The folder that a merged model goes into. Standard library only."""
+
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from trl_plus.data.files import as_path
+from trl_plus.recipes.errors import RecipeError, RunFault
+
+
+def check_destination(name: str) -> Path:
+    """The path of a folder that does not exist yet, or is empty.
+
+    Raises:
+        RecipeError: something is there, or nothing can be written there.
+    """
+    path = as_path(name)
+    if path.exists() and not path.is_dir():
+        raise RecipeError(f"{name} is a file: name a new folder.")
+    if path.is_dir() and any(path.iterdir()):
+        raise RecipeError(f"{name} is not empty: name a new folder, or empty this one.")
+    try:
+        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.absolute().parent):
+            pass
+    except OSError as error:
+        raise RecipeError(f"{name} cannot be written: {error.strerror}. Name another folder.") from error
+    return path
+
+
+def shard_size(text: str) -> str:
+    """A size such as "2GB", as transformers reads it.
+
+    Raises:
+        RecipeError: it is none.
+    """
+    if not re.fullmatch(r"[1-9]\d*\s*([KMGT]i?)?B", text, re.IGNORECASE):
+        raise RecipeError(f"--max-shard-size {text}: give a size such as 500MB or 2GB.")
+    return text.replace(" ", "")
+
+
+def check_space(path: Path, needed: int) -> None:
+    """Raises a RunFault where the disk has less room than a model of `needed` bytes takes."""
+    free = shutil.disk_usage(path.absolute().parent).free
+    if free < needed:
+        raise RunFault(
+            f"The merged model takes {needed / 1e9:.1f} GB and the disk of {path} has {free / 1e9:.1f} GB left: free "
+            "some, name a folder on another disk, or halve it with --dtype bfloat16."
+        )
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A folder to write into, which gets the name `path` when the block ends, and goes where it fails.
+
+    Raises:
+        RunFault: writing failed.
+    """
+    part = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".part", dir=path.absolute().parent))
+    try:
+        part.chmod(0o755)  # a temporary folder is its owner's alone
+        yield part
+        part.replace(path)  # an empty folder gives way
+    except OSError as error:
+        raise RunFault(f"{path} could not be written: {error.strerror or error}. Nothing was left there.") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

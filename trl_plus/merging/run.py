@@ -1,0 +1,170 @@
+"""One merge, from a run to a folder that any server loads."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trl_plus.data.files import DataError
+from trl_plus.evaluation.models import free, load_model, put_adapter, scorer
+from trl_plus.evaluation.rows import HeldOut, held_out_rows
+from trl_plus.evaluation.scores import Scores, score_rows
+from trl_plus.merging.destination import check_destination, check_space, whole
+from trl_plus.merging.weights import (
+    DEQUANTIZED,
+    ORIGINAL,
+    Gap,
+    adapted_model,
+    gap_between,
+    logits_of,
+    merged,
+    require,
+)
+from trl_plus.preflight.target import stop_ids
+from trl_plus.recipes.errors import RecipeError
+from trl_plus.recipes.loading import load_processor
+from trl_plus.recipes.objects import RunObjects, build
+from trl_plus.recipes.recipe import Recipe
+from trl_plus.recipes.runs import Weights
+
+SAMPLES = 4  # sequences whose logits are compared
+ROWS = 200  # held-out rows that a quantized run's three models are scored on, at most
+_TEXT = "The quick brown fox jumps over the lazy dog. 1, 2, 3: what comes next?"
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What was written, and how it compares.
+
+    Attributes:
+        merging: logits of the merged float32 weights against the adapter's.
+        rounding: logits of the written weights against the adapter's, both computed in float32; None where float32
+            was written.
+        samples: sequences compared, of `rows`; a fixed text where those are None.
+        scores: for a quantized run, name of a model -> its scores of `rows`; {} where nothing is held out.
+    """
+
+    path: Path
+    dtype: str
+    bytes: int
+    merging: Gap
+    rounding: Gap | None
+    samples: int
+    rows: HeldOut | None
+    scores: dict[str, Scores]
+
+
+AS_TRAINED = "adapter, as trained"
+NAMES = {DEQUANTIZED: "merged, dequantized base", ORIGINAL: "merged, original base"}
+
+
+def merge(
+    recipe: Recipe,
+    weights: Weights,
+    destination: str,
+    dtype: str | None,
+    max_shard_size: str,
+    base: str | None,
+    say: Callable[[str], None],
+) -> Merged:
+    """Merge a run's adapter into its base and write the model with its tokenizer and generation config.
+
+    Args:
+        dtype: of the written weights; None for that of the base in training.
+        base: ORIGINAL or DEQUANTIZED; None for the weights that the adapter was trained on.
+
+    Raises:
+        RecipeError, DataError: there is no adapter, the destination is taken, or something cannot be loaded.
+        RunFault: the merged model's logits are not the adapter's, or the disk is full. Nothing is left behind.
+    """
+    if not weights.adapter:
+        raise RecipeError(f"{weights.path} holds a full model: nothing has to be merged, it can be served as it is.")
+    path = check_destination(destination)
+    objects = build(recipe)
+    base, quantized = _base(objects, base)
+    processor = load_processor(objects)
+    rows = _rows(objects, processor, say)
+    samples = _samples(rows, processor)
+
+    model, trained_in = adapted_model(objects, weights, base)
+    before = logits_of(model, samples)
+    model = merged(model)
+    merging = gap_between(before, logits_of(model, samples))
+    require(merging, "The merged model")
+    written = getattr(torch, dtype) if dtype else trained_in
+    model.to(written)
+    _align(model, processor, objects)
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    check_space(path, size)
+    with whole(path) as part:
+        model.save_pretrained(part, max_shard_size=max_shard_size)
+        processor.save_pretrained(part)
+        del model
+        free()
+        read = load_model(objects, str(part), quantized=False, dtype="auto").float().eval()
+        rounding = gap_between(before, logits_of(read, samples))
+        if written == torch.float32:
+            require(rounding, "The written model")
+    return Merged(
+        path=path,
+        dtype=str(written).removeprefix("torch."),
+        bytes=size,
+        merging=merging,
+        rounding=None if written == torch.float32 else rounding,
+        samples=len(samples),
+        rows=rows,
+        scores=_compare(objects, weights, rows, base, read) if quantized and rows is not None else {},
+    )
+
+
+def _base(objects: RunObjects, asked: str | None) -> tuple[str, bool]:
+    """The base to merge into, and whether the run's was quantized."""
+    quantized = bool(objects.model.load_in_4bit or objects.model.load_in_8bit)
+    if asked == DEQUANTIZED and not quantized:
+        raise RecipeError("--base dequantized: the run's base was not quantized, so there is one base only: remove it.")
+    return asked or (DEQUANTIZED if quantized else ORIGINAL), quantized
+
+
+def _rows(objects: RunObjects, processor: Any, say: Callable[[str], None]) -> HeldOut | None:
+    """Held-out rows to compare on; None, and a sentence why, where there are none."""
+    try:
+        return held_out_rows(objects, processor, ROWS, None)
+    except (DataError, RecipeError) as error:
+        say(f"The models are compared on a fixed text: {error}")
+        return None
+
+
+def _samples(rows: HeldOut | None, processor: Any) -> list[list[int]]:
+    if rows is None:
+        return [getattr(processor, "tokenizer", processor)(_TEXT)["input_ids"]]
+    _, batch = next(rows.batches(SAMPLES))
+    masks = batch["attention_mask"].bool()
+    return [ids[mask].tolist() for ids, mask in zip(batch["input_ids"], masks, strict=True)][:SAMPLES]
+
+
+def _align(model: Any, processor: Any, objects: RunObjects) -> None:
+    """The end and padding tokens that training put into the generation config."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    ends = sorted(stop_ids(tokenizer, objects.model.model_name_or_path, objects.model.model_revision))
+    model.generation_config.eos_token_id = ends[0] if len(ends) == 1 else ends
+    if tokenizer.pad_token_id is not None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+
+
+def _compare(objects: RunObjects, weights: Weights, rows: HeldOut, base: str, written: Any) -> dict[str, Scores]:
+    """Scores of the adapter as it was trained, and of both ways to merge it; one model is held at a time."""
+    size = objects.args.per_device_eval_batch_size
+    found = {base: score_rows(scorer(objects, written), rows, size, None)}
+    del written
+    free()
+    other = ORIGINAL if base == DEQUANTIZED else DEQUANTIZED
+    adapted, dtype = adapted_model(objects, weights, other)
+    found[other] = score_rows(scorer(objects, merged(adapted).to(dtype)), rows, size, None)
+    del adapted
+    free()
+    quantized = load_model(objects, objects.model.model_name_or_path, quantized=True)
+    trained = scorer(objects, put_adapter(quantized, weights, quantized=True))
+    as_trained = score_rows(trained, rows, size, None)
+    return {AS_TRAINED: as_trained, **{NAMES[name]: found[name] for name in (DEQUANTIZED, ORIGINAL)}}

@@ -1,0 +1,93 @@
+"""What `train` left behind: the recipe and the weights of an output folder or of one of its checkpoints."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trl_plus.checkpoint_files import checkpoints, step_of
+from trl_plus.data.files import as_path
+from trl_plus.recipes.errors import RecipeError
+from trl_plus.recipes.recipe import RESOLVED, Recipe, load_recipe
+
+_ADAPTER, _MODEL = "adapter_config.json", "config.json"
+# What holds weights; `training_args.bin` lies beside them and holds none
+_ADAPTER_WEIGHTS = ("adapter_model*.safetensors", "adapter_model*.bin")
+_MODEL_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Trained weights: a folder or a hub id. `adapter` is None where only the hub can tell."""
+
+    path: str
+    adapter: bool | None
+
+
+def is_run(argument: str) -> bool:
+    """Whether an argument names a folder, and so a run, rather than a recipe."""
+    return as_path(argument).is_dir()
+
+
+def weights_in(folder: Path) -> Weights | None:
+    """The adapter or the model that a folder holds; None where it holds neither."""
+    for config, patterns in ((_ADAPTER, _ADAPTER_WEIGHTS), (_MODEL, _MODEL_WEIGHTS)):
+        if (folder / config).is_file() and any(next(folder.glob(pattern), None) for pattern in patterns):
+            return Weights(str(folder), adapter=config == _ADAPTER)
+    return None
+
+
+def named_weights(name: str) -> Weights:
+    """The weights that `--model` names.
+
+    Raises:
+        RecipeError: it is a folder without weights.
+    """
+    folder = as_path(name)
+    if not folder.is_dir():
+        return Weights(name, adapter=None)
+    found = weights_in(folder)
+    if found is None:
+        raise RecipeError(f"{name} holds neither an adapter nor a model: name a folder with {_ADAPTER} or {_MODEL}.")
+    return found
+
+
+def open_run(argument: str, overrides: Sequence[str] = ()) -> tuple[Recipe, Weights]:
+    """The recipe and the weights of a run: an output folder of `train`, or `checkpoint-N` inside one.
+
+    Raises:
+        RecipeError: the folder holds no recipe or no weights.
+    """
+    folder = as_path(argument)
+    if not folder.is_dir():
+        raise RecipeError(f"There is no folder {argument}: name the `output_dir` of a run, or a checkpoint in it.")
+    places = [folder, folder.absolute().parent] if step_of(folder.absolute()) >= 0 else [folder]
+    recipe = next((place / RESOLVED for place in places if (place / RESOLVED).is_file()), None)
+    if recipe is None:
+        raise RecipeError(
+            f"{argument} holds no {RESOLVED}: name the `output_dir` of a run, or put the run's recipe there under that "
+            "name."
+        )
+    weights = weights_in(folder)
+    if weights is None:
+        saved = checkpoints(folder)
+        cure = f"name a checkpoint, {saved[0]} for example" if saved else "train it first"
+        raise RecipeError(f"{argument} holds no trained weights: {cure}.")
+    return load_recipe(str(recipe), overrides), weights
+
+
+def open_tuned(argument: str, model: str | None, overrides: Sequence[str]) -> tuple[Recipe, Weights | None]:
+    """A recipe and the weights that were trained with it; None where there are none yet.
+
+    Args:
+        argument: a recipe, an output folder of `train`, or a checkpoint in one.
+        model: other weights, a folder or a hub id.
+
+    Raises:
+        RecipeError: one of them cannot be read.
+    """
+    if is_run(argument):
+        recipe, own = open_run(argument, overrides)
+        return recipe, own if model is None else named_weights(model)
+    recipe = load_recipe(argument, overrides)
+    trained = weights_in(Path(recipe["output_dir"]).expanduser())
+    return recipe, trained if model is None else named_weights(model)
