@@ -16,6 +16,8 @@ from trl_plus.cli.preflight import preflight
 from trl_plus.cli.preview import EPILOG as PREVIEW_EPILOG
 from trl_plus.cli.preview import preview
 from trl_plus.cli.recipes import app as recipes
+from trl_plus.cli.report import EPILOG as REPORT_EPILOG
+from trl_plus.cli.report import report
 from trl_plus.cli.schema import schema
 from trl_plus.cli.train import EPILOG as TRAIN_EPILOG
 from trl_plus.cli.train import train
@@ -39,6 +41,7 @@ app.command(context_settings=_OVERRIDES, epilog=TRAIN_EPILOG)(train)
 app.command(context_settings=_OVERRIDES, epilog=PREFLIGHT_EPILOG)(preflight)
 app.command(context_settings=_OVERRIDES, epilog=PREVIEW_EPILOG)(preview)
 app.command(context_settings=_OVERRIDES, epilog=EVALUATE_EPILOG)(evaluate)
+app.command(epilog=REPORT_EPILOG)(report)
 app.command(epilog=MERGE_EPILOG)(merge)
 app.add_typer(recipes, name="recipes")
 app.command(epilog="Example: trl-plus schema > recipe.schema.json")(schema)
