@@ -25,7 +25,8 @@ def call(*words):
 
 @pytest.mark.parametrize(
     "words", [["--help"], ["--version"], ["schema"], ["recipes", "list"], ["train", "--help"], ["train", "none.yaml"],
-     ["evaluate", "--help"], ["evaluate", "none"], ["merge", "--help"], ["merge", "none", "out"]],
+     ["evaluate", "--help"], ["evaluate", "none"], ["merge", "--help"], ["merge", "none", "out"],
+     ["compare", "--help"], ["compare", "none"], ["compare", "--score", "none"], ["report", "none"]],
 )  # fmt: skip
 def test_fast_and_without_torch(words):
     code = (
@@ -50,7 +51,7 @@ def test_version():
 
 def test_every_command_has_an_example():
     commands = [["train"], ["recipes", "list"], ["recipes", "show"], ["recipes", "copy"], ["schema"], ["env"]]
-    commands += [["evaluate"], ["merge"]]
+    commands += [["evaluate"], ["compare"], ["report"], ["merge"]]
     for words in commands:
         assert "trl-plus " + " ".join(words) in call(*words, "--help").output
 
@@ -74,6 +75,12 @@ def test_every_command_has_an_example():
         ["merge", "none", "out"],
         ["merge", "/", "out"],
         ["merge", "out"],
+        ["compare"],
+        ["compare", "none"],
+        ["compare", "/"],
+        ["compare", "--score", "none.jsonl"],
+        ["report"],
+        ["report", "none"],
     ],
 )
 def test_wrong_usage_is_2(words):

@@ -6,6 +6,8 @@ import typer
 
 from trl_plus._version import __version__
 from trl_plus.cli.arguments import normalise
+from trl_plus.cli.compare import EPILOG as COMPARE_EPILOG
+from trl_plus.cli.compare import compare
 from trl_plus.cli.env import env
 from trl_plus.cli.evaluate import EPILOG as EVALUATE_EPILOG
 from trl_plus.cli.evaluate import evaluate
@@ -41,6 +43,7 @@ app.command(context_settings=_OVERRIDES, epilog=TRAIN_EPILOG)(train)
 app.command(context_settings=_OVERRIDES, epilog=PREFLIGHT_EPILOG)(preflight)
 app.command(context_settings=_OVERRIDES, epilog=PREVIEW_EPILOG)(preview)
 app.command(context_settings=_OVERRIDES, epilog=EVALUATE_EPILOG)(evaluate)
+app.command(context_settings=_OVERRIDES, epilog=COMPARE_EPILOG)(compare)
 app.command(epilog=REPORT_EPILOG)(report)
 app.command(epilog=MERGE_EPILOG)(merge)
 app.add_typer(recipes, name="recipes")
