@@ -10,22 +10,19 @@ import argparse
 import io
 import json
 import re
-import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
+from pictures import page_picture
 from rich.console import Console
 
 from trl_plus.preflight.findings import Result
-from trl_plus.reporting.pages import write_page
 from trl_plus.reporting.preflight_html import preflight_page
 from trl_plus.reporting.preflight_table import preflight_report
 
 ROOT = Path(__file__).parents[1]
 ASSETS = ROOT / "trl_plus" / "quickstart"
-WIDTH, HEIGHT = 1200, 1500  # of the page's picture, in pixels
+HEIGHT = 1500  # of the page's picture, in pixels
 COLUMNS = 100
 
 
@@ -37,32 +34,11 @@ def terminal_picture(result: Result, path: Path) -> None:
     path.write_text(re.sub(r"\s*@font-face \{.*?\}", "", svg, flags=re.DOTALL), encoding="utf-8")
 
 
-def page_picture(result: Result, path: Path) -> None:
-    """The top of the page as PNG."""
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        sys.exit("There is no Chromium on this machine: install the package `chromium`.")
-    with tempfile.TemporaryDirectory() as folder:
-        write_page(preflight_page(result), Path(folder) / "page.html")
-        flags = [
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--hide-scrollbars",
-            f"--user-data-dir={folder}/profile",
-        ]
-        subprocess.run(
-            [chromium, *flags, f"--window-size={WIDTH},{HEIGHT}", f"--screenshot={path}", f"{folder}/page.html"],
-            check=True,
-            capture_output=True,
-        )
-
-
 def pictures(result: Result, folder: Path) -> None:
     """Both pictures of a result."""
     folder.mkdir(parents=True, exist_ok=True)
     terminal_picture(result, folder / "preflight_terminal.svg")
-    page_picture(result, folder.resolve() / "preflight.png")
+    page_picture(preflight_page(result), folder.resolve() / "preflight.png", HEIGHT)
 
 
 def defective(folder: Path) -> list[str]:

@@ -57,29 +57,20 @@ def test_objectives_import_only_torch(path):
         assert root in STANDARD | {"torch"} or module.startswith("trl_plus.objectives"), f"{name_of(path)}:{line}"
 
 
+_ABOVE_DATA = {"recipes", "reporting", "preflight", "evaluation", "merging", "comparison", "cli"}
 # package: the packages of trl_plus that nothing in it may import
 FORBIDDEN = {
-    "objectives": {
-        "batching",
-        "scoring",
-        "trainers",
-        "configs",
-        "data",
-        "recipes",
-        "reporting",
-        "preflight",
-        "evaluation",
-        "cli",
-    },
-    "batching": {"scoring", "trainers", "configs", "recipes", "reporting", "preflight", "evaluation", "cli"},
-    "data": {"scoring", "batching", "trainers", "recipes", "reporting", "preflight", "evaluation", "cli"},
-    "trainers": {"recipes", "reporting", "preflight", "evaluation", "cli"},
+    "objectives": {"batching", "scoring", "trainers", "configs", "data"} | _ABOVE_DATA,
+    "batching": {"scoring", "trainers", "configs"} | _ABOVE_DATA,
+    "data": {"scoring", "batching", "trainers"} | _ABOVE_DATA,
+    "trainers": _ABOVE_DATA,
     "recipes": {"cli"},
     "estimate": {"reporting", "cli"},
     "reporting": {"cli"},
     "preflight": {"cli"},
-    "evaluation": {"merging", "reporting", "cli"},
-    "merging": {"reporting", "cli"},
+    "evaluation": {"merging", "comparison", "reporting", "cli"},
+    "merging": {"comparison", "reporting", "cli"},
+    "comparison": {"merging", "reporting", "cli"},
 }
 
 

@@ -38,6 +38,10 @@ def call(*words):
         ["evaluate", "none"],
         ["merge", "--help"],
         ["merge", "none", "out"],
+        ["compare", "--help"],
+        ["compare", "none"],
+        ["compare", "--score", "none"],
+        ["report", "none"],
         ["preflight", "--help"],
         ["preview", "--help"],
     ],
@@ -74,6 +78,8 @@ def test_every_command_has_an_example():
         ["estimate"],
         ["evaluate"],
         ["merge"],
+        ["compare"],
+        ["report"],
         ["preflight"],
         ["preview"],
     ]
@@ -100,6 +106,12 @@ def test_every_command_has_an_example():
         ["merge", "none", "out"],
         ["merge", "/", "out"],
         ["merge", "out"],
+        ["compare"],
+        ["compare", "none"],
+        ["compare", "/"],
+        ["compare", "--score", "none.jsonl"],
+        ["report"],
+        ["report", "none"],
     ],
 )
 def test_wrong_usage_is_2(words):

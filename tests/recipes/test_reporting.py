@@ -3,7 +3,8 @@
 import pytest
 from rich.console import Console
 
-from trl_plus.reporting.generations import generate, held_out_prompts, prompt_text
+from trl_plus.comparison.prompts import held_out_prompts
+from trl_plus.reporting.generations import generate, prompt_text
 from trl_plus.reporting.table import held_out_table, wilson_interval
 
 

@@ -10,6 +10,8 @@ import time
 import pytest
 
 from trl_plus.preflight.findings import Example, Finding, Lengths, Preview, Result, Severity, Split, Token
+from trl_plus.reporting.pages import write_page
+from trl_plus.reporting.preflight_json import as_json
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
 PATIENCE = 60  # seconds a browser on a busy machine may take for one answer
@@ -95,6 +97,82 @@ def preview():
 @pytest.fixture
 def result():
     return make_result
+
+
+RECIPE = """\
+# Resolved from my.yaml. Origin of each value: recipe, command line, preset or machine.
+method: simpo
+model_name_or_path: org/model  # recipe
+dataset_name: org/data  # recipe
+output_dir: out  # command line
+beta: 2.0  # preset
+learning_rate: 1.0e-06  # recipe
+per_device_train_batch_size: 4  # recipe
+gradient_accumulation_steps: 8  # recipe
+token: hf_secret  # command line
+"""
+
+
+def make_log(steps=20, every=2, **more):
+    """Lines of metrics.jsonl, evaluated every 10 steps."""
+    lines = []
+    for step in range(0, steps + 1, every):
+        done = step / steps
+        metrics = {"loss": 1.2 - done, "rewards/margins": done, "rewards/accuracies": 0.5 + 0.4 * done}
+        metrics |= {"rewards/chosen": -done, "rewards/rejected": -2 * done, **more}
+        if step:
+            lines.append({"step": step, "epoch": 2 * done, "grad_norm": 3.0, "learning_rate": 1e-6 * done, **metrics})
+        if step % 10 == 0:
+            lines.append({"step": step, "epoch": 2 * done, **{f"eval_{name}": x for name, x in metrics.items()}})
+    return lines
+
+
+def make_journal(*events, command="trl-plus train my.yaml token=hf_secret beta=2.0", **begin):
+    facts = {"command": command, "folder": "/work", "resumed_from": None, "processes": 2, "notes": []}
+    facts |= {"versions": {"python": "3.11", "torch": "2.9"}, "devices": {"cpu": "x86, 8 cores"}}
+    lines = [{"event": "begin", **facts, **begin}, {"event": "training", "steps": 20}, *events]
+    return [{"time": "2026-01-02T03:04:05+00:00", "step": 0, **line} for line in lines]
+
+
+FINISHED = {"event": "end", "outcome": "finished", "error": None, "step": 20}
+WARNING = {"event": "warning", "step": 12, "text": "The model is not learning: raise `learning_rate`."}
+NOTE = {"event": "note", "text": "Reference: none."}
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """make_run("name", **files): a folder as `train` leaves it. None leaves a file out; text is written as it is."""
+
+    def make(name="run", **changes):
+        log = make_log()
+        evals = [line for line in log if "eval_loss" in line]
+        files = {
+            "recipe": RECIPE,
+            "log": log,
+            "journal": make_journal(NOTE, WARNING, FINISHED),
+            "preflight": as_json(make_result()),
+            "summary": {
+                "method": "simpo", "model": "org/model", "dataset": "org/data", "held_out_rows": 100,
+                "before": evals[0], "after": evals[-1], "train": {"train_runtime": 83.0, "epoch": 2.0},
+                "generations": [{"prompt": "user: Hello", "before": "Hi.", "after": "Hello, you."}],
+                "versions": {"python": "3.11", "torch": "2.9", "bitsandbytes": None},
+            },
+            **changes,
+        }  # fmt: skip
+        folder = tmp_path / name
+        folder.mkdir()
+        names = {"recipe": "recipe.resolved.yaml", "log": "metrics.jsonl", "journal": "journal.jsonl"}
+        names |= {"preflight": "preflight.json", "summary": "metrics.json"}
+        for key, content in files.items():
+            if isinstance(content, list):
+                content = "".join(json.dumps(line) + "\n" for line in content)
+            if content is not None:
+                text = content if isinstance(content, str) else json.dumps(content)
+                (folder / names[key]).write_text(text, encoding="utf-8")
+        return folder
+
+    make.log, make.journal = make_log, make_journal
+    return make
 
 
 class Browser:
@@ -197,6 +275,18 @@ class Browser:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+@pytest.fixture
+def show(browser, tmp_path):
+    """show(page, **options) -> the browser, with the page loaded."""
+
+    def show(page, **options):
+        write_page(page, tmp_path / "page.html")
+        browser.open(tmp_path / "page.html", **options)
+        return browser
+
+    return show
 
 
 @pytest.fixture(scope="session")

@@ -88,7 +88,8 @@ def test_the_faces_do_not_import_torch():
     assert done.returncode == 0, done.stderr
 
 
-def test_the_pictures(result, browser, tmp_path):
+def test_the_pictures(result, browser, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     spec = importlib.util.spec_from_file_location("preflight_pictures", ROOT / "scripts" / "preflight_pictures.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)

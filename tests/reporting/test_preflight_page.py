@@ -3,7 +3,6 @@
 import pytest
 
 from trl_plus.preflight.findings import Example, Severity
-from trl_plus.reporting.pages import write_page
 from trl_plus.reporting.preflight_html import preflight_page
 from trl_plus.reporting.preview_html import preview_page
 
@@ -27,16 +26,6 @@ ODD = [
     "\x1b]0;owned\x07",
     "😀👩‍👩‍👧‍👦 e\u0301 مرحبا",
 ]
-
-
-@pytest.fixture
-def show(browser, tmp_path):
-    def show(page, **options):
-        write_page(page, tmp_path / "page.html")
-        browser.open(tmp_path / "page.html", **options)
-        return browser
-
-    return show
 
 
 # -- what is shown --------------------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ import typer
 
 from trl_plus._version import __version__
 from trl_plus.cli.arguments import normalise
+from trl_plus.cli.compare import EPILOG as COMPARE_EPILOG
+from trl_plus.cli.compare import compare
 from trl_plus.cli.env import env
 from trl_plus.cli.estimate import EPILOG as ESTIMATE_EPILOG
 from trl_plus.cli.estimate import estimate
@@ -18,6 +20,8 @@ from trl_plus.cli.preflight import preflight
 from trl_plus.cli.preview import EPILOG as PREVIEW_EPILOG
 from trl_plus.cli.preview import preview
 from trl_plus.cli.recipes import app as recipes
+from trl_plus.cli.report import EPILOG as REPORT_EPILOG
+from trl_plus.cli.report import report
 from trl_plus.cli.schema import schema
 from trl_plus.cli.train import EPILOG as TRAIN_EPILOG
 from trl_plus.cli.train import train
@@ -42,6 +46,8 @@ app.command(context_settings=_OVERRIDES, epilog=PREFLIGHT_EPILOG)(preflight)
 app.command(context_settings=_OVERRIDES, epilog=PREVIEW_EPILOG)(preview)
 app.command(context_settings=_OVERRIDES, epilog=ESTIMATE_EPILOG)(estimate)
 app.command(context_settings=_OVERRIDES, epilog=EVALUATE_EPILOG)(evaluate)
+app.command(context_settings=_OVERRIDES, epilog=COMPARE_EPILOG)(compare)
+app.command(epilog=REPORT_EPILOG)(report)
 app.command(epilog=MERGE_EPILOG)(merge)
 app.add_typer(recipes, name="recipes")
 app.command(epilog="Example: trl-plus schema > recipe.schema.json")(schema)

@@ -4,7 +4,17 @@ from collections.abc import Sequence
 
 from trl_plus.recipes.checkpoints import NEWEST
 
-_OURS = ("dry-run", "accelerate-config", "num-processes", "no-preflight", "num-proc", "with-model", "max-shard-size")
+_OURS = (
+    "dry-run",
+    "accelerate-config",
+    "num-processes",
+    "no-preflight",
+    "num-proc",
+    "with-model",
+    "max-shard-size",
+    "max-new-tokens",
+    "batch-size",
+)
 _OPTIONS = {f"--{name.replace('-', '_')}": f"--{name}" for name in _OURS}
 
 

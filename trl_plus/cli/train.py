@@ -1,5 +1,7 @@
 """trl-plus train RECIPE: train a model from a recipe."""
 
+import os
+import shlex
 from typing import Annotated, Any
 
 import typer
@@ -70,17 +72,38 @@ def train(
 
             show_plan(plan(loaded, accelerate_config, num_processes))
         elif (accelerate_config is not None or num_processes is not None) and not launched():
-            words = [recipe, *context.args]
-            words += [] if resume is None else [f"--resume={resume}"]
-            words += ["--force"] if force else []
-            words += ["--no-preflight"] if no_preflight else []
+            words = _words(recipe, context.args, resume, force, no_preflight)
+            _note_command(words, accelerate_config, num_processes)
             raise typer.Exit(_start(loaded, words, accelerate_config, num_processes))
         else:
             from trl_plus.recipes.asked import asked_of
             from trl_plus.recipes.run import run
 
+            words = _words(recipe, context.args, resume, force, no_preflight)
+            _note_command(words, accelerate_config, num_processes)
             with explained(loaded):
                 run(loaded, resume, say, asked_of(accelerate_config, num_processes), force, not no_preflight)
+
+
+def _words(recipe: str, overrides: list[str], resume: str | None, force: bool, no_preflight: bool) -> list[str]:
+    """The words of the command line that every process gets."""
+    words = [recipe, *overrides]
+    words += [] if resume is None else [f"--resume={resume}"]
+    words += ["--force"] if force else []
+    return words + (["--no-preflight"] if no_preflight else [])
+
+
+def _note_command(words: list[str], accelerate_config: str | None, num_processes: int | None) -> None:
+    """Leave the whole command line to the run's journal, in this process or in those that it starts."""
+    from trl_plus.recipes.journal import COMMAND
+    from trl_plus.recipes.launch import launched
+
+    if launched() and COMMAND in os.environ:
+        return
+    words = [*words]
+    words += [] if accelerate_config is None else ["--accelerate-config", accelerate_config]
+    words += [] if num_processes is None else ["--num-processes", str(num_processes)]
+    os.environ[COMMAND] = shlex.join(["trl-plus", "train", *words])
 
 
 def _start(recipe: Any, words: list[str], accelerate_config: str | None, num_processes: int | None) -> int:

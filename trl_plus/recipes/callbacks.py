@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 
 from transformers import ProgressCallback, TrainerCallback
 
+from trl_plus.recipes.journal import Journal
+
 
 class MetricsFile(TrainerCallback):
     """Writes every log event as one line of `metrics.jsonl`, on the main process.
@@ -38,6 +40,22 @@ def _step(line: str) -> float:
         return json.loads(line)["step"]
     except ValueError:
         return float("inf")
+
+
+class JournalSteps(TrainerCallback):
+    """Tells the journal at which optimizer step the run is."""
+
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.journal.training(state.global_step, state.max_steps)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.journal.step = state.global_step + 1
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.journal.step = state.global_step
 
 
 class FirstEvaluation(TrainerCallback):

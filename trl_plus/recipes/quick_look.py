@@ -1,19 +1,21 @@
 """The look that `train` takes at a sample of the rows before it loads the model."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from trl_plus.recipes.objects import RunObjects
 
 ROWS = 200
+FILE = "preflight.json"  # in the folder of a run: what the look found, as `trl-plus preflight --json` prints it
 
 
 class DataFound(ValueError):
     """Preflight found errors in the data; the text says which."""
 
 
-def look(objects: RunObjects, processor: Any, say: Callable[[Any], None]) -> None:
-    """Run preflight on a sample of the rows; say its errors, and how many warnings there are.
+def look(objects: RunObjects, processor: Any, say: Callable[[Any], None]) -> Any:
+    """Run preflight on a sample of the rows and give its result; say how many warnings there are.
 
     Raises:
         DataFound: there are errors. Warnings stop nothing.
@@ -40,6 +42,20 @@ def look(objects: RunObjects, processor: Any, say: Callable[[Any], None]) -> Non
     if warnings:
         kinds = f"{warnings} warning{'s' if warnings > 1 else ''}"
         say(f"Preflight: no errors and {kinds} in {looked} rows; `{command}` shows them.")
+    return result
+
+
+def keep_preflight(result: Any | None, folder: Path) -> None:
+    """Write what preflight found into the folder of its run; None: what an earlier run found there goes."""
+    from trl_plus.reporting.preflight_json import json_text
+
+    path = folder / FILE
+    if result is None:
+        path.unlink(missing_ok=True)
+        return
+    part = path.with_name(f"{FILE}.part")
+    part.write_text(json_text(result) + "\n", encoding="utf-8")
+    part.replace(path)
 
 
 def _rows(found: Any) -> str:

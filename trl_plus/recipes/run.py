@@ -6,18 +6,22 @@ from pathlib import Path
 from typing import Any
 
 from trl_plus.checkpoint_files import set_aside, step_of
+from trl_plus.comparison.prompts import Prompt, held_out_prompts
 from trl_plus.data.loading import Data, load
 from trl_plus.recipes.asked import Asked, check_started
 from trl_plus.recipes.checkpoints import find_checkpoint
 from trl_plus.recipes.errors import RecipeError
+from trl_plus.recipes.journal import COMMAND, Journal
 from trl_plus.recipes.loading import build_trainer, check_data, load_processor
 from trl_plus.recipes.objects import RunObjects, build
-from trl_plus.recipes.quick_look import look
+from trl_plus.recipes.quick_look import keep_preflight, look
 from trl_plus.recipes.recipe import Recipe, write_resolved
 from trl_plus.recipes.resume import check_same_run
-from trl_plus.reporting.generations import Prompt, generate, generations_table, held_out_prompts, prompt_text
+from trl_plus.reporting.devices import devices
+from trl_plus.reporting.generations import generate, generations_table, prompt_text
 from trl_plus.reporting.report import Report, Sample
 from trl_plus.reporting.table import held_out_table
+from trl_plus.reporting.versions import versions
 
 Say = Callable[[Any], None]
 
@@ -36,7 +40,7 @@ def run(
     preflight: bool = False,
 ) -> Report:
     """Train a recipe. The folder `output_dir` then holds the adapter or model with its tokenizer,
-    recipe.resolved.yaml, metrics.json and metrics.jsonl.
+    recipe.resolved.yaml, metrics.json, metrics.jsonl, journal.jsonl and, of a fresh run, preflight.json.
 
     Args:
         resume: a checkpoint folder, "newest" for the last one in `output_dir`, or None to start afresh.
@@ -50,25 +54,43 @@ def run(
         RecipeError, DataError: the run is refused, before the first step.
         KeyboardInterrupt: SIGTERM or Ctrl-C; Stopped, a subclass, if a checkpoint was saved.
     """
-    from trl_plus.recipes.stopping import StopOnSignal
-
     if not is_main_process():
         say = _nothing
     checkpoint = resume and find_checkpoint(resume, recipe["output_dir"], recipe["max_steps"], say)
     objects = build(recipe)
     if checkpoint is not None:
         check_same_run(objects.recipe, checkpoint, force, say)
-    data, processor = _checked(objects, checkpoint, preflight, say)
+    data, processor, looked = _checked(objects, checkpoint, preflight, say)
     folder = Path(objects.args.output_dir)
+    journal = Journal(folder, is_main_process(), say)
     report = Report(recipe.method.name, recipe["model_name_or_path"], objects.data.label)
-    if is_main_process():
-        _announce(objects, data, recipe, checkpoint, say)
-        write_resolved(objects.recipe, folder)
-        _set_aside(folder, checkpoint, say)
+    with journal.kept():
+        if is_main_process():
+            write_resolved(objects.recipe, folder)
+            journal.begin(checkpoint is None, **_circumstances(objects, recipe, checkpoint))
+            _announce(objects, data, recipe, checkpoint, journal.say)
+            _set_aside(folder, checkpoint, journal.say)
+            if checkpoint is None:
+                keep_preflight(looked, folder)
+        return _train(objects, data, processor, report, journal, asked, checkpoint)
 
+
+def _train(
+    objects: RunObjects,
+    data: Data,
+    processor: Any,
+    report: Report,
+    journal: Journal,
+    asked: Asked | None,
+    checkpoint: str | None,
+) -> Report:
+    """The run from the loading of the weights on."""
+    from trl_plus.recipes.stopping import StopOnSignal
+
+    folder, recipe, say = Path(objects.args.output_dir), objects.recipe, journal.say
     objects.args.eval_on_start = data.eval is not None and checkpoint is None
     stop = StopOnSignal(str(folder), say)
-    trainer = _trainer(objects, data, processor, report, stop, say)
+    trainer = _trainer(objects, data, processor, report, stop, journal)
     check_started(asked, trainer.accelerator)
     prompts = _sample_prompts(objects, data, trainer)
     if checkpoint is not None:
@@ -89,39 +111,51 @@ def run(
     return report
 
 
-def _checked(objects: RunObjects, checkpoint: str | None, preflight: bool, say: Say) -> tuple[Data, Any]:
-    """The rows and the tokenizer, after everything that can be refused before weights are loaded."""
+def _circumstances(objects: RunObjects, recipe: Recipe, checkpoint: str | None) -> dict[str, Any]:
+    """What the journal keeps of how a run was started."""
+    return {
+        "command": os.environ.get(COMMAND),
+        "folder": os.getcwd(),
+        "resumed_from": checkpoint,
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "versions": versions(),
+        "devices": devices(),
+        "notes": list(recipe.notes),  # those that were said before the run
+    }
+
+
+def _checked(objects: RunObjects, checkpoint: str | None, preflight: bool, say: Say) -> tuple[Data, Any, Any]:
+    """The rows, the tokenizer and what preflight found, after all that can be refused before weights are loaded."""
     data = load(objects.data)
     processor = load_processor(objects)
     check_data(objects, data, processor)
     _refuse_own_checkpoint(objects.model.model_name_or_path, Path(objects.args.output_dir), checkpoint)
-    if preflight and checkpoint is None:
-        look(objects, processor, say)
-    return data, processor
+    looked = look(objects, processor, say) if preflight and checkpoint is None else None
+    return data, processor, looked
 
 
-def _trainer(objects: RunObjects, data: Data, processor: Any, report: Report, stop: Any, say: Say) -> Any:
+def _trainer(objects: RunObjects, data: Data, processor: Any, report: Report, stop: Any, journal: Journal) -> Any:
     """The trainer with our callbacks; the report learns how many rows are held out."""
     from trl_plus.recipes.callbacks import use_short_progress
     from trl_plus.trainers.watch import LearningWatch
 
-    records = _records(report, Path(objects.args.output_dir))
-    trainer = build_trainer(objects, data, processor, [*records, LearningWatch(say), stop])
+    records = _records(report, journal, Path(objects.args.output_dir))
+    trainer = build_trainer(objects, data, processor, [*records, LearningWatch(journal.warn), stop])
     use_short_progress(trainer)
     if trainer.eval_dataset is not None:
         report.held_out_rows = len(trainer.eval_dataset) if hasattr(trainer.eval_dataset, "__len__") else None
     return trainer
 
 
-def _records(report: Report, folder: Path) -> list[Any]:
+def _records(report: Report, journal: Journal, folder: Path) -> list[Any]:
     """The callbacks that write down what happens."""
-    from trl_plus.recipes.callbacks import FirstEvaluation, MetricsFile
+    from trl_plus.recipes.callbacks import FirstEvaluation, JournalSteps, MetricsFile
 
     def keep_before(metrics: dict[str, float]) -> None:
         report.before = metrics
         report.save(folder)
 
-    return [MetricsFile(folder / "metrics.jsonl"), FirstEvaluation(keep_before)]
+    return [MetricsFile(folder / "metrics.jsonl"), JournalSteps(journal), FirstEvaluation(keep_before)]
 
 
 def _check_steps(trainer: Any, recipe: Recipe) -> None:

@@ -14,13 +14,13 @@ from trl_plus.reporting.printable import printable
 _TEMPLATES = Path(__file__).with_name("templates")
 
 
-def render(template: str, **context: Any) -> str:
-    """A page of the package's templates.
+def render(template: str, *sheets: str, **context: Any) -> str:
+    """A page of the package's templates, with page.css and page.js and the further sheets (`run.css`, `compare.js`).
 
     Every text is escaped, and what no page can show is written out (`printable`). The page's own style and script are
     allowed by their hashes in its Content-Security-Policy, so that nothing else could run even if it were not escaped.
     """
-    style, script = _source("page.css"), _source("page.js")
+    style, script = (_source(f"page{end}", *(name for name in sheets if name.endswith(end))) for end in (".css", ".js"))
     policy = (
         f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; img-src data:; "
         "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
@@ -49,9 +49,9 @@ def write_page(page: str, path: Path) -> None:
     part.replace(path)
 
 
-def _source(name: str) -> str:
-    """A file as it stands between its tags, surrounding line breaks included: the hash is taken over all of it."""
-    return "\n" + (_TEMPLATES / name).read_text(encoding="utf-8")
+def _source(*names: str) -> str:
+    """Files as they stand between their tags, surrounding line breaks included: the hash is taken over all of it."""
+    return "".join("\n" + (_TEMPLATES / name).read_text(encoding="utf-8") for name in names)
 
 
 def _hash(source: str) -> str:

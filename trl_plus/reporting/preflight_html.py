@@ -25,8 +25,8 @@ def preflight_page(result: Result) -> str:
         severities=[(severity.value, words.PLURALS[severity], result.count(severity)) for severity in Severity],
         codes=_codes(findings),
         splits_found=list(dict.fromkeys(finding.split for finding in findings)),
-        findings=[_finding(finding) for finding in findings],
-        splits=[_split(split, result.max_length) for split in result.splits],
+        findings=[finding_view(finding) for finding in findings],
+        splits=[split_view(split, result.max_length) for split in result.splits],
         previews=result.previews,
         open_previews=_OPEN,
         heading=heading,
@@ -41,7 +41,8 @@ def _codes(findings: list[Finding]) -> list[tuple[str, str]]:
     return sorted({finding.code: clipped(finding.title, 60) for finding in findings}.items())
 
 
-def _finding(finding: Finding) -> dict[str, Any]:
+def finding_view(finding: Finding) -> dict[str, Any]:
+    """A finding as a template draws it."""
     return {
         "code": finding.code,
         "severity": finding.severity.value,
@@ -56,7 +57,8 @@ def _finding(finding: Finding) -> dict[str, Any]:
     }
 
 
-def _split(split: Split, max_length: int | None) -> dict[str, Any]:
+def split_view(split: Split, max_length: int | None) -> dict[str, Any]:
+    """A split as the macro `plots.split` draws it."""
     keys = sorted({key for lengths in split.lengths for key in lengths.quantiles}, key=float)
     return {
         "name": split.name,

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from trl_plus.preflight.findings import Lengths, Preview, Result, Severity, Split
+from trl_plus.preflight.findings import Example, Finding, Lengths, Preview, Result, Severity, Split, Token
 
 SCHEMA_VERSION = 1  # rises when a key goes or changes its meaning; keys may be added within a version
 _SCHEMA = Path(__file__).with_name("preflight.schema.json")
@@ -34,6 +34,47 @@ def as_json(result: Result) -> dict[str, Any]:
 def json_text(result: Result) -> str:
     """`as_json` as ASCII text, so that any terminal and any file can hold it."""
     return json.dumps(as_json(result), indent=2, allow_nan=False, default=_plain)
+
+
+def from_json(content: dict[str, Any]) -> Result:
+    """The result that `as_json` was given.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: it is another kind of object, or of another version.
+    """
+    if content["schema_version"] != SCHEMA_VERSION:
+        raise ValueError(f"schema_version {content['schema_version']}, not {SCHEMA_VERSION}")
+    whole = {name: content[name] for name in ("source", "method", "model", "format", "max_length", "notes")}
+    return Result(
+        **whole,
+        splits=[_split_from(split) for split in content["splits"]],
+        findings=[_finding_from(finding) for finding in content["findings"]],
+        previews=[_preview_from(preview) for preview in content["previews"]],
+        seconds=_number(content["seconds"]),
+    )
+
+
+def _split_from(split: dict[str, Any]) -> Split:
+    lengths = [Lengths(**{**part, "mean": _number(part["mean"])}) for part in split["lengths"]]
+    for part in lengths:
+        part.quantiles.update({key: _number(value) for key, value in part.quantiles.items()})
+    differences = [(chosen, rejected) for chosen, rejected in split["differences"]]
+    return Split(**{**split, "lengths": lengths, "differences": differences})
+
+
+def _finding_from(finding: dict[str, Any]) -> Finding:
+    examples = tuple(Example(example["row"], example["detail"]) for example in finding["examples"])
+    values = {name: value for name, value in finding.items() if name != "share"}
+    return Finding(**{**values, "severity": Severity(finding["severity"]), "examples": examples})
+
+
+def _preview_from(preview: dict[str, Any]) -> Preview:
+    sides = {side: [Token(**token) for token in tokens] for side, tokens in preview["sides"].items()}
+    return Preview(**{**preview, "sides": sides})
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def schema() -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Answers of the base and the tuned model to the same prompts."""

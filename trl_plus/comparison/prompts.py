@@ -1,0 +1,105 @@
+"""Prompts of held-out rows in any format, or from a file: text, one to a line, or JSON lines. Imports no torch."""
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from trl_plus.data.files import DataError, as_path
+from trl_plus.data.responses import is_conversation, sides_of, split_response
+
+Prompt = str | list[dict[str, Any]]  # a text, or messages
+
+_JSON = (".jsonl", ".json")
+
+
+def held_out_prompts(dataset: Any, count: int) -> list[Prompt]:
+    """`count` different prompts, evenly spread over a dataset in any format; the first ones of a stream."""
+    prompts: list[Prompt] = []
+    for row in _spread(dataset, count):
+        prompt = _prompt(dict(row))
+        if prompt not in prompts:
+            prompts.append(prompt)
+        if len(prompts) == count:
+            break
+    return prompts
+
+
+def _spread(dataset: Any, count: int) -> Iterator[Any]:
+    """The middle row of each of `count` equal parts, then other rows for where a prompt comes up again."""
+    if not hasattr(dataset, "__len__"):
+        yield from islice(iter(dataset), 20 * count)
+        return
+    rows = len(dataset)
+    middles = [rows * (2 * part + 1) // (2 * count) for part in range(count)]
+    yield from (dataset[index] for index in (*middles, *range(min(rows, 20 * count))))
+
+
+def _prompt(row: dict[str, Any]) -> Prompt:
+    sides = sides_of(list(row))
+    if is_conversation(row[sides[0]]):
+        return split_response(row, sides)["prompt"]
+    if "prompt" in row:
+        return row["prompt"]
+    from trl import extract_prompt
+
+    return extract_prompt(row)["prompt"]
+
+
+def read_prompts(name: str, count: int | None) -> list[Prompt]:
+    """The prompts of a file, at most `count` of them, each once.
+
+    A name that ends in .jsonl holds a JSON object a line: `prompt`, a text or a list of messages, or `messages`, whose
+    last assistant turn is left out. Any other file holds a prompt a line; blank lines are passed over.
+
+    Raises:
+        DataError: there is no such file, or a line is no prompt.
+    """
+    path = as_path(name)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError:
+        raise DataError(f"--prompts: {name} is not text in UTF-8: save it as UTF-8.") from None
+    except OSError as error:
+        raise DataError(f"--prompts: {name} cannot be read ({error.strerror}): check the path.") from error
+    read = _json_prompt if path.suffix in _JSON else _text_prompt
+    found: list[Prompt] = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            prompt = read(line, f"--prompts: {name}, line {number}", path)
+            found += [] if prompt in found else [prompt]
+        if count is not None and len(found) == count:
+            break
+    if not found:
+        raise DataError(f"--prompts: {name} holds no prompt: write one a line.")
+    return found
+
+
+def as_conversations(prompts: list[Prompt]) -> list[Prompt]:
+    """Texts as the only message of a user."""
+    return [[{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt for prompt in prompts]
+
+
+def _text_prompt(line: str, where: str, path: Path) -> Prompt:
+    return line
+
+
+def _json_prompt(line: str, where: str, path: Path) -> Prompt:
+    try:
+        value: Any = json.loads(line)
+    except ValueError:
+        raise DataError(f"{where} is no JSON: write an object a line, or name the file .txt for plain text.") from None
+    if isinstance(value, dict):
+        value = value["prompt"] if value.get("prompt") else value.get("messages")
+    if isinstance(value, list) and value and all(map(_is_message, value)):
+        asked = value[:-1] if value[-1]["role"] == "assistant" else value
+        if asked:
+            return [{"role": turn["role"], "content": turn["content"]} for turn in asked]
+    elif isinstance(value, str) and value.strip():
+        return value
+    raise DataError(f"{where} holds no prompt: give it `prompt`, a text or a list of messages, or `messages`.")
+
+
+def _is_message(turn: Any) -> bool:
+    return isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)

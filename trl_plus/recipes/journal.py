@@ -1,0 +1,103 @@
+"""What a run says and how it ends: `journal.jsonl`, one event a line, beside its metrics.
+
+Events: "begin" (also of a resumed run), "training" (the steps it will make), "note", "warning", "end".
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+FILE = "journal.jsonl"
+COMMAND = "TRL_PLUS_COMMAND"  # environment variable: the command line that started the run, for every process of it
+FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
+_FACT = "Reference"  # the trainers say as a warning which reference they use, so that it is seen; it is none
+
+
+class Journal:
+    """Writes the events of one run, from `begin` on.
+
+    Args:
+        writes: whether this process is the one that writes.
+        say: prints a sentence or a table.
+
+    Attributes:
+        step: the optimizer step that events belong to.
+    """
+
+    def __init__(self, folder: Path, writes: bool, say: Callable[[Any], None]) -> None:
+        self.path, self.step = folder / FILE, 0
+        self._say, self._writes, self._open = say, writes, False
+
+    def begin(self, fresh: bool, **facts: Any) -> None:
+        """The run is accepted. A fresh one starts the file anew; a resumed one goes on in it."""
+        self._open = self._writes
+        if self._open and fresh:
+            self.path.unlink(missing_ok=True)
+        self._write("begin", **facts)
+
+    def training(self, first: int, last: int) -> None:
+        """Training begins after optimizer step `first`, and ends with step `last`."""
+        self.step = first
+        self._write("training", steps=last)
+
+    def say(self, what: Any) -> None:
+        """Print a sentence or a table. Sentences are written down; tables are in metrics.json."""
+        self._say(what)
+        if isinstance(what, str):
+            self._write("note", text=what)
+
+    def warn(self, text: str) -> None:
+        """Print a sentence about something that looks wrong, and write it down as such."""
+        self._say(text)
+        self._write("warning", text=text)
+
+    def heard(self, text: str) -> None:
+        """Write down what the trainers have logged."""
+        self._write("note" if text.startswith(_FACT) else "warning", text=text)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """While it is entered, what the trainers log is written down; at its end, how the run ended."""
+        handler = _Handler(self)
+        logger = logging.getLogger("trl_plus")
+        logger.addHandler(handler)
+        try:
+            yield
+        except BaseException as error:
+            stopped = isinstance(error, KeyboardInterrupt)
+            self._write("end", outcome=STOPPED if stopped else FAILED, error=None if stopped else _first_line(error))
+            raise
+        else:
+            self._write("end", outcome=FINISHED, error=None)
+        finally:
+            logger.removeHandler(handler)
+
+    def _write(self, event: str, **values: Any) -> None:
+        if not self._open:
+            return
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        line = json.dumps({"event": event, "time": now, "step": self.step, **values})
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:  # a full disk must not hide the error that the run fails with
+            self._open = False
+            print(f"{self.path} cannot be written: {error.strerror}.", file=sys.stderr)
+
+
+class _Handler(logging.Handler):
+    def __init__(self, journal: Journal) -> None:
+        super().__init__(logging.WARNING)
+        self.journal = journal
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.journal.heard(record.getMessage())
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,221 @@
+"""The curves of a run as points, ticks and words, in the units of an SVG; a template draws them."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from math import ceil, floor, inf, isfinite, log10
+from statistics import fmean
+
+WIDTH, HEIGHT = 400.0, 150.0  # of the area inside the axes; the template adds room for their numbers
+POINTS = 200  # of one line; where more was logged, a point is the mean of neighbours
+_TICKS = 4
+
+Log = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One metric of one run over the optimizer steps.
+
+    Attributes:
+        name: as the legend says it.
+        colour: 0 for the first colour, 1 for the second.
+        dashed: drawn with dashes.
+        dots: every point has a mark: what is measured on held-out rows.
+        points: (step, value); a value that is not finite breaks the line.
+    """
+
+    name: str
+    colour: int
+    dashed: bool
+    dots: bool
+    points: list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A line in the units of the plot: stretches of "x,y x,y ...", and marks. `ends` is its first and last value."""
+
+    line: Line
+    stretches: list[str]
+    marks: list[tuple[float, float]]
+    ends: str
+
+
+@dataclass(frozen=True)
+class Stripe:
+    """What the pointer finds at one step: the stripe's left edge, width and middle, and its text."""
+
+    x: float
+    width: float
+    middle: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One plot.
+
+    Attributes:
+        unit: what the numbers are, in words.
+        y_ticks, x_ticks: (position, text).
+        level: position of a line to compare with (chance, zero), or None.
+        marks: (x, text) of moments in the run.
+        notes: what the drawing leaves out or averages.
+    """
+
+    title: str
+    unit: str
+    lines: list[Drawn]
+    y_ticks: list[tuple[float, str]]
+    x_ticks: list[tuple[float, str]]
+    level: float | None
+    stripes: list[Stripe]
+    marks: list[tuple[float, str]]
+    notes: list[str] = field(default_factory=list)
+
+
+def points_of(log: Iterable[Log], metric: str) -> list[tuple[float, float]]:
+    """(step, value) of every line of the log that has the metric; of two at one step the later one."""
+    found = {
+        float(line["step"]): float(line[metric])
+        for line in log
+        if isinstance(line.get(metric), int | float) and not isinstance(line[metric], bool)
+    }
+    return sorted(found.items())
+
+
+def panel(
+    title: str,
+    unit: str,
+    lines: Sequence[Line],
+    last: float,
+    bounds: tuple[float | None, float | None] = (None, None),
+    level: float | None = None,
+    marks: Sequence[tuple[float, str]] = (),
+) -> Panel:
+    """Lines over one axis of steps, from 0 to `last`.
+
+    Args:
+        bounds: values that the axis must reach; None leaves that end to the data.
+        level: a value to compare with.
+        marks: (step, text).
+    """
+    notes = [note for line in lines for note in _notes(line)]
+    thin = [_thinned(line) for line in lines]
+    values = [value for line in thin for _, value in line.points if isfinite(value)]
+    low, high = _range([*values, *(bound for bound in bounds if bound is not None)])
+    y_ticks = ticks(low, high, _TICKS)
+    low, high = min(low, y_ticks[0]), max(high, y_ticks[-1])
+    last = max(last, 1.0)
+
+    def x(step: float) -> float:
+        return round(WIDTH * step / last, 2)
+
+    def y(value: float) -> float:
+        return round(HEIGHT * (1 - (value - low) / (high - low)), 2)
+
+    return Panel(
+        title=title,
+        unit=unit,
+        lines=[_drawn(line, whole, x, y) for line, whole in zip(thin, lines, strict=True)],
+        y_ticks=[(y(value), text) for value, text in zip(y_ticks, tick_texts(y_ticks), strict=True)],
+        x_ticks=[(x(step), f"{step:,.0f}") for step in ticks(0, last, 5, whole=True) if step <= last],
+        level=y(level) if level is not None and low <= level <= high else None,
+        stripes=_stripes(thin, x),
+        marks=[(x(step), text) for step, text in marks],
+        notes=list(dict.fromkeys(notes)),
+    )
+
+
+def figure(value: float, digits: int = 4) -> str:
+    """A number with four significant digits at most, as short as it can be: 0.0015, 1e-6, 12,345."""
+    if not isfinite(value):
+        return str(value)
+    if 10_000 <= abs(value) < 1e9:
+        return f"{value:,.0f}"
+    mantissa, e, exponent = f"{value:.{digits}g}".partition("e")
+    return f"{mantissa}e{int(exponent)}" if e else mantissa
+
+
+def ticks(low: float, high: float, count: int, whole: bool = False) -> list[float]:
+    """Round values that reach over [low, high], about `count` of them: multiples of 1, 2 or 5 times a power of ten."""
+    raw = (high - low) / count
+    power = 10.0 ** floor(log10(raw))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
+    step = max(step, 1.0) if whole else step
+    first, last = floor(low / step + 1e-9), ceil(high / step - 1e-9)
+    return [index * step for index in range(first, last + 1)]
+
+
+def tick_texts(values: Sequence[float]) -> list[str]:
+    """The values with as many decimals as tell neighbours apart."""
+    step, largest = values[1] - values[0], max(map(abs, values))
+    if largest >= 1e6 or step < 1e-5:
+        return [figure(float(f"{value:.6g}")) if abs(value) > step / 2 else "0" for value in values]
+    decimals = max(0, -floor(log10(step) + 1e-9))
+    return [f"{value + 0.0:,.{decimals}f}" for value in (round(value, decimals) for value in values)]
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    """The least range that holds all values; a single value gets some room around it."""
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    if high - low <= 1e-9 * max(abs(low), abs(high)):
+        room = abs(high) / 2 or 1.0
+        return low - room, high + room
+    return low, high
+
+
+def _thinned(line: Line) -> Line:
+    """The line with at most POINTS points: means of equally many neighbours. A value that is not finite stays."""
+    size = ceil(len(line.points) / POINTS)
+    if size <= 1:
+        return line
+    groups = [line.points[start : start + size] for start in range(0, len(line.points), size)]
+    points = [(fmean(step for step, _ in group), _mean(value for _, value in group)) for group in groups]
+    return Line(line.name, line.colour, line.dashed, line.dots, points)
+
+
+def _mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return fmean(values) if all(map(isfinite, values)) else inf
+
+
+def _notes(line: Line) -> list[str]:
+    size = ceil(len(line.points) / POINTS)
+    notes = [f"{line.name or 'the line'}: each point is the mean of {size} logs"] if size > 1 else []
+    lost = [step for step, value in line.points if not isfinite(value)]
+    if lost:
+        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        notes.append(f"{line.name or 'the line'}: not a finite number at step {lost[0]:g}{more}")
+    return notes
+
+
+def _drawn(line: Line, whole: Line, x: Callable[[float], float], y: Callable[[float], float]) -> Drawn:
+    stretches: list[list[tuple[float, float]]] = [[]]
+    for step, value in line.points:
+        if isfinite(value):
+            stretches[-1].append((x(step), y(value)))
+        elif stretches[-1]:
+            stretches.append([])
+    alone = [stretch[0] for stretch in stretches if len(stretch) == 1]
+    marks = [point for stretch in stretches for point in stretch] if line.dots else alone
+    first, last = whole.points[0][1], whole.points[-1][1]
+    ends = figure(first, 3) if len(whole.points) == 1 else f"{figure(first, 3)} → {figure(last, 3)}"
+    texts = [" ".join(f"{a:g},{b:g}" for a, b in stretch) for stretch in stretches if len(stretch) > 1]
+    return Drawn(line, texts, marks, ends)
+
+
+def _stripes(lines: Sequence[Line], x: Callable[[float], float]) -> list[Stripe]:
+    """One stripe for each step at which a line has a point, from half-way to its neighbours."""
+    steps = sorted({step for line in lines for step, _ in line.points})
+    values = [dict(line.points) for line in lines]
+    edges = [0.0, *(x((a + b) / 2) for a, b in pairwise(steps)), WIDTH]
+    stripes = []
+    for index, step in enumerate(steps):
+        known = [
+            f"{line.name} {figure(at[step])}".strip() for line, at in zip(lines, values, strict=True) if step in at
+        ]
+        text = "\n".join([f"step {step:g}", *known])
+        stripes.append(Stripe(edges[index], round(max(edges[index + 1] - edges[index], 0.5), 2), x(step), text))
+    return stripes
