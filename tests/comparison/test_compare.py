@@ -89,6 +89,14 @@ def test_texts_as_they_are(runs, tmp_path):
     assert rows[0][0]["base"] != rows[1][0]["base"]
 
 
+def test_long_prompts_are_shortened_in_the_terminal_and_nowhere_else(runs, tmp_path):
+    (tmp_path / "p.txt").write_text("basil " * 100 + "and now?\n")
+    result = call(runs["adapter"], "--prompts", tmp_path / "p.txt", *SHORT, "--html", tmp_path / "c.html")
+    assert "(314 characters)" in " ".join(result.output.replace("│", " ").split())
+    assert result.output.count("basil") < 60
+    assert "basil " * 100 + "and now?" in (tmp_path / "c.html").read_text()
+
+
 def test_usage_errors(runs, tmp_path):
     full = runs["full"]
     empty = tmp_path / "empty"

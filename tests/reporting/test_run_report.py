@@ -97,13 +97,16 @@ def test_resumed_and_finished(make_run):
     assert more.endswith("Resumed at step 8.")
 
 
-def test_stopped_failed_killed(make_run):
+def test_stopped_failed_killed(make_run, tmp_path, monkeypatch):
     log = make_run.log()[:5]  # up to step 8
     summary = {"method": "simpo", "held_out_rows": 100, "before": log[0], "after": None, "train": None}
     cut = {"log": log, "summary": summary}
     state, sentence, more = outcome(make_run("a", journal=make_run.journal({**END, "outcome": "stopped"}), **cut))
     assert (state, sentence) == ("warning", "Stopped at step 8 of 20.")
-    assert "--resume` goes on" in more
+    assert more == "It left no complete checkpoint to go on from."
+    monkeypatch.setattr("trl_plus.checkpoint_files.problem_of", lambda folder: None)
+    (tmp_path / "a" / "checkpoint-6").mkdir()
+    assert outcome(tmp_path / "a")[2].endswith("/a/recipe.resolved.yaml --resume` goes on from checkpoint-6.")
     failed = make_run.journal({"event": "end", "step": 9, "outcome": "failed", "error": "CUDA out of memory."})
     assert outcome(make_run("b", journal=failed, **cut))[:2] == ("error", "Failed at step 9 of 20: CUDA out of memory.")
     killed = outcome(make_run("c", journal=make_run.journal(), **cut))

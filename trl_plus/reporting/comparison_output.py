@@ -18,6 +18,7 @@ from trl_plus.reporting.report import Sample
 
 SCHEMA_VERSION = 1  # rises when a key goes or changes its meaning; keys may be added within a version
 _SHOWN = 5  # prompts in the terminal
+_PROMPT = 300  # characters of each there: its end, which is what is asked
 
 
 def show_comparison(result: Comparison, as_json: bool, html: Path | None, blind: Path | None) -> None:
@@ -83,7 +84,10 @@ def _finite(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sample(pair: Pair) -> Sample:
-    return Sample(prompt_text(pair.prompt), pair.base.text, pair.tuned.text)
+    prompt = prompt_text(pair.prompt)
+    more = len(prompt) - _PROMPT
+    shown = prompt if more <= 0 else f"({more:,} characters) ...{prompt[-_PROMPT:]}"
+    return Sample(shown, pair.base.text, pair.tuned.text)
 
 
 def _table(result: Comparison) -> Table:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from trl_plus import checkpoint_files
 from trl_plus.evaluation.intervals import wilson_interval
 from trl_plus.recipes.journal import FAILED, FINISHED, STOPPED
 from trl_plus.recipes.recipe import RESOLVED as RECIPE
@@ -43,7 +44,7 @@ def outcome(run: Run) -> Outcome:
     ending, step = (run.end or {}).get("outcome"), last_step(run)
     planned = (run.training or {}).get("steps")
     reached = f"step {step:,}" + (f" of {planned:,}" if isinstance(planned, int) else "")
-    resume = f"`trl-plus train {shlex.quote(str(run.folder / RECIPE))} --resume` goes on from the newest checkpoint."
+    resume = _resume(run)
     if ending == FINISHED or (not run.begins and run.summary.get("train")):
         return Outcome("clean", "Finished.", _effort(run, step))
     if ending == FAILED:
@@ -53,6 +54,13 @@ def outcome(run: Run) -> Outcome:
     if not run.begins:
         return Outcome("warning", f"Not finished, or not by this version: it has reached {reached}.", "")
     return Outcome("warning", f"Not finished: at {reached} it still runs, or was killed.", resume)
+
+
+def _resume(run: Run) -> str:
+    newest = checkpoint_files.find(run.folder).newest
+    if newest is None:
+        return "It left no complete checkpoint to go on from."
+    return f"`trl-plus train {shlex.quote(str(run.folder / RECIPE))} --resume` goes on from {newest.name}."
 
 
 def _effort(run: Run, step: int) -> str:
