@@ -76,7 +76,7 @@ def user_speaks_last(field: Field, row: int) -> None:
 
 @planter("D107", chat)
 def response_of_another_role(field: Field, row: int) -> None:
-    side, role = field.side(), field.rng.choice(["user", "gpt", "system"])
+    side, role = field.side(), field.rng.choice(["user", "tool", "system"])
     edit(field[row], lambda row: row[side][-1].update(role=role))
 
 

@@ -1,11 +1,13 @@
 """What is true of a split as a whole: labels, weights, lengths, prompts, held-out rows; and what cannot be read."""
 
+import json
+
 import pytest
 
 from tests.preflight.corpus import FORMS, clean_samples, rendered, write
 from tests.preflight.looks import EVERYTHING, counts, look, look_at
 from tests.preflight.planters import PLANTERS
-from tests.preflight.toys import build_toy, look_with, open_toy, save_toy
+from tests.preflight.toys import build_toy, look_with, open_toy, save_toy, template
 from trl_plus.preflight.findings import Severity
 from trl_plus.preflight.registry import every_check
 from trl_plus.preflight.run import preflight
@@ -219,3 +221,70 @@ def test_what_no_check_foresaw_is_told_in_the_trainers_words(tmp_path):
     result = look_with(model, rows, form, tmp_path / "rows.jsonl")
     assert [finding.code for finding in result.findings if finding.severity is Severity.ERROR] == ["D199"]
     assert result.findings[0].sentence.startswith("TypeError: ")
+
+
+def test_messages_that_a_table_turned_into_text(tmp_path):
+    import csv
+
+    with (tmp_path / "rows.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["prompt", "chosen", "rejected"])
+        for row in rendered(clean_samples(FORMS["chat"], 12, 3), FORMS["chat"]):
+            writer.writerow([str(row["prompt"]), str(row["chosen"]), str(row["rejected"])])
+    result = look_at(str(tmp_path / "rows.csv"), FORMS["text"])
+    assert counts(result) == {"D109": 12}
+
+
+def test_text_for_a_model_with_a_chat_template(tmp_path):
+    """The most common silent mistake with an instruction-tuned model."""
+    form = FORMS["text"]
+    rows = rendered(clean_samples(form, 20, 3), form)
+    rows[4] |= {"prompt": f"<|im_start|>user\n{rows[4]['prompt']}<|im_end|>\n<|im_start|>assistant\n"}
+    path = write(rows, tmp_path / "rows.jsonl")
+    toy = save_toy(tmp_path / "toy", build_toy())
+    found = counts(preflight(open_toy(toy, str(path), "dpo", keep_template=True), EVERYTHING))
+    assert found["D413"] == 19
+    assert "D413" not in counts(preflight(open_toy(toy, str(path), "dpo"), EVERYTHING))
+
+
+def test_a_response_of_which_only_the_stop_token_is_left(tmp_path):
+    form = FORMS["chat"]
+    rows = rendered(clean_samples(form, 20, 3), form)
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+    rows[7]["chosen"] = [{"role": "assistant", "content": "", "tool_calls": [call]}]
+    found = counts(look_with(save_toy(tmp_path / "toy", build_toy(template())), rows, form, tmp_path / "rows.jsonl"))
+    assert found["D412"] == 1
+    assert found["D407"] == 1
+
+
+def test_an_unknown_role_at_the_end_is_named_as_such(tmp_path):
+    form = FORMS["chat"]
+    rows = rendered(clean_samples(form, 20, 3), form)
+    rows[3]["chosen"][-1]["role"] = "gpt"
+    assert counts(look(rows, form, tmp_path / "rows.jsonl")) == {"D207": 1}
+
+
+def test_scores_that_a_table_keeps_as_text(tmp_path):
+    form = FORMS["chat"]
+    rows = [
+        {**row, "score_chosen": "1.0", "score_rejected": "9.0"} for row in rendered(clean_samples(form, 20, 3), form)
+    ]
+    assert set(counts(look(rows, form, tmp_path / "rows.jsonl"))) == {"D305", "D605"}
+
+
+def test_labels_that_are_none_are_not_counted(tmp_path):
+    form = FORMS["kto-chat"]
+    rows = rendered(clean_samples(form, 20, 3), form)
+    for number, row in enumerate(rows):
+        row["label"] = 1 if number % 2 else -1
+    assert set(counts(look(rows, form, tmp_path / "rows.jsonl"))) == {"D105"}
+
+
+def test_a_file_in_another_encoding_is_one_sentence(tmp_path):
+    from trl_plus.data.files import DataError
+
+    rows = rendered(clean_samples(FORMS["text"], 20, 3), FORMS["text"])
+    text = "".join(json.dumps({**row, "prompt": "Où ? " + row["prompt"]}, ensure_ascii=False) + "\n" for row in rows)
+    (tmp_path / "rows.jsonl").write_bytes(text.encode("latin-1", "replace"))
+    with pytest.raises(DataError, match="UTF-8"):
+        look_at(str(tmp_path / "rows.jsonl"), FORMS["text"])

@@ -80,7 +80,8 @@ def save_toy(folder: Path, tokenizer: Any, ends: list[str] | None = None) -> str
     return str(folder)
 
 
-def open_toy(model: str, data: str, method: str, **values: Any) -> Source:
+def open_toy(model: str, data: str, method: str, keep_template: bool = False, **values: Any) -> Source:
+    """The rows of a file for a toy. Text is for models without a chat template (D413), so text rows take it away."""
     from trl_plus.recipes.loading import load_processor
     from trl_plus.recipes.objects import build
     from trl_plus.recipes.recipe import recipe_from
@@ -88,7 +89,10 @@ def open_toy(model: str, data: str, method: str, **values: Any) -> Source:
     given = {"method": method, "model_name_or_path": model, "output_dir": "none", "dataset_name": data,
              "max_length": 8192, "use_cpu": True, "bf16": False, **values}  # fmt: skip
     objects = build(recipe_from({name: value for name, value in given.items() if value is not None}, "test"))
-    return open_run(objects, load_processor(objects))
+    source = open_run(objects, load_processor(objects))
+    if not source.target.kind.conversational and not keep_template:
+        source.target.processor.chat_template = None
+    return source
 
 
 def look_with(

@@ -48,11 +48,12 @@ def preflight(
     from trl_plus.preflight.run import Extent
     from trl_plus.preflight.run import preflight as look
     from trl_plus.recipes.quiet import quiet_libraries
-    from trl_plus.reporting.preflight_output import show_preflight
+    from trl_plus.reporting.preflight_output import check_target, show_preflight
     from trl_plus.reporting.progress import row_progress
 
     with exit_codes():
         quiet_libraries()
+        check_target(html)
         opened = open_argument(what, method, model, context.args)
         extent = Extent(rows=None if all_rows else rows, num_proc=num_proc)
         with row_progress(not as_json) as advance:

@@ -35,9 +35,10 @@ def preview(
     from trl_plus.preflight.opening import open_argument
     from trl_plus.preflight.previews import preview_source
     from trl_plus.recipes.quiet import quiet_libraries
-    from trl_plus.reporting.preflight_output import show_previews
+    from trl_plus.reporting.preflight_output import check_target, show_previews
 
     with exit_codes():
         quiet_libraries()
+        check_target(html)
         opened = open_argument(what, method, model, context.args)
         show_previews(preview_source(opened.source, split, count, row), opened.source.label, html)

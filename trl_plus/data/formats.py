@@ -1,5 +1,7 @@
 """The formats of preference data: recognised by their columns and first row, and brought to what TRL tokenizes."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,16 +76,27 @@ def detect(row: dict[str, Any], name: str, paired_method: bool) -> Format:
     return Format(paired, conversational, "text" if conversational and prompt == "text" else "explicit")
 
 
+@contextmanager
+def utf8(name: str) -> Iterator[None]:
+    """Reading rows inside it says of a file in another encoding what to do.
+
+    Raises:
+        DataError: instead of a UnicodeDecodeError.
+    """
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise DataError(f"{name} is not UTF-8 (byte {error.start}): convert the file, as iconv does.") from error
+
+
 def prepare(dataset: Any, name: str, paired_method: bool) -> tuple[Any, Format, list[str]]:
     """A dataset as the trainers take it, its format, and what was done to it, one sentence each.
 
     Raises:
         DataError: it has no rows, or `detect` or `label` refuses them.
     """
-    try:
+    with utf8(name):
         first = next(iter(dataset), None)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{name} is not UTF-8 (byte {error.start}): convert the file, as iconv does.") from error
     if first is None:
         raise DataError(f"{name} has no rows: check the file and the split.")
     try:

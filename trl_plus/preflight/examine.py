@@ -8,7 +8,7 @@ import numpy as np
 
 from trl_plus.data.formats import prepare
 from trl_plus.preflight import checks  # noqa: F401  (registers them)
-from trl_plus.preflight.checks.content import SCORES
+from trl_plus.preflight.checks.content import SCORES, as_number
 from trl_plus.preflight.checks.shape import conversations
 from trl_plus.preflight.findings import EXAMPLES
 from trl_plus.preflight.preview import preview_rows
@@ -106,7 +106,9 @@ def _keep_texts(rows: list[Row], split: str, tally: Tally, near: bool) -> None:
     tally.keep(tally.text, arrays)
     for row in rows:
         tally.counts["weightless"] += row.raw.get("weight") == 0
-        tally.counts["scored"] += any(row.raw.get(a) is not None and row.raw.get(b) is not None for a, b in SCORES)
+        tally.counts["scored"] += any(
+            as_number(row.raw.get(a)) is not None and as_number(row.raw.get(b)) is not None for a, b in SCORES
+        )
         if row.paired:
             chosen, rejected = _is_poor(row.chosen), _is_poor(row.rejected)
             tally.counts["chosen_poor"] += chosen and not rejected

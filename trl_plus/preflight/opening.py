@@ -5,11 +5,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from trl_plus.data.files import is_local
+from trl_plus.preflight.run import quiet_maps
 from trl_plus.preflight.source import Source, open_dataset, open_run
 from trl_plus.recipes.errors import RecipeError
 from trl_plus.recipes.methods import METHODS
 from trl_plus.recipes.package_data import recipe_names, resolve
 from trl_plus.recipes.recipe import Recipe, load_recipe, recipe_from
+from trl_plus.recipes.unknown import unknown_method
 
 _NOWHERE = "none"  # stands for what a recipe must name and a look at the data does not need
 
@@ -39,12 +41,17 @@ def open_argument(argument: str, method: str | None, model: str | None, override
     Raises:
         RecipeError, DataError: it cannot be read.
     """
+    with quiet_maps():
+        return _open(argument, method, model, overrides)
+
+
+def _open(argument: str, method: str | None, model: str | None, overrides: Sequence[str]) -> Opened:
     if is_recipe(argument):
         given = [] if model is None else [f"model_name_or_path={model}"]
         given += [] if method is None else [f"method={method}"]
         return _run(load_recipe(argument, [*overrides, *given]))
     if method is not None and method not in METHODS:
-        raise RecipeError(f"--method {method}: there is no such method; choose one of {', '.join(METHODS)}.")
+        raise RecipeError(f"--method: {unknown_method(method)}")
     source = open_dataset(_request(argument, method, overrides), method)
     if model is None:
         return Opened(source, None)

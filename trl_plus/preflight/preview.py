@@ -33,10 +33,10 @@ def _tokens(tokens: TokenRows, side: str, place: int, target: Target) -> list[To
         Token(
             text=text,
             loss=position >= trained_from,
-            special=int(token) in target.control_tokens,
+            special=token in target.control_tokens,
             cut=position >= len(ids) - over if target.keeps_start else position < over,
         )
-        for position, (token, text) in enumerate(zip(ids, texts, strict=True))
+        for position, (token, text) in enumerate(zip(ids.tolist(), texts, strict=True))
     ]
 
 

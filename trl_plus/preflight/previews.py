@@ -30,7 +30,8 @@ def preview_source(source: Source, split: str, count: int, row: int | None) -> l
         raise DataError(f"{source.label} has no {split} rows: --split can be {' or '.join(splits)}.")
     rows = _numbered(splits[split], row) if row is not None else _spread(splits[split], count)
     if not rows:
-        raise DataError(f"The {split} rows of {source.label} have no row {row}: they are counted from 0.")
+        last = f"the last is {len(splits[split]) - 1}" if hasattr(splits[split], "__len__") else "it is a stream"
+        raise DataError(f"The {split} rows of {source.label} have no row {row}: they are counted from 0, {last}.")
     for position, raw in enumerate(rows):
         raw[ROW] = position
     with quiet_maps():

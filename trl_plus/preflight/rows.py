@@ -11,6 +11,7 @@ ROW = "_position"  # column with a row's position among the rows looked at
 SOURCE_ROW = "_row"  # column with a row's index in its source
 SOURCE = f"{SOURCE_ROW}_source"  # and, in a mixture, with the index of that source among its entries
 IMAGES = ("image", "images")  # columns
+ROLES = {"system", "developer", "user", "assistant", "tool", "function", "ipython"}
 THINKING_KEYS = ("reasoning_content", "thinking", "reasoning")
 
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from trl_plus.preflight.target import Target
 
 COLUMNS_CODE, REFUSED_CODE = "D101", "D199"
 _EMPTY = np.zeros(0, np.int64)
+WORTH_PROCESSES = 5000  # rows from which starting processes, some seconds each, is worth it
 Advance = Callable[[str, int, int | None], None]
 
 
@@ -82,6 +83,8 @@ def _one_split(
     parts, rows, scattered = batches(dataset, name, extent.rows, extent.previews)
     expected = rows if extent.rows is None or rows is None else min(rows, extent.rows)
     tally = Tally()
+    if expected is not None and expected < WORTH_PROCESSES:
+        extent = replace(extent, num_proc=1)
     for part in _examined(parts, source.target, extent):
         tally.merge(part)
         advance(name, tally.rows, expected)

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from trl_plus.data.files import DataError
-from trl_plus.data.formats import detect
+from trl_plus.data.formats import detect, utf8
 from trl_plus.data.loading import RawData, hold_out, load_raw
 from trl_plus.data.request import DataRequest
 from trl_plus.preflight.examine import Batch
-from trl_plus.preflight.rows import IMAGES, ROW, SOURCE_ROW, Kind, kind_of
+from trl_plus.preflight.rows import IMAGES, ROW, SOURCE, SOURCE_ROW, Kind, kind_of
 from trl_plus.preflight.target import Target, stop_ids
 from trl_plus.recipes.methods import METHODS
 from trl_plus.recipes.objects import RunObjects
@@ -77,7 +77,8 @@ def _opened(request: DataRequest, target: Target, model: str | None, any_method:
     raw, images = _without_images(raw)
     if images:  # their tokens depend on the images: the collator makes them
         target = replace(target, processor=None)
-    first = list(islice(iter(raw.train), _LOOK))
+    with utf8(raw.name):
+        first = list(islice(iter(raw.train), _LOOK))
     if not first:
         raise DataError(f"{raw.name} has no rows: check the file and the split.")
     kinds = Counter(kind for kind in map(kind_of, first) if kind is not None)
@@ -90,7 +91,7 @@ def _opened(request: DataRequest, target: Target, model: str | None, any_method:
     target = replace(target, kind=kind, sources=sources)
     example = next(row for row in first if kind_of(row) == replace(kind, images=False))
     try:
-        form = str(detect(example, raw.name, target.paired_method))
+        form = str(detect(_own_columns(example), raw.name, target.paired_method))
     except DataError as error:
         return Source(raw, target, model, "unknown", problem=str(error))
     return Source(raw, target, model, form, images=images)
@@ -107,9 +108,14 @@ def _without_images(raw: RawData) -> tuple[RawData, bool]:
     return replace(raw, train=raw.train.remove_columns(found), eval=held_out), True
 
 
+def _own_columns(row: dict[str, Any]) -> dict[str, Any]:
+    """The row without what preflight and the readers put beside it."""
+    return {name: value for name, value in row.items() if name not in (SOURCE_ROW, SOURCE, "__index_level_0__")}
+
+
 def _why(row: dict[str, Any], name: str, paired_method: bool) -> str:
     try:
-        detect(row, name, paired_method)
+        detect(_own_columns(row), name, paired_method)
     except DataError as error:
         return str(error)
     return f"{name}: no row has a readable form."

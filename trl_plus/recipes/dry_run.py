@@ -54,7 +54,9 @@ def plan(recipe: Recipe, accelerate_config: str | None = None, num_processes: in
     unchecked = [f"the model {recipe['model_name_or_path']}: its weights and tokenizer were not loaded"]
     if refused is not None:
         unchecked.append(f"the launch, since this machine would refuse it: {refused.rstrip('.')}")
-    if data is None:
+    if data is not None:
+        unchecked.append(f"what the rows hold: `trl-plus preflight {recipe.label}` does")
+    else:
         unchecked.append(f"the dataset {objects.data.label}: it is on the hub and was not downloaded")
     return Plan(objects, processes, engine, batch, data, _steps(objects, data, batch), unchecked, len(recipe.notes))
 

@@ -29,10 +29,11 @@ def look(objects: RunObjects, processor: Any, say: Callable[[Any], None]) -> Any
     looked = ", ".join(f"{split.checked} {split.name}" for split in result.splits)
     command = f"trl-plus preflight {objects.recipe.label}"
     if errors:
+        kinds = f"{len(errors)} kind{'s' if len(errors) > 1 else ''} of errors"
         raise DataFound(
             "\n".join(
                 [
-                    f"preflight found {len(errors)} kinds of errors in the data ({looked} rows looked at):",
+                    f"preflight found {kinds} in the data ({looked} rows looked at):",
                     *(f"- {found.code} {found.split}: {found.sentence}{_rows(found)} {found.cure}" for found in errors),
                     f"See all of it with `{command}`, or train all the same with --no-preflight.",
                 ]
@@ -42,6 +43,8 @@ def look(objects: RunObjects, processor: Any, say: Callable[[Any], None]) -> Any
     if warnings:
         kinds = f"{warnings} warning{'s' if warnings > 1 else ''}"
         say(f"Preflight: no errors and {kinds} in {looked} rows; `{command}` shows them.")
+    else:
+        say(f"Preflight: no errors and no warnings in {looked} rows.")
     return result
 
 
@@ -60,4 +63,5 @@ def keep_preflight(result: Any | None, folder: Path) -> None:
 
 def _rows(found: Any) -> str:
     rows = ", ".join(str(example.row) for example in found.examples)
-    return f" Rows {rows}{', ...' if found.count > len(found.examples) else ''}." if rows else ""
+    more = ", ..." if found.count > len(found.examples) else ""
+    return f" Row{'s' if found.count > 1 else ''} {rows}{more}." if rows else ""

@@ -1,5 +1,6 @@
 """Where a preflight and previews go: the terminal, JSON on standard output, a page."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -10,10 +11,6 @@ from trl_plus.reporting.console import say
 
 def show_preflight(result: Result, as_json: bool, html: Path | None) -> None:
     """Print a result, as a table or as JSON and nothing else, and write its page if one is asked for."""
-    if html is not None:
-        from trl_plus.reporting.preflight_html import preflight_page
-
-        _write(preflight_page(result), html)
     if as_json:
         from trl_plus.reporting.preflight_json import json_text
 
@@ -23,7 +20,24 @@ def show_preflight(result: Result, as_json: bool, html: Path | None) -> None:
 
         say(preflight_report(result))
     if html is not None:
+        from trl_plus.reporting.preflight_html import preflight_page
+
+        _write(preflight_page(result), html)
         print(f"Wrote {html}.", file=sys.stderr if as_json else sys.stdout)
+
+
+def check_target(html: Path | None) -> None:
+    """Before any work: a page can be written there.
+
+    Raises:
+        DataError: it cannot.
+    """
+    if html is None:
+        return
+    path = html.expanduser()
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        why = "is a folder" if path.is_dir() else f"cannot be written: there is no folder {path.parent} to write to"
+        raise DataError(f"--html {html} {why}. Name a file.")
 
 
 def show_previews(previews: list[Preview], source: str, html: Path | None) -> None:
@@ -44,5 +58,7 @@ def _write(page: str, path: Path) -> None:
 
     try:
         write_page(page, path.expanduser())
-    except OSError as error:
-        raise DataError(f"--html {path} cannot be written: {error.strerror}. Name another file.") from error
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"--html {path} cannot be written: {getattr(error, 'strerror', None) or error}. Name another file."
+        ) from error

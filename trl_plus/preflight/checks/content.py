@@ -26,7 +26,8 @@ _INVISIBLE = re.compile(
     "\u2066-\u2069\U000e0000-\U000e007f\ud800-\udfff])"
 )
 _EMAIL = re.compile(
-    r"\b[\w.+-]{1,64}@(?!(?:[\w-]+\.)*(?:example|test|domain|email)\.)[\w-]+(?:\.[\w-]+)*\.[a-z]{2,24}\b", re.IGNORECASE
+    r"\b(?!git@)[\w.+-]{1,64}@(?!(?:[\w-]+\.)*(?:example|test|domain|email)\.)[\w-]+(?:\.[\w-]+)*\.[a-z]{2,24}\b",
+    re.IGNORECASE,
 )
 _PHONE = re.compile(
     r"(?<![\w.+-])(?:\+\d{1,3}[ .-]?\(?\d{2,4}\)?(?:[ .-]\d{2,4}){2,3}|\(\d{3}\) ?\d{3}-\d{4})(?![\w-])"
@@ -138,11 +139,18 @@ def score_contradicts(row: Row) -> str | None:
     if not row.paired:
         return None
     for chosen, rejected in SCORES:
-        a, b = row.raw.get(chosen), row.raw.get(rejected)
-        if _is_number(a) and _is_number(b) and a < b:
-            return f"{chosen} {a} < {rejected} {b}"
+        a, b = as_number(row.raw.get(chosen)), as_number(row.raw.get(rejected))
+        if a is not None and b is not None and a < b:
+            return f"{chosen} {a:g} < {rejected} {b:g}"
     return None
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+def as_number(value: object) -> float | None:
+    """A score, which tables may keep as text; None where it is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if number == number else None

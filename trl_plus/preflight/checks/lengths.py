@@ -96,7 +96,7 @@ def cut_to_little(tokens: TokenRows, target: Target) -> Hits:
     "D510",
     WARNING,
     "wanted and unwanted responses differ in length",
-    "Balance the lengths, or choose a length-normalised method (simpo, orpo, dpo_norm); watch how long answers get.",
+    "Balance the lengths, and watch how long the model's answers get during training.",
 )
 def length_bias(summary: Summary, target: Target) -> Verdict | None:
     sizes = summary.response_sizes()
@@ -108,7 +108,8 @@ def length_bias(summary: Summary, target: Target) -> Verdict | None:
     if paired:
         ratio, error = np.log(wanted / other), 1 / np.sqrt(len(wanted))
         rate, effect = float(((ratio > 0) + 0.5 * (ratio == 0)).mean()), float(ratio.mean() / max(ratio.std(), 1e-9))
-        what = f"chosen is longer than rejected in {rate:.0%} of {len(ratio)} pairs"
+        longer, shorter = (ratio > 0).mean(), (ratio < 0).mean()
+        what = f"chosen is longer than rejected in {longer:.1%} of {len(ratio)} pairs and shorter in {shorter:.1%}"
     else:
         a, b, error = np.log(wanted), np.log(other), np.sqrt(1 / len(wanted) + 1 / len(other))
         rate, effect = 0.5, float((a.mean() - b.mean()) / max(np.sqrt((a.var() + b.var()) / 2), 1e-9))
@@ -119,15 +120,15 @@ def length_bias(summary: Summary, target: Target) -> Verdict | None:
     strong = not 1 - _BIAS_RATE < rate < _BIAS_RATE or abs(effect) > _BIAS_EFFECT
     if not strong and abs(effect) < _BIAS_EFFECT / 2:
         return None
-    longer = names[0] if effect > 0 else names[1]
+    longer_side = names[0] if effect > 0 else names[1]
     method = target.method
     meaning = (
-        f"the reward of {method} sums over tokens, so it can be raised by length alone"
+        f"the reward of {method} sums over tokens, so length alone can raise it; simpo, orpo and dpo_norm average"
         if method in _SUMMED
         else f"{method} averages over tokens, which lessens this but does not remove it"
     )
     return Verdict(
         f"Length bias: {what} (effect size {effect:+.2f} standard deviations of the log of length in {unit}); "
-        f"{longer} ones are longer, and {meaning}.",
+        f"{longer_side} ones are longer, and {meaning}.",
         severity=None if strong else INFO,
     )

@@ -1,13 +1,16 @@
 """D1xx: rows that no trainer can tokenize. What is found here is skipped by every other check."""
 
+import re
 from typing import Any
 
 from trl_plus.data.checks import is_weight
 from trl_plus.data.responses import shared_turns
 from trl_plus.preflight.registry import ERROR, conversation_check, shape_check
-from trl_plus.preflight.rows import Kind, excerpt
+from trl_plus.preflight.rows import ROLES, Kind, excerpt
 
 Raw = dict[str, Any]
+# how a list of messages begins that json.dumps or str wrote
+_MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](role|content|from|value)['"]\s*:""")
 Conversations = dict[str, list[Any]]
 
 
@@ -66,13 +69,27 @@ def nothing_there(row: Raw, kind: Kind) -> str | None:
     "D105",
     ERROR,
     "the label is not true or false",
-    "Make `label` a boolean: true for completions that are wanted, false for the others (1 and 0 work too).",
+    "Make `label` a boolean: true for completions that are wanted, false for the others (1 and 0 work, -1 does not).",
 )
 def label_type(row: Raw, kind: Kind) -> str | None:
     value = row.get("label")
     if kind.paired or value is None or (isinstance(value, bool | int) and value in (0, 1)):
         return None
     return f"label {value!r}"
+
+
+@shape_check(
+    "D109",
+    ERROR,
+    "a list of messages stands there as text",
+    "Keep messages as lists, in JSON Lines or Parquet: a table such as CSV has turned them into text.",
+)
+def messages_as_text(row: Raw, kind: Kind) -> str | None:
+    for name in _columns(kind):
+        value = row.get(name)
+        if isinstance(value, str) and _MESSAGES.match(value):
+            return f"{name}: {excerpt(value)}"
+    return None
 
 
 @shape_check(
@@ -96,12 +113,26 @@ def conversations(row: Raw, kind: Kind) -> dict[str, list[Any]]:
     "D107",
     ERROR,
     "a conversation does not end with the assistant's message",
-    "Remove what follows the last assistant message, which is the response that is trained on; if the roles are named "
-    "otherwise (human, gpt), use `converter: sharegpt`.",
+    "Remove what follows the last assistant message: it is the response that is trained on.",
 )
 def last_turn(whole: Conversations) -> str | None:
     ends = {side: turns[-1]["role"] for side, turns in whole.items()}
-    return ", ".join(f"{side} ends with {role!r}" for side, role in ends.items() if role != "assistant") or None
+    wrong = {side: role for side, role in ends.items() if role != "assistant" and role in ROLES}
+    return ", ".join(f"{side} ends with {role!r}" for side, role in wrong.items()) or None
+
+
+@conversation_check(
+    "D207",
+    ERROR,
+    "a message has a role that chat templates do not know",
+    "Rename the roles to system, user, assistant and tool (`converter: sharegpt` does it for human and gpt).",
+)
+def unknown_role(whole: Conversations) -> str | None:
+    for turns in whole.values():
+        for number, turn in enumerate(turns):
+            if turn["role"] not in ROLES:
+                return f"role {turn['role']!r} (message {number})"
+    return None
 
 
 @conversation_check(

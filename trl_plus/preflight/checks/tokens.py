@@ -1,21 +1,17 @@
 """D4xx: the token ids that the trainer gets: template, boundaries, begin and end of sequence."""
 
-import re
-from functools import cache
 from typing import Any
 
 import numpy as np
 
 from trl_plus.preflight.registry import ERROR, INFO, WARNING, summary_check, token_check
-from trl_plus.preflight.rows import THINKING_KEYS, Row, excerpt, message_text
+from trl_plus.preflight.rows import Row
 from trl_plus.preflight.tally import Hits, Summary, Verdict
 from trl_plus.preflight.target import Target
 from trl_plus.preflight.tokens import TokenRows
 
-_TAIL = 3  # ids at the end among which the stop token is looked for: templates write a line break behind it
+TAIL = 3  # ids at the end among which the stop token is looked for: templates write a line break behind it
 _TRIED = 20  # rows of a batch that are tokenized again although nothing is suspected of them
-_PROBE = 24  # characters by which a text is found again in what the template wrote
-_THINK = re.compile(r"<think(?:ing)?>(.+?)</think(?:ing)?>", re.DOTALL)
 
 
 @token_check(
@@ -29,7 +25,8 @@ def prompt_is_no_prefix(tokens: TokenRows, target: Target) -> Hits:
     mask = np.zeros(len(tokens.index), bool)
     if not target.kind.conversational:
         alone = target.processor(text=[row.prompt for row in tokens.rows])["input_ids"] if tokens.rows else []
-        mask = np.array([len(ids) for ids in alone], np.int64) > tokens.prompt.lengths
+        spoken = [all(text.strip() for text in row.responses.values()) for row in tokens.rows]
+        mask = (np.array([len(ids) for ids in alone], np.int64) > tokens.prompt.lengths) & np.array(spoken, bool)
     else:
         opening = target.generation_prompt
         suspects = ~tokens.prompt.ends_with(opening) if opening else np.ones(len(mask), bool)
@@ -73,7 +70,7 @@ def template_arguments(row: Row) -> dict[str, Any]:
     "model's generation config: the model never learns to stop.",
 )
 def no_stop_token(tokens: TokenRows, target: Target) -> Hits:
-    missing = {side: ~ids.tail_has(sorted(target.stop_ids), _TAIL) for side, ids in tokens.sides.items()}
+    missing = {side: ~ids.tail_has(sorted(target.stop_ids), TAIL) for side, ids in tokens.sides.items()}
     stops = target.tokenizer.convert_ids_to_tokens(sorted(target.stop_ids))
 
     def detail(place: int) -> str:
@@ -149,73 +146,6 @@ def pad_is_end(summary: Summary, target: Target) -> Verdict | None:
 
 
 @token_check(
-    "D407",
-    WARNING,
-    "the chat template leaves out a tool call or a thinking trace of the response",
-    "Use a template that writes them, or remove them from the rows: they are not trained on.",
-)
-def dropped_by_template(tokens: TokenRows, target: Target) -> Hits | None:
-    if not target.kind.conversational:
-        return None
-    lost: dict[int, str] = {}
-    for place, row in enumerate(tokens.rows):
-        for side in tokens.sides:
-            probes = _probes(row.last_message(_raw_side(row, side, tokens, place)))
-            if probes:
-                written = _squeezed(target.tokenizer.decode(tokens.sides[side][place]))
-                gone = [what for what, text in probes if text not in written]
-                if gone:
-                    lost[place] = f"{side}: {gone[0]}"
-    mask = np.zeros(len(tokens.index), bool)
-    mask[list(lost)] = True
-    return Hits(mask, lambda place: lost[place])
-
-
-def _raw_side(row: Row, side: str, tokens: TokenRows, place: int) -> str:
-    """The column that a token row's side comes from: a pair that was split in two has two of them."""
-    if not row.paired or side != "completion":
-        return side
-    return "chosen" if tokens.label is not None and tokens.label[place] else "rejected"
-
-
-def _probes(message: dict[str, Any]) -> list[tuple[str, str]]:
-    """(what, text to look for) of the parts of a message that templates are known to leave out."""
-    found = []
-    for call in message.get("tool_calls") or []:
-        name = (call.get("function") or call).get("name") if isinstance(call, dict) else None
-        if name:
-            found.append((f"the call of {name}", _squeezed(name)))
-    thoughts = [message.get(key) for key in THINKING_KEYS]
-    match = _THINK.search(message_text(message))
-    for text in (*thoughts, match and match.group(1)):
-        if isinstance(text, str) and text.strip():
-            found.append((f"the thinking {excerpt(text)[:40]!r}", _squeezed(text)[:_PROBE]))
-    return found
-
-
-def _squeezed(text: str) -> str:
-    return "".join(text.split())
-
-
-@token_check(
-    "D408",
-    WARNING,
-    "the chat template leaves out the system message",
-    "Put its text into the first user message, or use a template that has a place for it.",
-)
-def system_dropped(tokens: TokenRows, target: Target) -> Hits | None:
-    if not target.kind.conversational:
-        return None
-    mask = np.zeros(len(tokens.index), bool)
-    for place, row in enumerate(tokens.rows):
-        if row.turns and row.turns[0]["role"] in ("system", "developer"):
-            probe = _squeezed(message_text(row.turns[0]))[:_PROBE]
-            start = target.tokenizer.decode(tokens.prompt[place][: 4 * _PROBE + 64]) if probe else ""
-            mask[place] = bool(probe) and probe not in _squeezed(start)
-    return Hits(mask, lambda place: excerpt(message_text(tokens.rows[place].turns[0])))
-
-
-@token_check(
     "D409",
     WARNING,
     "text becomes unknown tokens: the vocabulary does not have its characters",
@@ -227,41 +157,3 @@ def unknown_tokens(tokens: TokenRows, target: Target) -> Hits | None:
         return None
     counts = tokens.prompt.count([unknown]) + sum(ids.count([unknown]) for ids in tokens.sides.values())
     return Hits(counts > 0, lambda place: f"{counts[place]} tokens")
-
-
-@token_check(
-    "D410",
-    ERROR,
-    "the chat template refuses the row",
-    "Mend these rows, or use a template that takes them: training would stop at the first one.",
-)
-def refused_by_template(tokens: TokenRows, target: Target) -> None:
-    """Found while the rows are tokenized (`TokenRows.failed`): there is nothing left to look at here."""
-
-
-@cache
-def _control_pattern(special: tuple[str, ...]) -> re.Pattern[str] | None:
-    names = [re.escape(token) for token in special if len(token) > 3 and not token.isalnum()]
-    return re.compile("|".join(names)) if names else None
-
-
-@token_check(
-    "D411",
-    WARNING,
-    "the text of a message holds a control token of the tokenizer",
-    "Remove or rewrite it: it becomes one control token, as if the template had written it.",
-)
-def control_tokens(tokens: TokenRows, target: Target) -> Hits | None:
-    pattern = _control_pattern(tuple(target.control_tokens.values()))
-    if not target.kind.conversational or pattern is None:
-        return None
-    found: dict[int, str] = {}
-    for place, row in enumerate(tokens.rows):
-        for where, text in row.texts:
-            match = pattern.search(text)
-            if match:
-                found[place] = f"{where}: {excerpt(text, match.start())}"
-                break
-    mask = np.zeros(len(tokens.index), bool)
-    mask[list(found)] = True
-    return Hits(mask, lambda place: found[place])

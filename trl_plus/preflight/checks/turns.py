@@ -5,7 +5,6 @@ import re
 from trl_plus.preflight.registry import ERROR, INFO, WARNING, text_check
 from trl_plus.preflight.rows import Row, excerpt, message_text
 
-ROLES = {"system", "developer", "user", "assistant", "tool", "function", "ipython"}
 # how text begins and ends a turn where it went through a template already
 _TEMPLATED = re.compile(
     r"(?:<s>|<bos>|<\|begin_of_text\|>|<｜begin▁of▁sentence｜>)?\s*(?:"
@@ -24,6 +23,11 @@ _RAN_ON = re.compile(
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|<s>.*?</s>", re.DOTALL)
 _WHOLE = 24  # characters of a prompt from which a response does not begin with it by chance
 _HH = re.compile(r"\n\n(Human|Assistant): ?")
+
+
+def templated(text: str) -> bool:
+    """Whether a text begins with the mark of a chat template."""
+    return bool(_TEMPLATED.match(text.lstrip()[:96]))
 
 
 @text_check("D201", ERROR, "the prompt is blank", "Remove these rows, or write the prompt: nothing is asked for here.")
@@ -100,28 +104,12 @@ def prefix_side(row: Row) -> str | None:
     "Let user and assistant alternate, with a system message only at the beginning.",
 )
 def turn_order(row: Row) -> str | None:
-    if unknown_role(row) is not None:  # who speaks has to be known first
-        return None
     for side, context in row.context.items():
         before = None
         for number, role in enumerate([*(turn["role"] for turn in context), "assistant"]):
             if not _may_follow(role, before, number):
                 return f"{side}: {role} after {before or 'nothing'} (message {number})"
             before = role
-    return None
-
-
-@text_check(
-    "D207",
-    ERROR,
-    "a message has a role that chat templates do not know",
-    "Rename the roles to system, user, assistant and tool (`converter: sharegpt` renames human and gpt).",
-)
-def unknown_role(row: Row) -> str | None:
-    for context in row.context.values():
-        for number, turn in enumerate(context):
-            if turn["role"] not in ROLES:
-                return f"role {turn['role']!r} (message {number})"
     return None
 
 
@@ -167,7 +155,7 @@ def already_templated(row: Row) -> str | None:
     if not row.conversational:
         return None  # text is trained on as it stands, so a template's marks belong there
     for where, text in row.texts:
-        if _TEMPLATED.match(text.lstrip()[:96]):
+        if templated(text):
             return f"{where}: {excerpt(text)}"
         if text.rstrip().endswith(_ENDS):
             return f"{where}: ...{excerpt(text.rstrip()[-60:])}"
