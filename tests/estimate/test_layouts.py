@@ -67,13 +67,15 @@ def test_shared_prompts_need_less_than_rows(recipe, pairs):
         assert found.mean_tokens < rows.mean_tokens
 
 
-def test_cuda_has_no_mask_and_gathers_keys(recipe, pairs):
+def test_cuda_gathers_the_shared_keys_of_packed_rows_only(recipe, pairs):
+    """Per token they keep more than `shared`: keys and values of a prompt once for each response."""
     options = (pairs, *LONG_PROMPTS, "bf16=false")
-    packed, rows = (
-        estimate(recipe(*options, f"layout={name}"), device="cuda").components["activations"]
-        for name in ("packed", "rows")
+    packed, shared, rows = (
+        estimate(recipe(*options, f"layout={name}"), device="cuda") for name in ("packed", "shared", "rows")
     )
-    assert packed < rows
+    assert packed.components["activations"] < rows.components["activations"]
+    per_token = [found.components["activations"] / found.shape.computed for found in (packed, shared)]
+    assert per_token[0] > per_token[1]
 
 
 def test_a_budget_of_tokens(recipe, pairs):
@@ -110,7 +112,8 @@ def test_what_rules_a_layout_out_is_said_in_the_words_of_the_trainer(recipe):
         estimate(recipe("neftune_noise_alpha=5", "layout=packed"), device="cpu")
 
 
-def test_attention_that_no_layout_carries(recipe, model_folder, tmp_path):
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_attention_that_no_layout_carries(recipe, model_folder, tmp_path, device):
     from transformers import AutoTokenizer, GptOssConfig
 
     folder = tmp_path / "sinks"
@@ -120,7 +123,7 @@ def test_attention_that_no_layout_carries(recipe, model_folder, tmp_path):
         num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, num_local_experts=2, num_experts_per_tok=1,
         pad_token_id=0, eos_token_id=2,
     ).save_pretrained(folder)  # fmt: skip
-    found = estimate(recipe(f"model_name_or_path={folder}", "dtype=bfloat16"), device="cpu")
+    found = estimate(recipe(f"model_name_or_path={folder}", "dtype=bfloat16"), device=device)
     assert found.rows.layout == "rows"
     assert "attention has sinks" in " ".join(found.notes)
 

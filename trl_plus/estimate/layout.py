@@ -44,10 +44,10 @@ def choose(objects: RunObjects, model: Any, fake: FakeTensorMode, cuda: bool, no
     reason = run.reason()
     if reason is None:
         register()
-        if cuda:
-            stand_in_for_flash(upstream.base_model(model))
         reason = _refusal(model, fake)
     if reason is None:
+        if cuda:
+            stand_in_for_flash(upstream.base_model(model))
         share = run.shares()
         if not share:
             notes.append(
