@@ -2,6 +2,7 @@
 
     python benchmarks/estimate.py                                  # random models and the quickstart's, on CPU
     python benchmarks/estimate.py --model ../smollm2 --only real   # a real model besides
+    python benchmarks/estimate.py --layout rows                    # more cases with plain rows
     python benchmarks/estimate.py --plain-malloc                   # what glibc's allocator holds back included
 
 The measured figure is the largest resident set during two steps of `trainer.train()`, less the resident set before
@@ -34,6 +35,25 @@ QLORA = f"{LORA} load_in_4bit=true bnb_4bit_quant_type=nf4 use_bnb_nested_quant=
 CKPT = "gradient_checkpointing=true"
 # kind, model, method, length, micro-batch, further overrides
 CASES = [
+    ("random", "quickstart", "simpo", 128, 8, ""),
+    ("random", "quickstart", "kto", 128, 8, ""),
+    ("random", "qwen2-tiny-32k", "dpo", 128, 8, ""),
+    ("random", "qwen2-tiny-32k", "dpo", 1024, 4, CKPT),
+    ("random", "qwen2-medium-32k", "simpo", 512, 4, ""),
+    ("random", "qwen2-medium-32k", "dpo", 128, 8, ""),
+    ("random", "qwen2-medium-32k", "kto", 128, 8, ""),
+    ("random", "qwen2-medium-32k", "simpo", -512, 4, ""),
+    ("random", "qwen2-medium-32k", "simpo", 512, 8, "tokens_per_device=2000"),
+    ("real", "real", "simpo", 128, 4, LORA),
+    ("real", "real", "dpo", 128, 4, LORA),
+    ("real", "real", "kto", 128, 4, ""),
+    ("random", "qwen2-medium-32k", "simpo", 512, 4, CKPT),
+    ("random", "qwen2-medium-32k", "dpo", 512, 4, QLORA),
+    ("random", "llama-medium-150k", "orpo", 128, 4, ""),
+    ("random", "qwen2-medium-32k", "simpo", 512, 4, "layout=shared"),
+]
+# with `layout: rows`
+ROWS_CASES = [
     ("random", "quickstart", "simpo", 128, 8, ""),
     ("random", "quickstart", "kto", 128, 8, LORA),
     ("random", "qwen2-tiny-32k", "simpo", 128, 4, ""),
@@ -80,8 +100,8 @@ def save_model(folder: Path, name: str) -> None:
         shutil.copy(Path(trl_plus.__file__).parent / "quickstart" / "model" / file, folder)
 
 
-def save_rows(path: Path, length: int) -> None:
-    """64 pairs whose sides all fill `length` tokens; from an eighth of it on where the length is negative."""
+def save_rows(path: Path, length: int, rows: int) -> None:
+    """Pairs whose sides all fill `length` tokens; from an eighth of it on where the length is negative."""
     rng = random.Random(0)
     words = lambda n: " ".join(rng.choice(("please", "thank", "you", "the")) for _ in range(n))  # noqa: E731
     side = lambda: rng.randint(-length // 8, -length) if length < 0 else length  # noqa: E731
@@ -91,7 +111,7 @@ def save_rows(path: Path, length: int) -> None:
             "chosen": [{"role": "assistant", "content": words(side())}],
             "rejected": [{"role": "assistant", "content": words(side())}],
         }
-        for _ in range(64)
+        for _ in range(rows)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -132,14 +152,15 @@ def measured(recipe: Path, overrides: list[str], plain: bool) -> dict[str, float
     return json.loads(out.strip().splitlines()[-1])
 
 
-def write_recipe(folder: Path, model: Path, case: tuple) -> Path:
+def write_recipe(folder: Path, model: Path, case: tuple, layout: str) -> Path:
     _, _, method, length, batch, _ = case
     rows = folder / f"rows{length}.jsonl"
-    if not rows.exists():
-        save_rows(rows, length)
+    if not rows.exists():  # rows of ragged length all meet in one micro-batch, the only one there is
+        save_rows(rows, length, batch if length < 0 else 64)
     values = {
         "method": method, "model_name_or_path": str(model), "dataset_name": str(rows), "max_length": abs(length),
         "output_dir": str(folder / "out"), "per_device_train_batch_size": batch, "gradient_accumulation_steps": 1,
+        "layout": layout,
         "bf16": False, "gradient_checkpointing": False, "report_to": "none", "save_strategy": "no",
     }  # fmt: skip
     path = folder / "recipe.yaml"
@@ -151,6 +172,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="folder of a real model, for the cases named `real`")
     parser.add_argument("--only", choices=("random", "real"))
+    parser.add_argument("--layout", choices=("auto", "rows"), default="auto")
+    parser.add_argument("--cases", type=lambda text: [int(i) for i in text.split(",")], help="numbers, from 0")
     parser.add_argument("--plain-malloc", action="store_true")
     options = parser.parse_args()
     import trl_plus
@@ -159,11 +182,12 @@ def main() -> None:
     from trl_plus.recipes import load_recipe
 
     baselines = []
-    print("| model | method | length | micro-batch | with | measured, MiB | estimated, MiB | ratio |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| model | method | length | micro-batch | with | tokens | measured, MiB | estimated, MiB | ratio |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        for case in CASES:
+        cases = CASES if options.layout == "auto" else ROWS_CASES
+        for case in cases if options.cases is None else [cases[i] for i in options.cases]:
             kind, name, method, length, batch, overrides = case
             if options.only not in (None, kind) or (kind == "real" and options.model is None):
                 continue
@@ -172,19 +196,15 @@ def main() -> None:
             ) or folder / name
             if not model.exists():
                 save_model(model, name)
-            recipe = write_recipe(folder, model, case)
+            recipe = write_recipe(folder, model, case, options.layout)
             real = measured(recipe, overrides.split(), options.plain_malloc)
             said = estimate(load_recipe(str(recipe), overrides.split()), device="cpu")
             mine, theirs = (said.peak - said.components[PROCESS]) / MIB, real["peak"] - real["baseline"]
             baselines.append(real["baseline"])
             span = f"{length}" if length > 0 else f"up to {-length}"
-            words = (
-                ", ".join(part.split("=")[0] if part.endswith("=true") else part for part in overrides.split()) or "-"
-            )
-            print(
-                f"| {name} | {method} | {span} | {batch} | {words} | {theirs:.0f} | {mine:.0f} | {mine / theirs:.2f} |",
-                flush=True,
-            )
+            words = [part.split("=")[0] if part.endswith("=true") else part for part in overrides.split()]
+            cells = [name, method, span, batch, ", ".join(words) or "-", said.shape.computed]
+            print(f"| {' | '.join(map(str, cells))} | {theirs:.0f} | {mine:.0f} | {mine / theirs:.2f} |", flush=True)
     print(f"\nBefore the model was built: {statistics.median(baselines):.0f} MiB (median).")
 
 

@@ -13,8 +13,8 @@ INTEGER, NUMBER = {"type": "integer"}, {"type": ["number", "null"]}
 SCHEMA = {
     "type": "object",
     "additionalProperties": False,
-    "required": ["format", "version", "recipe", "method", "model", "device", "engine", "processes", "parameters",
-                 "memory", "micro_batch", "fit", "effective_batch", "steps", "time", "notes"],
+    "required": ["format", "version", "recipe", "method", "model", "device", "engine", "layout", "processes",
+                 "parameters", "memory", "micro_batch", "fit", "effective_batch", "steps", "time", "notes"],
     "properties": {
         "format": {"const": "trl_plus.estimate"},
         "version": {"const": 1},
@@ -23,6 +23,7 @@ SCHEMA = {
         "model": {"type": "string"},
         "device": {"enum": ["cpu", "cuda"]},
         "engine": {"type": "string"},
+        "layout": {"enum": ["packed", "shared", "rows"]},
         "processes": INTEGER,
         "parameters": {"type": "object", "required": ["all", "trained"]},
         "memory": {
@@ -30,7 +31,10 @@ SCHEMA = {
             "required": ["peak_bytes", "largest", "components_bytes"],
             "properties": {"components_bytes": {"type": "object", "additionalProperties": INTEGER}},
         },
-        "micro_batch": {"type": "object", "required": ["sequences", "tokens", "scored_tokens", "mean_padded_tokens"]},
+        "micro_batch": {
+            "type": "object",
+            "required": ["sequences", "tokens", "computed_tokens", "scored_tokens", "mean_padded_tokens"],
+        },
         "fit": {"type": ["object", "null"]},
         "effective_batch": INTEGER,
         "steps": {"type": ["integer", "null"]},
@@ -58,7 +62,13 @@ def test_the_quickstart_as_one_json_object():
 def test_the_table_names_peak_and_batch():
     result = call("quickstart_kto", "--memory=2", "--device=cpu", "per_device_train_batch_size=4")
     assert result.exit_code == 0, result.output
-    for words in ("peak", "dominated by", "Largest micro-batch within 2.0 GiB", "Optimizer steps"):
+    for words in (
+        "peak",
+        "most of the peak is",
+        "packed into",
+        "Largest micro-batch within 2.0 GiB",
+        "Optimizer steps",
+    ):
         assert words in result.stdout
 
 

@@ -24,7 +24,7 @@ class Calibration:
     """Measured steps, and the line through them.
 
     Attributes:
-        points: (padded tokens of a micro-batch, seconds of its forward and backward pass), one per length.
+        points: (computed tokens of a micro-batch, seconds of its forward and backward pass), one per length.
         optimizer_seconds: seconds of clipping and the optimizer's update.
         run_seconds: of all optimizer steps, extrapolated; None where their number is not known.
     """
@@ -34,7 +34,7 @@ class Calibration:
     run_seconds: float | None
 
     def micro_batch_seconds(self, tokens: float) -> float:
-        """Seconds at a number of padded tokens, on the line through both points."""
+        """Seconds at a number of computed tokens, on the line through both points."""
         (x0, y0), (x1, y1) = self.points
         if x1 == x0:
             return y1 * tokens / x1
@@ -42,11 +42,19 @@ class Calibration:
 
 
 class _Clock(TrainerCallback):
-    """Seconds of each step up to the optimizer, and of the optimizer."""
+    """Seconds of each step up to the optimizer, KTO's passes for z_ref among them, and of the optimizer.
+
+    Attributes:
+        trainer: set before training.
+        plans: the row layout of each micro-batch, None for plain rows.
+    """
+
+    trainer: Any = None
 
     def __init__(self) -> None:
         self.passes: list[float] = []
         self.updates: list[float] = []
+        self.plans: list[Any] = []
         self._mark = 0.0
 
     def _lap(self) -> float:
@@ -57,11 +65,12 @@ class _Clock(TrainerCallback):
         before, self._mark = self._mark, time.perf_counter()
         return self._mark - before
 
-    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         self._lap()
 
     def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         self.passes.append(self._lap())
+        self.plans.append(next((row_layout.plan for row_layout in self.trainer.row_layouts), None))
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         self.updates.append(self._lap())
@@ -92,30 +101,33 @@ def calibrate(estimated: Estimate) -> Calibration:
     calibration = Calibration((short[:2], full[:2]), full[2], None)
     if plan.steps is None:
         return calibration
-    passes = plan.objects.args.gradient_accumulation_steps * calibration.micro_batch_seconds(estimated.mean_padded)
+    passes = plan.objects.args.gradient_accumulation_steps * calibration.micro_batch_seconds(estimated.mean_tokens)
     return replace(calibration, run_seconds=plan.steps * (passes + full[2]))
 
 
 def _measure(estimated: Estimate, max_length: int) -> tuple[float, float, float]:
-    """Median padded tokens, seconds of the passes and of the optimizer, of steps of one micro-batch."""
+    """Mean computed tokens, seconds of the passes and of the optimizer, of steps of one micro-batch."""
     with tempfile.TemporaryDirectory() as folder:
         recipe = estimated.plan.objects.recipe
         changed = {
             "max_length": max_length, "max_steps": STEPS, "gradient_accumulation_steps": 1, "output_dir": folder,
             "save_strategy": "no", "eval_strategy": "no", "report_to": "none", "disable_tqdm": True,
+            "tokens_per_device": None,
         }  # fmt: skip
         objects = build(replace(recipe, values={**recipe.values, **changed}))
         data, processor, clock = estimated.plan.data, load_processor(objects), _Clock()
         assert data is not None
         check_data(objects, data, processor)
         trainer = build_trainer(objects, replace(data, eval=None), processor, [clock])
-        collate, tokens = trainer.data_collator, []
+        clock.trainer, collate, padded = trainer, trainer.data_collator, []
 
         def counted(rows: list[Any]) -> Any:
             batch = collate(rows)
-            tokens.append(batch["input_ids"].numel())
+            padded.append(batch["input_ids"].numel())
             return batch
 
         trainer.data_collator = counted
         trainer.train()
-    return statistics.mean(tokens[1:STEPS]), statistics.mean(clock.passes[1:]), statistics.median(clock.updates[1:])
+    # the data loader collates ahead of the steps
+    tokens = [size if plan is None else plan.computed for plan, size in zip(clock.plans, padded, strict=False)]
+    return statistics.mean(tokens[1:]), statistics.mean(clock.passes[1:]), statistics.median(clock.updates[1:])

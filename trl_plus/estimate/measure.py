@@ -8,8 +8,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 
 from trl_plus.estimate import optimizers
 from trl_plus.estimate.engines import ENGINE, OPTIMIZER, REFERENCE, Engine
-from trl_plus.estimate.lengths import Rows
 from trl_plus.estimate.model import QuantizedLinear
+from trl_plus.estimate.shapes import Rows, Shape
 from trl_plus.estimate.step import ADAPTER, GRADIENTS, WEIGHTS, Passes, peak_of_step
 from trl_plus.loss_types import reads_only_rows
 from trl_plus.recipes.errors import RecipeError
@@ -61,25 +61,30 @@ class Measure:
             found[REFERENCE] = sum(t.numel() * t.element_size() for t in _tensors(self.model))
         return found
 
-    def passes(self) -> Passes:
+    def passes(self, rows: Rows, batch: int) -> Passes:
         """How this recipe computes a step."""
         args, method = self.objects.args, self.objects.recipe.method
         own_head = not hasattr(args, "f_divergence_type") or not method.reference or reads_only_rows(args)
+        scores_reference = method.reference and not args.precompute_ref_log_probs
+        z_ref: tuple[Shape, ...] = ()
+        if not method.paired and args.loss_type == "kto":
+            policy, both = rows.mismatched(batch)
+            z_ref = (policy, both if scores_reference else policy)
         return Passes(
             cuda=self.device == "cuda",
             own_head=own_head,
             autocast=self.amp,
-            reference=method.reference and not args.precompute_ref_log_probs,
-            accumulate=args.gradient_accumulation_steps > 1,
+            reference=scores_reference and not z_ref,
+            accumulate=args.gradient_accumulation_steps > 1 or rows.budget is not None,
+            z_ref=z_ref,
         )
 
-    def __call__(self, batch: int) -> dict[str, int]:
-        """Bytes by component with a micro-batch of `batch` rows."""
-        passes = self.passes()
-        if not self.objects.recipe.method.paired and self.objects.args.loss_type == "kto":
-            passes = replace(passes, kl=self.rows.mismatched(batch))
+    def __call__(self, batch: int, budget: int | None = None) -> dict[str, int]:
+        """Bytes by component with a micro-batch of `batch` rows, or of as many of them as `budget` tokens hold."""
+        rows = replace(self.rows, budget=budget)
+        passes = self.passes(rows, batch)
         try:
-            found = peak_of_step(self.fake, self.model, self.rows.worst(batch), passes)
+            found = peak_of_step(self.fake, self.model, rows.worst(batch), passes)
         except (DataDependentOutputException, DynamicOutputShapeException, RuntimeError) as error:
             raise RecipeError(
                 f"The step of {type(self.model).__name__} cannot be run without data ({str(error).splitlines()[0]}): "

@@ -198,9 +198,18 @@ def _flash_stand_in() -> str:
     """Registers an attention that allocates as flash attention does, without its package; gives its name."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kwargs: Any) -> Any:
+        plan = getattr(mask, "plan", None)
+        if plan is not None and len(plan.source) == 1:  # shared keys come once for each branch (attention/cuda.py)
+            keys = torch.zeros(sum(branch.length + branch.shared for branch in plan.branches), dtype=torch.long)
+            key, value = key[:, :, keys], value[:, :, keys]
         return _FlashAttention.apply(query, key, value).transpose(1, 2).contiguous(), None
 
     AttentionInterface.register(FLASH_STAND_IN, attend)
     AttentionMaskInterface.register(FLASH_STAND_IN, lambda *args, **kwargs: None)
     return FLASH_STAND_IN
+
+
+def stand_in_for_flash(causal: Any) -> None:
+    """Gives a model the attention that a row layout has on CUDA."""
+    causal.set_attn_implementation(_flash_stand_in())

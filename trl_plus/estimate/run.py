@@ -6,16 +6,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from trl_plus.estimate import engines
+from trl_plus.estimate import engines, layout
 from trl_plus.estimate.engines import Engine
-from trl_plus.estimate.lengths import Rows, sampled
+from trl_plus.estimate.lengths import sampled
 from trl_plus.estimate.measure import GIB, PROCESS, Measure, autocast
 from trl_plus.estimate.model import build_model, make_fake, read_config, weights_dtype
-from trl_plus.estimate.step import Shape
+from trl_plus.estimate.shapes import Rows, Shape
 from trl_plus.recipes.dry_run import Plan, plan
 from trl_plus.recipes.errors import RecipeError
 from trl_plus.recipes.loading import load_processor
 from trl_plus.recipes.recipe import Recipe
+
+BUDGETS = 32  # values of `tokens_per_device` that are told apart
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,16 @@ class Fit:
         batch: `per_device_train_batch_size`; None where not even 1 fits.
         accumulation: `gradient_accumulation_steps` that keeps the effective batch.
         peak: bytes with that micro-batch (with 1 where none fits).
+        tokens: the largest `tokens_per_device` that fits; None where rows are not packed, or nothing fits.
+        tokens_peak: bytes with it.
     """
 
     limit: int
     batch: int | None
     accumulation: int | None
     peak: int
+    tokens: int | None = None
+    tokens_peak: int | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class Estimate:
         components: bytes by component at the peak; they add up to it.
         parameters: all parameters of the policy, and how many of them are trained.
         shape: the worst micro-batch.
-        mean_padded: padded tokens of an average micro-batch.
+        mean_tokens: tokens that an average `per_device_train_batch_size` of rows needs, padding included.
         notes: what the figures leave out or assume.
     """
 
@@ -55,7 +61,7 @@ class Estimate:
     parameters: tuple[int, int]
     shape: Shape
     rows: Rows
-    mean_padded: float
+    mean_tokens: float
     fit: Fit | None
     notes: list[str]
 
@@ -101,20 +107,24 @@ def estimate(
     model = build_model(objects, config, amp if narrowed else dtype)
     with fake:
         make_fake(model)
+    chosen, share = layout.choose(objects, model, fake, device == "cuda", notes)
+    rows = replace(rows, layout=chosen, share=share)
     measure = Measure(objects, device, engine, fake, model, rows, notes, None if narrowed else amp, narrowed)
     batch = objects.args.per_device_train_batch_size
-    components = measure(batch)
+    accumulation, budget = objects.args.gradient_accumulation_steps, objects.args.tokens_per_device
+    # a budget fills micro-batches from the rows of the whole step
+    micro = batch if budget is None else batch * accumulation
     limit = _limit(memory, device)
     return Estimate(
         planned,
         device,
         engine,
-        components,
+        measure(micro, budget),
         measure.parameters,
-        rows.worst(batch),
+        replace(rows, budget=budget).worst(micro),
         rows,
-        rows.mean_padded(batch),
-        None if limit is None else _fit(limit, measure, batch, objects.args.gradient_accumulation_steps),
+        rows.mean(batch),
+        None if limit is None else _fit(limit, measure, batch, accumulation),
         list(dict.fromkeys(notes)),
     )
 
@@ -142,21 +152,21 @@ def _buildable(recipe: Recipe, device: str) -> Recipe:
 def _rows(planned: Plan, notes: list[str]) -> Rows:
     """Lengths of the rows: measured on the data where it is local, bounded by `max_length` elsewhere."""
     args, method = planned.objects.args, planned.objects.recipe.method
-    sequences = []
+    sample = []
     if planned.data is not None:
         processor = load_processor(planned.objects)
         unpair = planned.data.format.paired and not method.paired
-        sequences = sampled(planned.data.train, processor, args.max_length, args.seed, unpair)
-    if not sequences:
+        sample = sampled(planned.data.train, processor, args.max_length, args.seed, unpair)
+    if not sample:
         if args.max_length is None:
             raise RecipeError(
                 "`max_length` is null and the data is not local, so no length is known: set `max_length`."
             )
         notes.append(f"The data was not read: every row is taken to fill max_length {args.max_length}.")
-    longest = max((total for row in sequences for total, _ in row), default=0)
+    longest = max((total for row in sample for total, _ in row.sides), default=0)
     full = getattr(args, "nll_scope", None) == "full"
     return Rows(
-        sequences,
+        sample,
         args.max_length or longest,
         2 if method.paired else 1,
         args.pad_to_multiple_of or 1,
@@ -164,16 +174,31 @@ def _rows(planned: Plan, notes: list[str]) -> Rows:
     )
 
 
-def _fit(limit: int, measure: Callable[[int], dict[str, int]], batch: int, accumulation: int) -> Fit:
-    """The largest divisor of the rows of a device's step whose peak stays within the limit, by bisection."""
+def _fit(limit: int, measure: Measure, batch: int, accumulation: int) -> Fit:
+    """The largest divisor of the rows of a device's step whose peak stays within the limit, and the largest budget."""
     rows = batch * accumulation
     sizes = [size for size in range(1, rows + 1) if rows % size == 0]
+    best, peak = _largest(limit, sizes, measure)
+    fit = Fit(limit, best, None if best is None else rows // best, peak)
+    if best is None or measure.rows.layout != "packed" or measure.engine.name.startswith("ZeRO"):
+        return fit
+    fewest, fits = (measure.rows.worst(size).computed for size in (1, best))
+    if best == rows:
+        return replace(fit, tokens=fits, tokens_peak=peak)
+    too_many = measure.rows.worst(min(size for size in sizes if size > best)).computed
+    budgets = list(range(fewest, too_many, max(1, too_many // BUDGETS)))
+    tokens, peak = _largest(limit, budgets, lambda budget: measure(rows, budget))
+    return replace(fit, tokens=tokens, tokens_peak=peak)
+
+
+def _largest(limit: int, sizes: list[int], measure: Callable[[int], dict[str, int]]) -> tuple[int | None, int]:
+    """The largest of ascending sizes whose peak stays within the limit, by bisection, and that peak.
+
+    None with the peak of the smallest where none does.
+    """
     low, high, peaks = 0, len(sizes), {}
     while low < high:
         middle = (low + high) // 2
-        peaks[sizes[middle]] = sum(measure(sizes[middle]).values())
-        low, high = (middle + 1, high) if peaks[sizes[middle]] <= limit else (low, middle)
-    if low == 0:
-        return Fit(limit, None, None, peaks[1])
-    best = sizes[low - 1]
-    return Fit(limit, best, rows // best, peaks[best])
+        peaks[middle] = sum(measure(sizes[middle]).values())
+        low, high = (middle + 1, high) if peaks[middle] <= limit else (low, middle)
+    return (None, peaks[0]) if low == 0 else (sizes[low - 1], peaks[low - 1])

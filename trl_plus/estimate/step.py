@@ -8,31 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from trl_plus.attention import carry
 from trl_plus.estimate.ledger import Ledger
+from trl_plus.estimate.shapes import Shape
 from trl_plus.lm_head import TRANSFORMED_LOGITS, completion_log_probs
 
 # Labels of a ledger, and of an estimate's components
 WEIGHTS, ADAPTER, GRADIENTS, ACTIVATIONS, HEAD = "weights", "adapter", "gradients", "activations", "logits"
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What a micro-batch asks of the model. Attention is taken to need a mask: rows seldom have one length.
-
-    Attributes:
-        rows: sequences: two per pair, one per labelled row.
-        tokens: padded length of each.
-        scored: tokens whose log-probability is taken, over all rows.
-    """
-
-    rows: int
-    tokens: int
-    scored: int
-
-    @property
-    def padded(self) -> int:
-        """Tokens of the micro-batch, padding included."""
-        return self.rows * self.tokens
 
 
 @dataclass(frozen=True)
@@ -43,9 +25,9 @@ class Passes:
         cuda: on a GPU, where TRL's fused LM head projects tiles of the scored tokens only.
         own_head: off CUDA, whether our LM head is used; TRL's scores every position otherwise.
         autocast: dtype of mixed precision, or None.
-        reference: the reference is scored in every step, by a pass without gradient.
+        reference: the reference scores the micro-batch, by a pass without gradient.
         accumulate: gradients of earlier micro-batches are there already.
-        kl: KTO's mismatched rows, scored before the first micro-batch, or None.
+        z_ref: KTO's passes before the first micro-batch, without gradient, by policy and reference.
     """
 
     cuda: bool
@@ -53,7 +35,7 @@ class Passes:
     autocast: torch.dtype | None
     reference: bool
     accumulate: bool
-    kl: Shape | None = None
+    z_ref: tuple[Shape, ...] = ()
 
 
 def peak_of_step(fake: FakeTensorMode, model: nn.Module, shape: Shape, passes: Passes) -> dict[str, int]:
@@ -74,9 +56,9 @@ def peak_of_step(fake: FakeTensorMode, model: nn.Module, shape: Shape, passes: P
                 ledger.relabel(parameter.grad, GRADIENTS)
         ledger.restart()
         try:
-            if passes.kl is not None:
+            for mismatched in passes.z_ref:
                 with torch.no_grad():
-                    _log_probs(model, passes.kl, passes, ledger, statistics=False)
+                    _log_probs(model, mismatched, passes, ledger, statistics=False)
             log_probs = _log_probs(model, shape, passes, ledger, statistics=True)
             if passes.reference:
                 with torch.no_grad():
@@ -99,14 +81,25 @@ def _log_probs(model: Any, shape: Shape, passes: Passes, ledger: Ledger, statist
     causal = model.get_base_model() if _has_adapter(model) else model
     autocast = nullcontext() if passes.autocast is None else torch.autocast("cpu", passes.autocast)
     with autocast:
-        ids = torch.zeros(shape.rows, shape.tokens, dtype=torch.long)
-        mask = torch.ones_like(ids)
-        hidden = causal.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[:, :-1]
+        hidden = _hidden(causal, shape)
         with ledger.labelled(HEAD):
             head = causal.get_output_embeddings()
             if hidden.requires_grad:
                 hidden.register_hook(lambda grad: setattr(ledger, "label", ACTIVATIONS))
             return _head(hidden, shape, head, passes, causal.config.get_text_config(), statistics)
+
+
+def _hidden(causal: Any, shape: Shape) -> Tensor:
+    """States (B, N, H): of every position of plain rows, of those that predict a scored token in a layout."""
+    if shape.plan is None:
+        ids = torch.zeros(shape.rows, shape.tokens, dtype=torch.long)
+        mask = torch.ones_like(ids)
+        return causal.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[:, :-1]
+    ids = torch.zeros(shape.plan.source.shape, dtype=torch.long)
+    states = causal.base_model(
+        input_ids=ids, attention_mask=carry(shape.plan), position_ids=ids, use_cache=False
+    ).last_hidden_state
+    return states.reshape(-1, states.size(-1))[torch.zeros(shape.scored, dtype=torch.long)][None]
 
 
 def _head(hidden: Tensor, shape: Shape, head: Any, passes: Passes, config: Any, statistics: bool) -> Tensor:

@@ -12,7 +12,7 @@ from trl_plus.reporting.console import say
 
 VERSION = 1
 _TITLES = {
-    "process": "libraries, and on a GPU its context",
+    "process": "the process itself, libraries included",
     "weights": "weights",
     "adapter": "adapter",
     "reference": "reference model",
@@ -36,6 +36,7 @@ def as_json(estimate: Estimate, calibration: Calibration | None) -> dict[str, An
         "model": objects.model.model_name_or_path,
         "device": estimate.device,
         "engine": estimate.engine.name,
+        "layout": estimate.rows.layout,
         "processes": estimate.plan.processes,
         "parameters": {"all": estimate.parameters[0], "trained": estimate.parameters[1]},
         "memory": {"peak_bytes": estimate.peak, "largest": estimate.largest, "components_bytes": estimate.components},
@@ -43,9 +44,11 @@ def as_json(estimate: Estimate, calibration: Calibration | None) -> dict[str, An
             "per_device_train_batch_size": objects.args.per_device_train_batch_size,
             "sequences": shape.rows,
             "tokens": shape.tokens,
+            "computed_tokens": shape.computed,
             "scored_tokens": shape.scored,
-            "mean_padded_tokens": estimate.mean_padded,
-            "sampled_rows": len(estimate.rows.sequences),
+            "mean_padded_tokens": estimate.mean_tokens,
+            "tokens_per_device": objects.args.tokens_per_device,
+            "sampled_rows": len(estimate.rows.sample),
         },
         "fit": None
         if fit is None
@@ -54,6 +57,7 @@ def as_json(estimate: Estimate, calibration: Calibration | None) -> dict[str, An
             "per_device_train_batch_size": fit.batch,
             "gradient_accumulation_steps": fit.accumulation,
             "peak_bytes": fit.peak,
+            "tokens_per_device": fit.tokens,
         },
         "effective_batch": estimate.plan.effective_batch,
         "steps": estimate.plan.steps,
@@ -70,7 +74,7 @@ def as_json(estimate: Estimate, calibration: Calibration | None) -> dict[str, An
 
 def show(estimate: Estimate, calibration: Calibration | None) -> None:
     """Print the table, what fits, the number of steps and the time."""
-    objects, shape = estimate.plan.objects, estimate.shape
+    objects = estimate.plan.objects
     table = Table("component", title=f"Memory of one device ({estimate.device}, {estimate.engine.name})")
     table.title_justify = "left"
     table.add_column("GiB", justify="right")
@@ -82,11 +86,8 @@ def show(estimate: Estimate, calibration: Calibration | None) -> None:
     table.add_row("peak", f"{estimate.peak / GIB:.2f}", "100%")
     say(table)
     say(f"Parameters: {estimate.parameters[0]:,}, trained: {estimate.parameters[1]:,}.")
-    say(f"The peak is dominated by: {_TITLES[estimate.largest]}.")
-    say(
-        f"Worst micro-batch: {shape.rows} sequences of {shape.tokens} tokens, {shape.scored} of them scored; an "
-        f"average one has {estimate.mean_padded:.0f} tokens, padding included."
-    )
+    say(f"Besides the process itself, most of the peak is {_TITLES[estimate.largest]}.")
+    say(_micro_batch(estimate))
     _show_fit(estimate)
     steps = "not known" if estimate.plan.steps is None else str(estimate.plan.steps)
     say(f"Optimizer steps: {steps}; effective batch size: {estimate.plan.effective_batch}.")
@@ -98,6 +99,20 @@ def show(estimate: Estimate, calibration: Calibration | None) -> None:
         say("Figures for CUDA were never measured by us: leave room.")
 
 
+def _micro_batch(estimate: Estimate) -> str:
+    args, shape = estimate.plan.objects.args, estimate.shape
+    laid_out = {
+        "packed": f", packed into {shape.computed} tokens",
+        "shared": f", in rows of {shape.computed} tokens in all",
+        "rows": f", padded to {shape.computed} tokens in all",
+    }
+    return (
+        f"Largest micro-batch: {shape.rows} sequences of up to {shape.tokens} tokens{laid_out[estimate.rows.layout]}, "
+        f"{shape.scored} of them scored. On average {args.per_device_train_batch_size} rows of data make "
+        f"{estimate.mean_tokens:.0f} tokens."
+    )
+
+
 def _show_fit(estimate: Estimate) -> None:
     fit = estimate.fit
     if fit is None:
@@ -107,10 +122,15 @@ def _show_fit(estimate: Estimate) -> None:
         cures = less_memory(estimate.plan.objects.recipe)
         say(f"A micro-batch of 1 needs {fit.peak / GIB:.2f} GiB, more than {limit}. {cures}")
         return
+    without = "" if estimate.plan.objects.args.tokens_per_device is None else "without tokens_per_device, "
     say(
-        f"Largest micro-batch within {limit}: per_device_train_batch_size={fit.batch} "
+        f"Largest micro-batch within {limit}: {without}per_device_train_batch_size={fit.batch} "
         f"gradient_accumulation_steps={fit.accumulation} (the same training), {fit.peak / GIB:.2f} GiB."
     )
+    if fit.tokens is not None:
+        say(
+            f"Or by tokens, the same training as well: tokens_per_device={fit.tokens}, {fit.tokens_peak / GIB:.2f} GiB."
+        )
 
 
 def _show_time(estimate: Estimate, calibration: Calibration) -> None:
