@@ -86,7 +86,7 @@ def open_toy(model: str, data: str, method: str, keep_template: bool = False, **
     from trl_plus.recipes.objects import build
     from trl_plus.recipes.recipe import recipe_from
 
-    given = {"method": method, "model_name_or_path": model, "output_dir": "none", "dataset_name": data,
+    given = {"method": method, "model_name_or_path": model, "output_dir": f"{model}-out", "dataset_name": data,
              "max_length": 8192, "use_cpu": True, "bf16": False, **values}  # fmt: skip
     objects = build(recipe_from({name: value for name, value in given.items() if value is not None}, "test"))
     source = open_run(objects, load_processor(objects))
