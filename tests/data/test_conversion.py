@@ -62,6 +62,27 @@ def test_the_row_is_named(write):
             list(load(request(path, "alpaca", streaming=streaming)).train)
 
 
+def preferring(*values):
+    return [{"instruction": "i", "output_1": "a", "output_2": "b", "preference": value} for value in values]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("values", [(0, 1), (1.0, 0.0, None), (1,) * 1500 + (0,)])
+def test_a_preference_of_zeros_and_ones_is_refused(write, values, streaming):
+    path = write("rows.jsonl", preferring(*values))
+    with pytest.raises(DataError, match=r"0 may stand for an output or for a draw: write 1 where `output_1` is better"):
+        list(load(request(path, "alpaca", streaming=streaming)).train)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_zeros_beside_a_two_are_draws(write, streaming):
+    path = write("rows.jsonl", preferring(0, 1, 2))
+    assert [row["chosen"][0]["content"] for row in load(request(path, "alpaca", streaming=streaming)).train] == [
+        "a",
+        "b",
+    ]
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_no_row_can_be_converted(write, streaming):
     path = write("rows.jsonl", [{**SCORED, "scores": [1, 1]}] * 3)

@@ -1,7 +1,7 @@
 """A converter applied to a dataset: table or stream, every row accounted for."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -44,6 +44,13 @@ class _Conversion:
         except WrongShape as error:
             fault = f"{self.name}, row {index}: {error}, which `converter: {self.converter}` does not take"
             raise _refusal(fault, row, self.paired_method) from error
+
+    def refuse(self, values: Callable[[str], Iterable[Any]]) -> None:
+        """A DataError where the values of a column (name -> values) cannot be used together."""
+        field, fault = self.shape.refuse or ("", None)
+        problem = fault and fault(values((self.shape.columns(self.columns) or {})[field]))
+        if problem:
+            raise DataError(f"{self.name}: {problem}.")
 
 
 def convert_rows(dataset: Any, converter: str, name: str, paired_method: bool) -> tuple[Any, list[str]]:
@@ -115,6 +122,7 @@ def _table(dataset: Any, conversion: _Conversion) -> tuple[Any, list[str]]:
     """Two passes, since what a pass counts is lost where its result comes from the cache, but not what it writes."""
     from datasets import Features, Value
 
+    conversion.refuse(lambda column: dataset[column][:])
     found = dataset.select_columns(conversion.used).map(
         _problems,
         batched=True,
@@ -191,6 +199,7 @@ def _nothing_left(conversion: _Conversion, rows: str, problem: str) -> DataError
 
 def _stream(dataset: Any, conversion: _Conversion) -> tuple[Any, list[str]]:
     problem, sample = "", None
+    conversion.refuse(lambda column: [row[column] for row in islice(dataset, _LOOKED_AT)])
     for index, row in enumerate(islice(dataset, _LOOKED_AT)):
         try:
             sample = conversion.rows(row, index)[0]
@@ -213,12 +222,15 @@ def _stream(dataset: Any, conversion: _Conversion) -> tuple[Any, list[str]]:
 
 class _StreamConversion:
     """Converts batches of a stream and warns of the rows that are left out: the first three, then the count at each
-    power of ten. Each row is counted once, however often the stream is read; every worker process counts its own."""
+    power of ten. Each row is counted once, however often the stream is read; every worker process counts its own.
+    Values that cannot be used together are refused as soon as a batch holds the last of them."""
 
     def __init__(self, conversion: _Conversion, names: list[str]):
         self.conversion, self.names, self.left_out, self.last = conversion, names, 0, -1
+        self.seen: set[Any] = set()
 
     def __call__(self, batch: Any, indices: list[int]) -> dict[str, list[Any]]:
+        self.conversion.refuse(lambda column: self._seen(batch[column]))
         out: list[Row] = []
         for index, row in zip(indices, _rows_of(batch, list(self.conversion.columns)), strict=True):
             try:
@@ -226,6 +238,11 @@ class _StreamConversion:
             except Unconvertible as error:
                 self._leave_out(index, error)
         return _columns_of(out, self.names)
+
+    def _seen(self, values: Iterable[Any]) -> set[Any]:
+        """Every number of the column so far, in this batch and those before it."""
+        self.seen |= {value for value in values if isinstance(value, (int, float))}
+        return self.seen
 
     def _leave_out(self, index: int, error: Unconvertible) -> None:
         if index <= self.last:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from trl_plus.data.converters.rows import (
@@ -115,6 +116,16 @@ def alpaca_preference(fields: Row, paired: bool) -> list[Row]:
     return [pair(prompt, first, second) if value < 1.5 else pair(prompt, second, first)]
 
 
+def doubtful_coding(values: Iterable[Any]) -> str | None:
+    """Why a column `preference` of zeros and ones cannot be read: 0 is a draw in Alpaca and an output elsewhere."""
+    if {value for value in values if isinstance(value, (int, float)) and value == value} != {0, 1}:
+        return None
+    return (
+        "`preference` is always 0 or 1, and 0 may stand for an output or for a draw: write 1 where `output_1` is "
+        "better and 2 where `output_2` is, as Alpaca does, and remove draws, or make `chosen` and `rejected`"
+    )
+
+
 def alpaca_labelled(fields: Row, paired: bool) -> list[Row]:
     """`instruction`, `input`, one `output` and its label."""
     return [labelled(_alpaca_prompt(fields), [assistant(text(fields, "output"))], fields["kto_tag"], "kto_tag")]
@@ -172,7 +183,12 @@ SHAREGPT = (
 OPENAI = (Shape((("input",), ("preferred_output",), ("non_preferred_output",)), openai),)
 ALPACA = (
     Shape((("instruction",), ("chosen",), ("rejected",)), alpaca_pair, _ALPACA),
-    Shape((("instruction",), ("output_1",), ("output_2",), ("preference",)), alpaca_preference, _ALPACA),
+    Shape(
+        (("instruction",), ("output_1",), ("output_2",), ("preference",)),
+        alpaca_preference,
+        _ALPACA,
+        refuse=("preference", doubtful_coding),
+    ),
     Shape((("instruction",), ("output",), _LABEL), alpaca_labelled, _ALPACA),
 )
 PAIRS_TO_UNPAIRED = (Shape((("chosen",), ("rejected",)), pairs_to_unpaired, (("prompt",),), many=True),)

@@ -1,7 +1,7 @@
 """What the converters share: the fields of a row, messages, and the rows that come out. Imports no data library."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,12 +28,14 @@ class Shape:
         convert: (fields by name, whether the method takes pairs only) -> rows. A field whose column is missing is
             missing there too. Every row has the same columns.
         many: whether a row may become several.
+        refuse: (field, its values in many rows -> why they cannot be used together, or None), for what no row shows.
     """
 
     needs: tuple[tuple[str, ...], ...]
     convert: Callable[[Row, bool], list[Row]]
     also: tuple[tuple[str, ...], ...] = ()
     many: bool = False
+    refuse: tuple[str, Callable[[Iterable[Any]], str | None]] | None = None
 
     def columns(self, available: Sequence[str]) -> dict[str, str] | None:
         """The column of each field, or None where one that is needed is missing."""
