@@ -37,6 +37,8 @@ def request(path, converter, paired=True, **keys):
         (PAIR, "hh", True, "remove `converter`"),
         ({**PAIR, "prompt": "q"}, "scores", True, "remove `converter`"),
         ({"chosen": [USER, GOOD], "rejected": [USER, BAD]}, "sharegpt", True, "remove `converter`"),
+        ({**PAIR, "conversations": [USER]}, "sharegpt", True, "only one of them can be the prompt"),
+        ({"prompt": [USER], "completion": [GOOD], "label": True}, "sharegpt", False, "remove `converter`"),
         ({"prompt": "q", "chosen": "a", "rejected": "b"}, "argilla_", True, "no converter 'argilla_'"),
         ({"chosen": "q a", "rejected": "q b"}, "pairs_to_unpaired", False, "no column `prompt`"),
         (PAIR, "pairs_to_unpaired", True, "use `method: kto`"),
@@ -60,6 +62,40 @@ def test_the_row_is_named(write):
     for streaming in (False, True):
         with pytest.raises(DataError, match="row 5: `preference` must be a number from 1 to 2"):
             list(load(request(path, "alpaca", streaming=streaming)).train)
+
+
+HUMAN, GPT, WORSE = ({**m, "role": r} for m, r in ((USER, "human"), (GOOD, "gpt"), (BAD, "GPT")))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": [HUMAN], "chosen": [GPT], "rejected": [WORSE]},
+        {"prompt": [USER], "chosen": [GPT], "rejected": [WORSE]},
+        {"prompt": "q", "chosen": [GPT], "rejected": [WORSE]},
+        {"prompt": "q", "chosen": [HUMAN, GPT], "rejected": [HUMAN, WORSE]},
+        {"chosen": [HUMAN, GPT], "rejected": [HUMAN, WORSE]},
+        {"conversations": [HUMAN], "chosen": GPT, "rejected": WORSE},
+        {"prompt": [{"from": "human", "value": "q"}], "chosen": [GPT], "rejected": [WORSE]},
+        {"prompt": [HUMAN], "completion": [GPT], "label": True},
+        {"prompt": "q", "completion": [GPT], "label": True},
+        {"completion": [HUMAN, GPT], "kto_tag": True},
+        {"conversations": [HUMAN, GPT], "label": True},
+    ],
+)
+def test_roles_of_sharegpt_are_renamed(write, row, streaming):
+    path, paired = write("rows.jsonl", [row] * 2), "chosen" in row
+    wanted = PAIR if paired else {"prompt": [USER], "completion": [GOOD], "label": True}
+    assert list(load(request(path, "sharegpt", paired, streaming=streaming)).train) == [wanted] * 2
+    with pytest.raises(DataError, match="set `converter: sharegpt`"):
+        load(request(path, None, paired))
+
+
+def test_a_system_text_beside_renamed_roles(write):
+    row = {"prompt": [HUMAN], "completion": [GPT], "label": False, "system": "s"}
+    train = load(request(write("rows.jsonl", [row]), "sharegpt", paired=False)).train
+    assert [message["role"] for message in train[0]["prompt"]] == ["system", "user"]
 
 
 def preferring(*values):

@@ -13,6 +13,7 @@ EXPECTED = {
     False: "labelled rows: `prompt`, `completion` and `label` (true or false), or pairs: `chosen` and `rejected`",
 }
 _LABEL_TYPES = "true or false"
+_SHAREGPT_NAMES = {"human", "gpt"}
 _COLUMNS = ("prompt", "chosen", "rejected", "completion")
 
 
@@ -121,6 +122,12 @@ def _kind(value: Any, what: str, row: dict[str, Any], paired_method: bool) -> st
     if isinstance(value, str):
         return "text"
     if is_conversation(value):
+        names = [str(message.get("role")) for message in value if isinstance(message, dict)]
+        if set(names) & _SHAREGPT_NAMES:
+            raise DataError(
+                f"{what} has messages of {', '.join(dict.fromkeys(names))}, but roles are system, user, assistant and "
+                "tool: set `converter: sharegpt`."
+            )
         return "a conversation"
     if isinstance(value, list) and value and isinstance(value[0], dict) and "from" in value[0]:
         raise DataError(

@@ -16,7 +16,7 @@ CONVERTERS: dict[str, tuple[Shape, ...]] = {
     "pairs_to_unpaired": PAIRS_TO_UNPAIRED,
 }
 _NEVER_SUGGESTED = "pairs_to_unpaired"  # fits every pair
-_COMMON = {"prompt", "chosen", "rejected"}  # columns that tell nothing of a row's shape
+_COMMON = {"prompt", "chosen", "rejected", "completion", "label"}  # columns that tell nothing of a row's shape
 
 __all__ = ["CONVERTERS", "Row", "Shape", "Unconvertible", "WrongShape", "convert", "recognise", "shape_of"]
 

@@ -12,6 +12,7 @@ from trl_plus.data.converters.rows import (
     WrongShape,
     assistant,
     from_value,
+    in_form,
     labelled,
     messages,
     optional_text,
@@ -20,7 +21,7 @@ from trl_plus.data.converters.rows import (
     user,
     with_system,
 )
-from trl_plus.data.responses import Message, is_conversation
+from trl_plus.data.responses import Message
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 
@@ -50,17 +51,37 @@ def transcript(content: str, name: str) -> list[Message]:
 
 
 def sharegpt_pair(fields: Row, paired: bool) -> list[Row]:
-    """`conversations` of {from, value} and one answer per side; or whole conversations as sides."""
-    if "conversations" not in fields and is_conversation(fields["chosen"]) and is_conversation(fields["rejected"]):
-        raise WrongShape("`chosen` and `rejected` hold {role, content} messages and there are no `conversations`")
-    context = _conversation(fields) if "conversations" in fields else with_system(fields, [])
+    """`conversations` and one answer per side; or sides that are whole or stand beside a `prompt`."""
+    if "conversations" not in fields:
+        fields = _renamed(fields, ("chosen", "rejected"))
+        return [{**answers({"prompt": None, **fields}), **_tools(fields)}]
+    if "prompt" in fields:
+        raise WrongShape("`prompt` and `conversations` are both there, and only one of them can be the prompt")
     sides = (from_value(fields.get(side), side) for side in ("chosen", "rejected"))
-    return [{**pair(context, *sides), **_tools(fields)}]
+    return [{**pair(_conversation(fields), *sides), **_tools(fields)}]
 
 
 def sharegpt_labelled(fields: Row, paired: bool) -> list[Row]:
     """`conversations` whose last turn is the answer, and a label."""
     return [{**labelled([], _conversation(fields), fields["kto_tag"], "kto_tag"), **_tools(fields)}]
+
+
+def sharegpt_completion(fields: Row, paired: bool) -> list[Row]:
+    """`completion` and its label, with or without a `prompt`."""
+    fields = _renamed(fields, ("completion",))
+    prompt = fields.get("prompt")
+    context = prompt if isinstance(prompt, list) else [user(prompt)] if prompt is not None else []
+    context = with_system(fields, context)
+    return [{**labelled(context, fields["completion"], fields["kto_tag"], "kto_tag"), **_tools(fields)}]
+
+
+def _renamed(fields: Row, sides: tuple[str, ...]) -> Row:
+    """The fields with the messages of the sides, and of a prompt that is no text, as {role, content}."""
+    prompt = fields.get("prompt")
+    parts = sides if prompt is None or isinstance(prompt, str) else ("prompt", *sides)
+    if in_form(fields, parts):
+        raise WrongShape(f"`{'`, `'.join(parts)}` hold messages with {{role, content}} and the usual names of roles")
+    return {**fields, **{part: from_value(fields[part], part) for part in parts}}
 
 
 def _conversation(fields: Row) -> list[Message]:
@@ -177,8 +198,9 @@ _ALPACA = (("input",), ("system",), ("history",))
 
 HH = (Shape((("chosen",), ("rejected",)), hh, (("prompt",),)),)
 SHAREGPT = (
-    Shape((("chosen",), ("rejected",)), sharegpt_pair, (("conversations",), ("system",), ("tools",))),
+    Shape((("chosen",), ("rejected",)), sharegpt_pair, (("conversations",), ("prompt",), ("system",), ("tools",))),
     Shape((("conversations",), _LABEL), sharegpt_labelled, (("system",), ("tools",))),
+    Shape((("completion",), _LABEL), sharegpt_completion, (("prompt",), ("system",), ("tools",))),
 )
 OPENAI = (Shape((("input",), ("preferred_output",), ("non_preferred_output",)), openai),)
 ALPACA = (

@@ -87,12 +87,30 @@ ROLES = {
 }
 
 
+def role_of(message: Message) -> str:
+    """The role of a {role, content} message under the names of chat templates."""
+    return ROLES.get(str(message["role"]).lower(), message["role"])
+
+
+def in_form(fields: Row, names: Sequence[str]) -> bool:
+    """Whether fields that must hold {role, content} messages do, under the names of chat templates."""
+    sides = [fields[name] for name in names]
+    return all(is_conversation(side) for side in sides) and all(
+        isinstance(message, dict) and message.get("role") in (None, role_of({"role": None, **message}))
+        for side in sides
+        for message in side
+    )
+
+
 def from_value(value: Any, name: str) -> list[Message]:
-    """A list of {from, value} messages, or one of them, as {role, content} messages. Other keys stay."""
+    """A list of {from, value} messages, or one of them, as {role, content} messages. Other keys stay.
+
+    Messages that have the keys role and content already get their names of roles; a name that is not in ROLES stays.
+    """
     value = [value] if isinstance(value, dict) else value
     _require_list(value, name)
     if is_conversation(value):
-        return messages(value, name)
+        return [{**message, "role": role_of(message)} for message in messages(value, name)]
     _require_keys(value, name, "from", "value")
     done = []
     for index, message in enumerate(value):
