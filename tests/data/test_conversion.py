@@ -32,6 +32,8 @@ def request(path, converter, paired=True, **keys):
         (HH, "alpaca", True, "needs `instruction`: use `converter: hh`"),
         (HH, "ultrafeedback", True, "needs `prompt`: use `converter: hh`"),
         ({"instruction": "i", "output": "o"}, "alpaca", False, "needs `kto_tag` or `label`: rename the columns"),
+        ({"instruction": "i", "output": ["a", "b"]}, "alpaca", True, "needs `chosen` and `rejected`: make them"),
+        ({"instruction": "i", "output": "o"}, "alpaca", True, "needs `chosen` and `rejected`: rename the columns"),
         ({"text": "x"}, "openai", True, "docs/data.md"),
         ({"chosen": [USER, GOOD], "rejected": [USER, BAD]}, "hh", True, "`chosen` must be text, but is a list of mes"),
         (PAIR, "hh", True, "remove `converter`"),
@@ -47,7 +49,7 @@ def request(path, converter, paired=True, **keys):
         ({**SCORED, "scores": 2}, "scores", True, "`scores` must be a list, but is 2"),
         ({"input": "x", "preferred_output": [GOOD], "non_preferred_output": [BAD]}, "openai", True, "must be {mess"),
         ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "label": "yes"},
-         "sharegpt", False, "`kto_tag` must be true or false, but is 'yes'"),
+         "sharegpt", False, "`label` must be true or false, but is 'yes'"),
         ({"instruction": "i", "output_1": "a", "output_2": "b", "preference": 3}, "alpaca", True, "from 1 to 2"),
     ],
 )  # fmt: skip
@@ -117,6 +119,33 @@ def test_zeros_beside_a_two_are_draws(write, streaming):
         "a",
         "b",
     ]
+
+
+OPENAI = {"input": {"messages": [USER]}, "preferred_output": [GOOD], "non_preferred_output": [BAD]}
+
+
+@pytest.mark.parametrize(
+    "row, fault, converter, paired, words",
+    [
+        (OPENAI, {"preferred_output": [USER]}, "openai", True, "`preferred_output` ends with a 'user' message"),
+        (OPENAI, {"non_preferred_output": None}, "openai", True, "`non_preferred_output` is null"),
+        ({"conversations": [USER, GOOD], "label": True}, {"conversations": [USER]}, "sharegpt", False,
+         "`conversations` ends with a 'user' message"),
+        ({"conversations": [USER, GOOD], "label": True}, {"label": None}, "sharegpt", False, "`label` is null"),
+        ({"instruction": "q", "generations": ["a", "b"], "ratings": [1, 2]}, {"generations": None}, "scores", True,
+         "`generations` is null"),
+        ({"instruction": "q", "responses": [[GOOD], [BAD]], "scores": [1, 2]}, {"responses": [[USER], [BAD]]}, "scores",
+         True, "`responses` ends with a 'user' message"),
+    ],
+)  # fmt: skip
+def test_rows_left_out_are_told_by_the_columns_of_the_data(write, row, fault, converter, paired, words):
+    (note,) = load(request(write("rows.jsonl", [row, row, {**row, **fault}]), converter, paired)).notes
+    assert f"2 of 3 rows converted, 1 left out: row 2: {words}." in note
+
+
+def test_a_row_that_becomes_several(write):
+    (note,) = load(request(write("rows.jsonl", [PAIR] * 3), "pairs_to_unpaired", paired=False)).notes
+    assert note.endswith("`converter: pairs_to_unpaired`: 3 of 3 rows converted into 6.")
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -253,7 +282,7 @@ def test_the_test_split_is_converted(write):
     path = write("test.jsonl", [HH, {**HH, "chosen": None}]).parent
     data = load(request(path, "hh", row_column="row"))
     assert data.eval[:] == {"row": [0], "prompt": [[USER]], "chosen": [[GOOD]], "rejected": [[BAD]]}
-    assert "(held-out): `converter: hh` made 1 rows of 1; left out" in data.notes[1]
+    assert "(held-out): `converter: hh`: 1 of 2 rows converted, 1 left out: row 1" in data.notes[1]
 
 
 def test_other_held_out_rows_may_need_no_conversion(write):

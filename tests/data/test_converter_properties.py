@@ -92,8 +92,9 @@ def test_no_row_vanishes_uncounted(converter, paired):
         assert error is None
         assert set(out["row"]) == good
         left_out = len(rows) - len(good)
-        assert f"made {len(out)} rows of {len(good)}" in notes[0]
-        assert (f": {left_out} of {len(rows)} (" in notes[0]) == bool(left_out)
+        assert f": {len(good)} of {len(rows)} rows converted" in notes[0]
+        assert (f" into {len(out)}" in notes[0]) == (len(out) != len(good))
+        assert (f", {left_out} left out: row " in notes[0]) == bool(left_out)
 
     check()
 

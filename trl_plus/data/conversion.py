@@ -86,13 +86,18 @@ def _conversion(first: Row, converter: str, name: str, paired_method: bool) -> _
     shape = shape_of(converter, list(first))
     if shape is None:
         fault = f"{name}, row 0 has the columns {', '.join(first)}, but `converter: {converter}` needs "
-        raise _refusal(fault + " and ".join(_missing(converter, list(first))), first, paired_method)
+        fault += " and ".join(_missing(converter, list(first), paired_method))
+        several = next((column for column in ("output", "outputs") if isinstance(first.get(column), list)), None)
+        if converter == "alpaca" and several is not None:
+            raise DataError(f"{fault}: make them of the answers in the list `{several}`.")
+        raise _refusal(fault, first, paired_method)
     return _Conversion(converter, shape, name, paired_method, tuple(first))
 
 
-def _missing(converter: str, columns: list[str]) -> list[str]:
-    """The fields that are missing for the nearest shape of the converter."""
-    fields = [[names for names in shape.needs if not set(names) & set(columns)] for shape in CONVERTERS[converter]]
+def _missing(converter: str, columns: list[str], paired_method: bool) -> list[str]:
+    """The fields that are missing for the nearest shape of the converter that the method can train on."""
+    shapes = [shape for shape in CONVERTERS[converter] if not (paired_method and shape.labelled)]
+    fields = [[names for names in shape.needs if not set(names) & set(columns)] for shape in shapes]
     return [" or ".join(f"`{name}`" for name in names) for names in min(fields, key=len)]
 
 
@@ -182,12 +187,14 @@ def _converted(batch: Any, indices: list[int], conversion: _Conversion, names: l
 
 
 def _note(conversion: _Conversion, before: int, after: int, problems: dict[int, str]) -> str:
-    said = f"{conversion.name}: `converter: {conversion.converter}` made {after} rows of {before - len(problems)}"
+    good = before - len(problems)
+    said = f"{conversion.name}: `converter: {conversion.converter}`: {good} of {before} rows converted"
+    said += f" into {after}" if after != good else ""
     if not problems:
         return f"{said}."
     named = "; ".join(f"row {index}: {problem}" for index, problem in islice(problems.items(), _SHOWN))
     more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-    return f"{said}; left out, since they cannot be converted: {len(problems)} of {before} ({named}{more})."
+    return f"{said}, {len(problems)} left out: {named}{more}."
 
 
 def _nothing_left(conversion: _Conversion, rows: str, problem: str) -> DataError:

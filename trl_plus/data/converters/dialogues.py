@@ -63,7 +63,7 @@ def sharegpt_pair(fields: Row, paired: bool) -> list[Row]:
 
 def sharegpt_labelled(fields: Row, paired: bool) -> list[Row]:
     """`conversations` whose last turn is the answer, and a label."""
-    return [{**labelled([], _conversation(fields), fields["kto_tag"], "kto_tag"), **_tools(fields)}]
+    return [{**labelled([], _conversation(fields), fields["kto_tag"], "kto_tag", "conversations"), **_tools(fields)}]
 
 
 def sharegpt_completion(fields: Row, paired: bool) -> list[Row]:
@@ -104,8 +104,13 @@ def openai(fields: Row, paired: bool) -> list[Row]:
     if not isinstance(given, dict) or "messages" not in given:
         raise WrongShape(f"`input` must be {{messages, tools}}, but is {given!r:.60}")
     context = messages(given["messages"], "input.messages")
-    sides = (messages(fields[side], side) for side in ("preferred_output", "non_preferred_output"))
-    return [{**pair(context, *sides), **_tools({"tools": given.get("tools")})}]
+    names = ("preferred_output", "non_preferred_output")
+    return [
+        {
+            **pair(context, *(messages(fields[name], name) for name in names), names),
+            **_tools({"tools": given.get("tools")}),
+        }
+    ]
 
 
 def _as_json(tools: Any) -> str:
@@ -199,8 +204,8 @@ _ALPACA = (("input",), ("system",), ("history",))
 HH = (Shape((("chosen",), ("rejected",)), hh, (("prompt",),)),)
 SHAREGPT = (
     Shape((("chosen",), ("rejected",)), sharegpt_pair, (("conversations",), ("prompt",), ("system",), ("tools",))),
-    Shape((("conversations",), _LABEL), sharegpt_labelled, (("system",), ("tools",))),
-    Shape((("completion",), _LABEL), sharegpt_completion, (("prompt",), ("system",), ("tools",))),
+    Shape((("conversations",), _LABEL), sharegpt_labelled, (("system",), ("tools",)), labelled=True),
+    Shape((("completion",), _LABEL), sharegpt_completion, (("prompt",), ("system",), ("tools",)), labelled=True),
 )
 OPENAI = (Shape((("input",), ("preferred_output",), ("non_preferred_output",)), openai),)
 ALPACA = (
@@ -211,6 +216,6 @@ ALPACA = (
         _ALPACA,
         refuse=("preference", doubtful_coding),
     ),
-    Shape((("instruction",), ("output",), _LABEL), alpaca_labelled, _ALPACA),
+    Shape((("instruction",), ("output",), _LABEL), alpaca_labelled, _ALPACA, labelled=True),
 )
 PAIRS_TO_UNPAIRED = (Shape((("chosen",), ("rejected",)), pairs_to_unpaired, (("prompt",),), many=True),)
