@@ -74,6 +74,22 @@ def test_kinds_of_files(tmp_path, kind):
     assert len(load(request(path)).train) == 4
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_words_for_nothing_stay_text_in_csv(write, streaming):
+    path = write("rows.csv", "prompt,chosen,rejected\nNA,None,null\nnan,NaN,n/a\n")
+    rows = list(load(request(path, streaming=streaming)).train)
+    assert [tuple(row.values()) for row in rows] == [("NA", "None", "null"), ("nan", "NaN", "n/a")]
+
+
+def test_empty_cells_of_csv_are_null(write):
+    path = write("rows.csv", "prompt,chosen,rejected,weight\nq,a,b,1\nq,,b,2\n")
+    with pytest.raises(DataError, match=r"`chosen` of row 1 of .* is null"):
+        load(request(path))
+    path = write("weights.csv", "prompt,chosen,rejected,weight\nq,a,b,1\nq,a,b,\n")
+    with pytest.raises(DataError, match="`weight` of row 1"):
+        load(request(path))
+
+
 def test_streaming(write):
     path = write("rows.jsonl", [PAIR] * 3)
     data = load(request(path, streaming=True))

@@ -6,6 +6,9 @@ from typing import Any
 
 from trl_plus.data.files import READERS, DataError, is_local, split_files
 
+# Without them pandas takes answers such as "NA", "None" and "null" for empty cells
+_OPTIONS: dict[str, dict[str, Any]] = {"csv": {"keep_default_na": False, "na_values": [""]}}
+
 
 def read_splits(name: str, config: str | None, streaming: bool) -> dict[str, Any]:
     """Every split of a dataset by name.
@@ -44,9 +47,10 @@ def read_files(paths: list[Path], streaming: bool, split: str = "train") -> Any:
     for path in paths:
         if path.stat().st_size == 0:
             raise DataError(f"{path} is empty: it has no rows.")
-    names = [str(path) for path in paths]
+    names, reader = [str(path) for path in paths], READERS[paths[0].suffix]
+    options = _OPTIONS.get(reader, {})
     try:
-        return datasets.load_dataset(READERS[paths[0].suffix], data_files=names, split=split, streaming=streaming)
+        return datasets.load_dataset(reader, data_files=names, split=split, streaming=streaming, **options)
     except Exception as error:  # pyarrow, pandas and json each raise their own types
         for path in paths:
             _refuse_broken_line(path)
