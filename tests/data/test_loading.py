@@ -1,5 +1,7 @@
 """Local files to splits, formats by their columns, held-out rows, and one sentence for whatever cannot be read."""
 
+import re
+
 import pytest
 
 from trl_plus.data.files import DataError, is_local, split_files
@@ -171,6 +173,21 @@ def test_formats(row, words):
 def test_formats_refused(row, words):
     with pytest.raises(DataError, match=words):
         detect(row, "data", paired_method=True)
+
+
+@pytest.mark.parametrize(
+    "columns, words",
+    [
+        (["prompt;chosen;rejected"], "separated by semicolons"),
+        (["prompt\tchosen\trejected"], "separated by tabs"),
+        (["Prompt", "Chosen ", "rejected"], "rename `Prompt` to `prompt`, `Chosen ` to `chosen`."),
+        (["a;b", "c"], "rename the columns"),
+        (["a", "__index_level_0__", "_row", "_row_source", "_source_group", "_id"], "the columns a, _id, but"),
+    ],
+)
+def test_columns_refused(columns, words):
+    with pytest.raises(DataError, match=re.escape(words)):
+        detect(dict.fromkeys(columns, "x"), "data", paired_method=True)
 
 
 def test_text_prompt_beside_conversations():

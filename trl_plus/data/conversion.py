@@ -11,6 +11,7 @@ from trl_plus.data.converters import CONVERTERS, Row, Shape, Unconvertible, Wron
 from trl_plus.data.features import features_of
 from trl_plus.data.files import DataError
 from trl_plus.data.formats import detect
+from trl_plus.data.numbering import user_columns
 
 _SHOWN = 3  # rows that a message names
 _POSITION = "_position"  # of the row that a converted row was made from
@@ -85,7 +86,7 @@ def _conversion(first: Row, converter: str, name: str, paired_method: bool) -> _
         )
     shape = shape_of(converter, list(first))
     if shape is None:
-        fault = f"{name}, row 0 has the columns {', '.join(first)}, but `converter: {converter}` needs "
+        fault = f"{name}, row 0 has the columns {', '.join(user_columns(first))}, but `converter: {converter}` needs "
         fault += " and ".join(_missing(converter, list(first), paired_method))
         several = next((column for column in ("output", "outputs") if isinstance(first.get(column), list)), None)
         if converter == "alpaca" and several is not None:

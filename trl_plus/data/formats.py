@@ -6,6 +6,7 @@ from typing import Any
 from trl_plus.data.checks import refuse_nulls, refuse_weights
 from trl_plus.data.converters import recognise
 from trl_plus.data.files import DataError
+from trl_plus.data.numbering import user_columns
 from trl_plus.data.responses import is_conversation
 
 EXPECTED = {
@@ -48,10 +49,11 @@ def detect(row: dict[str, Any], name: str, paired_method: bool) -> Format:
     Raises:
         DataError: columns are missing, rows are of the other kind, or the columns contradict each other.
     """
-    columns = list(row)
     paired = "chosen" in row and "rejected" in row
     if not paired and not ("completion" in row and "label" in row):
-        raise DataError(f"{name} has the columns {', '.join(columns)}, but {_expectation(row, paired_method)}")
+        raise DataError(
+            f"{name} has the columns {', '.join(user_columns(row))}, but {_expectation(row, paired_method)}"
+        )
     if not paired and paired_method:
         raise DataError(
             f"{name} has labelled rows (`completion`, `label`), but the method compares pairs: use `method: kto`, or "
@@ -114,8 +116,20 @@ def prepare(dataset: Any, name: str, paired_method: bool) -> tuple[Any, Format, 
 
 def _expectation(row: dict[str, Any], paired_method: bool) -> str:
     converter = recognise(row, paired_method)
-    cure = f"set `converter: {converter}`" if converter else "rename the columns (datasets.Dataset.rename_columns)"
+    cure = f"set `converter: {converter}`" if converter else _column_cure(user_columns(row))
     return f"the method needs {EXPECTED[paired_method]}: {cure}."
+
+
+def _column_cure(columns: list[str]) -> str:
+    """What to do about columns that are none of the method's."""
+    for mark, word in ((";", "semicolons"), ("\t", "tabs")):
+        if len(columns) == 1 and mark in columns[0]:
+            return f"the file seems to be separated by {word}, separate its values by commas"
+    close = {column: column.strip().strip("\ufeff").lower() for column in columns}
+    wrong = [f"`{column}` to `{name}`" for column, name in close.items() if column != name in (*_COLUMNS, "label")]
+    if wrong:
+        return f"rename {', '.join(wrong)}"
+    return "rename the columns (datasets.Dataset.rename_columns)"
 
 
 def _kind(value: Any, what: str, row: dict[str, Any], paired_method: bool) -> str:
