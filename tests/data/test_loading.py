@@ -7,6 +7,7 @@ import pytest
 from trl_plus.data.files import DataError, is_local, split_files
 from trl_plus.data.formats import detect, prepare
 from trl_plus.data.loading import DataRequest, load
+from trl_plus.data.reading import first_line
 
 USER, GOOD, BAD = (
     {"role": role, "content": text} for role, text in (("user", "q"), ("assistant", "a"), ("assistant", "b"))
@@ -125,6 +126,29 @@ def test_streaming(write):
 def test_unreadable(write, name, text, words):
     with pytest.raises(DataError, match=words):
         load(request(write(name, text)))
+
+
+@pytest.mark.parametrize(
+    "other, words",
+    [
+        ({"prompt": "q", "good": "a", "bad": "b"}, "b.jsonl has the columns prompt, good, bad, but "),
+        ({"prompt": "q", "chosen": [GOOD], "rejected": [BAD]}, "`chosen` is text in "),
+    ],
+)
+def test_files_that_do_not_fit_together(write, other, words):
+    write("both/a.jsonl", [TEXT_PAIR] * 3)
+    path = write("both/b.jsonl", [other] * 3)
+    with pytest.raises(DataError, match=re.escape(words)) as error:
+        load(request(path.parent))
+    assert "both/a.jsonl" in str(error.value)
+    assert "make each file an entry of `datasets`, with a `converter`" in str(error.value)
+
+
+def test_a_failed_cast_names_both_types():
+    assert first_line(TypeError("Couldn't cast array of type\nstruct<a: int>\nto\nstring")) == (
+        "Couldn't cast array of type struct<a: int> to string"
+    )
+    assert first_line(ValueError("one\ntwo")) == "one"
 
 
 def test_missing(tmp_path):
