@@ -10,7 +10,7 @@ from trl_plus._version import __version__
 from trl_plus.data.converters import CONVERTERS, Row, Shape, Unconvertible, WrongShape, convert, recognise, shape_of
 from trl_plus.data.features import features_of
 from trl_plus.data.files import DataError
-from trl_plus.data.formats import detect
+from trl_plus.data.formats import detect, refuse_names
 from trl_plus.data.numbering import user_columns
 
 _SHOWN = 3  # rows that a message names
@@ -107,6 +107,7 @@ def _refusal(fault: str, row: Row, paired_method: bool) -> DataError:
     if other != "hh":  # two transcripts are a form of text pairs as well
         try:
             detect(row, "", paired_method)
+            refuse_names(row, "")
         except DataError:
             pass
         else:

@@ -95,6 +95,7 @@ def prepare(dataset: Any, name: str, paired_method: bool) -> tuple[Any, Format, 
     except ValueError as error:
         raise DataError(str(error)) from error
     form = detect(first, name, paired_method)
+    refuse_names(first, name)
     _refuse_mixed_rows(dataset, first, name, paired_method)
     notes = []
     if form.prompt == "text":
@@ -112,6 +113,20 @@ def prepare(dataset: Any, name: str, paired_method: bool) -> tuple[Any, Format, 
         dataset, label_notes = _labels(dataset, first["label"], name)
         notes += label_notes
     return dataset, form, notes
+
+
+def refuse_names(row: dict[str, Any], name: str) -> None:
+    """Raises a DataError where messages of a row have roles named as in ShareGPT."""
+    for column in _COLUMNS:
+        value = row.get(column)
+        if not is_conversation(value):
+            continue
+        names = dict.fromkeys(str(message.get("role")) for message in value if isinstance(message, dict))
+        if set(names) & _SHAREGPT_NAMES:
+            raise DataError(
+                f"`{column}` of {name} has messages of {', '.join(names)}, but roles are system, user, assistant and "
+                "tool: set `converter: sharegpt`."
+            )
 
 
 def _expectation(row: dict[str, Any], paired_method: bool) -> str:
@@ -136,12 +151,6 @@ def _kind(value: Any, what: str, row: dict[str, Any], paired_method: bool) -> st
     if isinstance(value, str):
         return "text"
     if is_conversation(value):
-        names = [str(message.get("role")) for message in value if isinstance(message, dict)]
-        if set(names) & _SHAREGPT_NAMES:
-            raise DataError(
-                f"{what} has messages of {', '.join(dict.fromkeys(names))}, but roles are system, user, assistant and "
-                "tool: set `converter: sharegpt`."
-            )
         return "a conversation"
     if isinstance(value, list) and value and isinstance(value[0], dict) and "from" in value[0]:
         raise DataError(
