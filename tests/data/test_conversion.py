@@ -32,11 +32,15 @@ def request(path, converter, paired=True, **keys):
         (HH, "alpaca", True, "needs `instruction`: use `converter: hh`"),
         (HH, "ultrafeedback", True, "needs `prompt`: use `converter: hh`"),
         ({"instruction": "i", "output": "o"}, "alpaca", False, "needs `kto_tag` or `label`: rename the columns"),
+        ({"instruction": "i", "output": ["a", "b"]}, "alpaca", True, "needs `chosen` and `rejected`: make them"),
+        ({"instruction": "i", "output": "o"}, "alpaca", True, "needs `chosen` and `rejected`: rename the columns"),
         ({"text": "x"}, "openai", True, "docs/data.md"),
         ({"chosen": [USER, GOOD], "rejected": [USER, BAD]}, "hh", True, "`chosen` must be text, but is a list of mes"),
         (PAIR, "hh", True, "remove `converter`"),
         ({**PAIR, "prompt": "q"}, "scores", True, "remove `converter`"),
         ({"chosen": [USER, GOOD], "rejected": [USER, BAD]}, "sharegpt", True, "remove `converter`"),
+        ({**PAIR, "conversations": [USER]}, "sharegpt", True, "only one of them can be the prompt"),
+        ({"prompt": [USER], "completion": [GOOD], "label": True}, "sharegpt", False, "remove `converter`"),
         ({"prompt": "q", "chosen": "a", "rejected": "b"}, "argilla_", True, "no converter 'argilla_'"),
         ({"chosen": "q a", "rejected": "q b"}, "pairs_to_unpaired", False, "no column `prompt`"),
         (PAIR, "pairs_to_unpaired", True, "use `method: kto`"),
@@ -45,7 +49,7 @@ def request(path, converter, paired=True, **keys):
         ({**SCORED, "scores": 2}, "scores", True, "`scores` must be a list, but is 2"),
         ({"input": "x", "preferred_output": [GOOD], "non_preferred_output": [BAD]}, "openai", True, "must be {mess"),
         ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "label": "yes"},
-         "sharegpt", False, "`kto_tag` must be true or false, but is 'yes'"),
+         "sharegpt", False, "`label` must be true or false, but is 'yes'"),
         ({"instruction": "i", "output_1": "a", "output_2": "b", "preference": 3}, "alpaca", True, "from 1 to 2"),
     ],
 )  # fmt: skip
@@ -196,7 +200,7 @@ def test_the_test_split_is_converted(write):
     path = write("test.jsonl", [HH, {**HH, "chosen": None}]).parent
     data = load(request(path, "hh", row_column="row"))
     assert data.eval[:] == {"row": [0], "prompt": [[USER]], "chosen": [[GOOD]], "rejected": [[BAD]]}
-    assert "(held-out): `converter: hh` made 1 rows of 1; left out" in data.notes[1]
+    assert "(held-out): `converter: hh`: 1 of 2 rows converted, 1 left out: row 1" in data.notes[1]
 
 
 def test_other_held_out_rows_may_need_no_conversion(write):

@@ -64,8 +64,9 @@ def test_rows(fixture, converter, paired, kept, left_out, wanted):
 def test_what_is_left_out_is_said(fixture, converter, paired, kept, left_out, wanted):
     (note, *others) = load(request(FIXTURES / f"{fixture}.jsonl", converter, paired)).notes
     assert not others
-    assert f"made {len(kept)} rows of {len(set(kept))}; left out" in note
-    assert f": {len(left_out)} of {len(source(fixture))} (" in note
+    rows, good = len(source(fixture)), len(set(kept))
+    into = f" into {len(kept)}" if len(kept) != good else ""
+    assert f": {good} of {rows} rows converted{into}, {len(left_out)} left out: row " in note
     for row, why in list(left_out.items())[:3]:
         assert any(f"row {row}: " in part and why in part for part in note.split("; "))
     assert ("and 1 more" in note) == (len(left_out) == 4)

@@ -1,10 +1,13 @@
 """Local files to splits, formats by their columns, held-out rows, and one sentence for whatever cannot be read."""
 
+import re
+
 import pytest
 
 from trl_plus.data.files import DataError, is_local, split_files
 from trl_plus.data.formats import detect, prepare
 from trl_plus.data.loading import DataRequest, load
+from trl_plus.data.reading import first_line
 
 USER, GOOD, BAD = (
     {"role": role, "content": text} for role, text in (("user", "q"), ("assistant", "a"), ("assistant", "b"))
@@ -74,6 +77,22 @@ def test_kinds_of_files(tmp_path, kind):
     assert len(load(request(path)).train) == 4
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_words_for_nothing_stay_text_in_csv(write, streaming):
+    path = write("rows.csv", "prompt,chosen,rejected\nNA,None,null\nnan,NaN,n/a\n")
+    rows = list(load(request(path, streaming=streaming)).train)
+    assert [tuple(row.values()) for row in rows] == [("NA", "None", "null"), ("nan", "NaN", "n/a")]
+
+
+def test_empty_cells_of_csv_are_null(write):
+    path = write("rows.csv", "prompt,chosen,rejected,weight\nq,a,b,1\nq,,b,2\n")
+    with pytest.raises(DataError, match=r"`chosen` of row 1 of .* is null"):
+        load(request(path))
+    path = write("weights.csv", "prompt,chosen,rejected,weight\nq,a,b,1\nq,a,b,\n")
+    with pytest.raises(DataError, match="`weight` of row 1"):
+        load(request(path))
+
+
 def test_streaming(write):
     path = write("rows.jsonl", [PAIR] * 3)
     data = load(request(path, streaming=True))
@@ -107,6 +126,29 @@ def test_streaming(write):
 def test_unreadable(write, name, text, words):
     with pytest.raises(DataError, match=words):
         load(request(write(name, text)))
+
+
+@pytest.mark.parametrize(
+    "other, words",
+    [
+        ({"prompt": "q", "good": "a", "bad": "b"}, "b.jsonl has the columns prompt, good, bad, but "),
+        ({"prompt": "q", "chosen": [GOOD], "rejected": [BAD]}, "`chosen` is text in "),
+    ],
+)
+def test_files_that_do_not_fit_together(write, other, words):
+    write("both/a.jsonl", [TEXT_PAIR] * 3)
+    path = write("both/b.jsonl", [other] * 3)
+    with pytest.raises(DataError, match=re.escape(words)) as error:
+        load(request(path.parent))
+    assert "both/a.jsonl" in str(error.value)
+    assert "make each file an entry of `datasets`, with a `converter`" in str(error.value)
+
+
+def test_a_failed_cast_names_both_types():
+    assert first_line(TypeError("Couldn't cast array of type\nstruct<a: int>\nto\nstring")) == (
+        "Couldn't cast array of type struct<a: int> to string"
+    )
+    assert first_line(ValueError("one\ntwo")) == "one"
 
 
 def test_missing(tmp_path):
@@ -155,6 +197,21 @@ def test_formats(row, words):
 def test_formats_refused(row, words):
     with pytest.raises(DataError, match=words):
         detect(row, "data", paired_method=True)
+
+
+@pytest.mark.parametrize(
+    "columns, words",
+    [
+        (["prompt;chosen;rejected"], "separated by semicolons"),
+        (["prompt\tchosen\trejected"], "separated by tabs"),
+        (["Prompt", "Chosen ", "rejected"], "rename `Prompt` to `prompt`, `Chosen ` to `chosen`."),
+        (["a;b", "c"], "rename the columns"),
+        (["a", "__index_level_0__", "_row", "_row_source", "_source_group", "_id"], "the columns a, _id, but"),
+    ],
+)
+def test_columns_refused(columns, words):
+    with pytest.raises(DataError, match=re.escape(words)):
+        detect(dict.fromkeys(columns, "x"), "data", paired_method=True)
 
 
 def test_text_prompt_beside_conversations():

@@ -126,5 +126,16 @@ def test_refused(write, folders):
     with pytest.raises(DataError, match="could not be loaded"):
         load(mixture({"path": "trl-plus-tests/no-such-dataset"}))
     other = str(write("c.jsonl", [{"prompt": ["x"], "chosen": "yes", "rejected": "no"}]))
-    with pytest.raises(DataError, match="could not be loaded"):
+    with pytest.raises(DataError, match=r"`prompt` is text in .*, but a list in .*c\.jsonl: give"):
         load(mixture({"path": path}, {"path": other}))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_text_beside_messages_is_refused_by_column(write, streaming):
+    message = [{"role": "assistant", "content": "a"}]
+    rows = [{"prompt": "q", "chosen": "a", "rejected": "b"}], [{"prompt": "q", "chosen": message, "rejected": message}]
+    entries = [{"path": str(write(f"{index}.parquet", part))} for index, part in enumerate(rows)]
+    with pytest.raises(
+        DataError, match=r"`chosen` is text in .*0\.parquet, but a list in .*1\.parquet: give the entry"
+    ):
+        load(DataRequest(paired_method=True, mixture=entries, mixture_streaming=streaming))

@@ -264,7 +264,7 @@ def transcripts(recipe_file, tmp_path):
 
 def test_converted_rows_train_like_the_rows_themselves(recipe_file, transcripts, tmp_path):
     report, said = execute(recipe_file(converter="hh", num_train_epochs=1))
-    assert any("left out, since they cannot be converted: 1 of 17 (row 16: " in str(text) for text in said)
+    assert any("16 of 17 rows converted, 1 left out: row 16: " in str(text) for text in said)
     for path in (tmp_path / "data").glob("*.plain"):
         path.with_suffix(".jsonl").write_text(path.read_text())
     plain, _ = execute(recipe_file(num_train_epochs=1, output_dir="plain"))

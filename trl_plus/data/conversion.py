@@ -1,7 +1,7 @@
 """A converter applied to a dataset: table or stream, every row accounted for."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -10,7 +10,8 @@ from trl_plus._version import __version__
 from trl_plus.data.converters import CONVERTERS, Row, Shape, Unconvertible, WrongShape, convert, recognise, shape_of
 from trl_plus.data.features import features_of
 from trl_plus.data.files import DataError
-from trl_plus.data.formats import detect
+from trl_plus.data.formats import detect, refuse_names
+from trl_plus.data.numbering import user_columns
 
 _SHOWN = 3  # rows that a message names
 _POSITION = "_position"  # of the row that a converted row was made from
@@ -45,6 +46,13 @@ class _Conversion:
             fault = f"{self.name}, row {index}: {error}, which `converter: {self.converter}` does not take"
             raise _refusal(fault, row, self.paired_method) from error
 
+    def refuse(self, values: Callable[[str], Iterable[Any]]) -> None:
+        """A DataError where the values of a column (name -> values) cannot be used together."""
+        field, fault = self.shape.refuse or ("", None)
+        problem = fault and fault(values((self.shape.columns(self.columns) or {})[field]))
+        if problem:
+            raise DataError(f"{self.name}: {problem}.")
+
 
 def convert_rows(dataset: Any, converter: str, name: str, paired_method: bool) -> tuple[Any, list[str]]:
     """The rows of a dataset converted, and what was done, one sentence each.
@@ -78,14 +86,19 @@ def _conversion(first: Row, converter: str, name: str, paired_method: bool) -> _
         )
     shape = shape_of(converter, list(first))
     if shape is None:
-        fault = f"{name}, row 0 has the columns {', '.join(first)}, but `converter: {converter}` needs "
-        raise _refusal(fault + " and ".join(_missing(converter, list(first))), first, paired_method)
+        fault = f"{name}, row 0 has the columns {', '.join(user_columns(first))}, but `converter: {converter}` needs "
+        fault += " and ".join(_missing(converter, list(first), paired_method))
+        several = next((column for column in ("output", "outputs") if isinstance(first.get(column), list)), None)
+        if converter == "alpaca" and several is not None:
+            raise DataError(f"{fault}: make them of the answers in the list `{several}`.")
+        raise _refusal(fault, first, paired_method)
     return _Conversion(converter, shape, name, paired_method, tuple(first))
 
 
-def _missing(converter: str, columns: list[str]) -> list[str]:
-    """The fields that are missing for the nearest shape of the converter."""
-    fields = [[names for names in shape.needs if not set(names) & set(columns)] for shape in CONVERTERS[converter]]
+def _missing(converter: str, columns: list[str], paired_method: bool) -> list[str]:
+    """The fields that are missing for the nearest shape of the converter that the method can train on."""
+    shapes = [shape for shape in CONVERTERS[converter] if not (paired_method and shape.labelled)]
+    fields = [[names for names in shape.needs if not set(names) & set(columns)] for shape in shapes]
     return [" or ".join(f"`{name}`" for name in names) for names in min(fields, key=len)]
 
 
@@ -94,6 +107,7 @@ def _refusal(fault: str, row: Row, paired_method: bool) -> DataError:
     if other != "hh":  # two transcripts are a form of text pairs as well
         try:
             detect(row, "", paired_method)
+            refuse_names(row, "")
         except DataError:
             pass
         else:
@@ -115,6 +129,7 @@ def _table(dataset: Any, conversion: _Conversion) -> tuple[Any, list[str]]:
     """Two passes, since what a pass counts is lost where its result comes from the cache, but not what it writes."""
     from datasets import Features, Value
 
+    conversion.refuse(lambda column: dataset[column][:])
     found = dataset.select_columns(conversion.used).map(
         _problems,
         batched=True,
@@ -174,12 +189,14 @@ def _converted(batch: Any, indices: list[int], conversion: _Conversion, names: l
 
 
 def _note(conversion: _Conversion, before: int, after: int, problems: dict[int, str]) -> str:
-    said = f"{conversion.name}: `converter: {conversion.converter}` made {after} rows of {before - len(problems)}"
+    good = before - len(problems)
+    said = f"{conversion.name}: `converter: {conversion.converter}`: {good} of {before} rows converted"
+    said += f" into {after}" if after != good else ""
     if not problems:
         return f"{said}."
     named = "; ".join(f"row {index}: {problem}" for index, problem in islice(problems.items(), _SHOWN))
     more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-    return f"{said}; left out, since they cannot be converted: {len(problems)} of {before} ({named}{more})."
+    return f"{said}, {len(problems)} left out: {named}{more}."
 
 
 def _nothing_left(conversion: _Conversion, rows: str, problem: str) -> DataError:
@@ -191,6 +208,7 @@ def _nothing_left(conversion: _Conversion, rows: str, problem: str) -> DataError
 
 def _stream(dataset: Any, conversion: _Conversion) -> tuple[Any, list[str]]:
     problem, sample = "", None
+    conversion.refuse(lambda column: [row[column] for row in islice(dataset, _LOOKED_AT)])
     for index, row in enumerate(islice(dataset, _LOOKED_AT)):
         try:
             sample = conversion.rows(row, index)[0]
@@ -213,12 +231,15 @@ def _stream(dataset: Any, conversion: _Conversion) -> tuple[Any, list[str]]:
 
 class _StreamConversion:
     """Converts batches of a stream and warns of the rows that are left out: the first three, then the count at each
-    power of ten. Each row is counted once, however often the stream is read; every worker process counts its own."""
+    power of ten. Each row is counted once, however often the stream is read; every worker process counts its own.
+    Values that cannot be used together are refused as soon as a batch holds the last of them."""
 
     def __init__(self, conversion: _Conversion, names: list[str]):
         self.conversion, self.names, self.left_out, self.last = conversion, names, 0, -1
+        self.seen: set[Any] = set()
 
     def __call__(self, batch: Any, indices: list[int]) -> dict[str, list[Any]]:
+        self.conversion.refuse(lambda column: self._seen(batch[column]))
         out: list[Row] = []
         for index, row in zip(indices, _rows_of(batch, list(self.conversion.columns)), strict=True):
             try:
@@ -226,6 +247,11 @@ class _StreamConversion:
             except Unconvertible as error:
                 self._leave_out(index, error)
         return _columns_of(out, self.names)
+
+    def _seen(self, values: Iterable[Any]) -> set[Any]:
+        """Every number of the column so far, in this batch and those before it."""
+        self.seen |= {value for value in values if isinstance(value, (int, float))}
+        return self.seen
 
     def _leave_out(self, index: int, error: Unconvertible) -> None:
         if index <= self.last:

@@ -40,7 +40,7 @@ def _message(columns: list[Any]) -> Any:
     if any(isinstance(kind, Json) for kind in kinds):
         return Json()
     contents = [kind.get("content", kind.get("value")) for kind in kinds]
-    contents += [Value("string") for column in columns if _is_text(column)]  # a text prompt beside messages
+    contents += [Value("string") for column in columns if is_text(column)]  # a text prompt beside messages
     fields = {key: part for kind in kinds for key, part in kind.items() if key not in ("from", "value")}
     return {**fields, "role": Value("string"), "content": _one_type(contents)}
 
@@ -62,14 +62,14 @@ def _messages_in(feature: Any) -> Iterator[Any]:
         yield from _messages_in(feature.feature)
 
 
-def _is_text(feature: Any) -> bool:
+def is_text(feature: Any) -> bool:
     return getattr(feature, "dtype", None) in ("string", "large_string")
 
 
 def _one_type(types: list[Any]) -> Any:
     from datasets import Json, Value
 
-    if all(_is_text(kind) or getattr(kind, "dtype", None) == "null" for kind in types):
+    if all(is_text(kind) or getattr(kind, "dtype", None) == "null" for kind in types):
         return Value("string")
     return types[0] if all(kind == types[0] for kind in types) else Json()
 
@@ -100,7 +100,7 @@ def _common(types: list[Any]) -> Any:
         return {key: _common([kind[key] for kind in types if key in kind]) for key in keys}
     if all(isinstance(kind, List) for kind in types):
         return List(_common([kind.feature for kind in types]))
-    if all(_is_text(kind) for kind in types):
+    if all(is_text(kind) for kind in types):
         return Value("string")
     if {getattr(kind, "dtype", None) for kind in types} == {"int64", "float64"}:
         return Value("float64")

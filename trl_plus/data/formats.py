@@ -8,6 +8,7 @@ from typing import Any
 from trl_plus.data.checks import refuse_nulls, refuse_weights
 from trl_plus.data.converters import recognise
 from trl_plus.data.files import DataError
+from trl_plus.data.numbering import user_columns
 from trl_plus.data.responses import is_conversation
 
 EXPECTED = {
@@ -15,6 +16,7 @@ EXPECTED = {
     False: "labelled rows: `prompt`, `completion` and `label` (true or false), or pairs: `chosen` and `rejected`",
 }
 _LABEL_TYPES = "true or false"
+_SHAREGPT_NAMES = {"human", "gpt"}
 _COLUMNS = ("prompt", "chosen", "rejected", "completion")
 
 
@@ -49,10 +51,11 @@ def detect(row: dict[str, Any], name: str, paired_method: bool) -> Format:
     Raises:
         DataError: columns are missing, rows are of the other kind, or the columns contradict each other.
     """
-    columns = list(row)
     paired = "chosen" in row and "rejected" in row
     if not paired and not ("completion" in row and "label" in row):
-        raise DataError(f"{name} has the columns {', '.join(columns)}, but {_expectation(row, paired_method)}")
+        raise DataError(
+            f"{name} has the columns {', '.join(user_columns(row))}, but {_expectation(row, paired_method)}"
+        )
     if not paired and paired_method:
         raise DataError(
             f"{name} has labelled rows (`completion`, `label`), but the method compares pairs: use `method: kto`, or "
@@ -105,6 +108,7 @@ def prepare(dataset: Any, name: str, paired_method: bool) -> tuple[Any, Format, 
     except ValueError as error:
         raise DataError(str(error)) from error
     form = detect(first, name, paired_method)
+    refuse_names(first, name)
     _refuse_mixed_rows(dataset, first, name, paired_method)
     notes = []
     if form.prompt == "text":
@@ -124,10 +128,36 @@ def prepare(dataset: Any, name: str, paired_method: bool) -> tuple[Any, Format, 
     return dataset, form, notes
 
 
+def refuse_names(row: dict[str, Any], name: str) -> None:
+    """Raises a DataError where messages of a row have roles named as in ShareGPT."""
+    for column in _COLUMNS:
+        value = row.get(column)
+        if not is_conversation(value):
+            continue
+        names = dict.fromkeys(str(message.get("role")) for message in value if isinstance(message, dict))
+        if set(names) & _SHAREGPT_NAMES:
+            raise DataError(
+                f"`{column}` of {name} has messages of {', '.join(names)}, but roles are system, user, assistant and "
+                "tool: set `converter: sharegpt`."
+            )
+
+
 def _expectation(row: dict[str, Any], paired_method: bool) -> str:
     converter = recognise(row, paired_method)
-    cure = f"set `converter: {converter}`" if converter else "rename the columns (datasets.Dataset.rename_columns)"
+    cure = f"set `converter: {converter}`" if converter else _column_cure(user_columns(row))
     return f"the method needs {EXPECTED[paired_method]}: {cure}."
+
+
+def _column_cure(columns: list[str]) -> str:
+    """What to do about columns that are none of the method's."""
+    for mark, word in ((";", "semicolons"), ("\t", "tabs")):
+        if len(columns) == 1 and mark in columns[0]:
+            return f"the file seems to be separated by {word}, separate its values by commas"
+    close = {column: column.strip().strip("\ufeff").lower() for column in columns}
+    wrong = [f"`{column}` to `{name}`" for column, name in close.items() if column != name in (*_COLUMNS, "label")]
+    if wrong:
+        return f"rename {', '.join(wrong)}"
+    return "rename the columns (datasets.Dataset.rename_columns)"
 
 
 def _kind(value: Any, what: str, row: dict[str, Any], paired_method: bool) -> str:

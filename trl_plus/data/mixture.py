@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trl_plus.data.conversion import convert_rows
-from trl_plus.data.features import with_common_types
+from trl_plus.data.features import is_text, with_common_types
 from trl_plus.data.files import DataError, as_path, is_local, split_files
 from trl_plus.data.numbering import mark_groups, mark_source, number_rows, split_groups
 from trl_plus.data.reading import first_line, read_files
@@ -102,6 +102,7 @@ def _mixed(
 ) -> tuple[Any, list[str]]:
     import datasets
 
+    _refuse_different_types(parts, names)
     parts = with_common_types(parts)
     if request.mixture_streaming:
         if shares is None:
@@ -122,6 +123,22 @@ def _mixed(
     counts = zip(parts, sizes, names, strict=True)
     said = ", ".join(f"{len(part)} of {size} rows of {name}" for part, size, name in counts)
     return datasets.concatenate_datasets(parts), [f"The mixture holds {said}."]
+
+
+def _refuse_different_types(parts: list[Any], names: list[str]) -> None:
+    """Name the first column that is text in one entry and messages in another."""
+    found: dict[str, tuple[str, str]] = {}
+    for part, name in zip(parts, names, strict=True):
+        for column, feature in (part.features or {}).items():
+            kind = "text" if is_text(feature) else "a list" if hasattr(feature, "feature") else None
+            if kind is None:
+                continue
+            other, where = found.setdefault(column, (kind, name))
+            if other != kind:
+                raise DataError(
+                    f"`{column}` is {other} in {where}, but {kind} in {name}: give the entry that needs one a "
+                    "`converter`, or use one kind."
+                )
 
 
 def _split(train: Any, request: DataRequest) -> dict[str, Any]:

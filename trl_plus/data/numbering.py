@@ -1,8 +1,17 @@
 """Columns that say where a row comes from."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from trl_plus.data.files import DataError
+
+# Columns that pandas, this package and its commands add
+_INTERNAL = ("__index_level_", "_row", "_row_source", "_source_group")
+
+
+def user_columns(columns: Iterable[str]) -> list[str]:
+    """The columns that messages name: those that somebody wrote."""
+    return [name for name in columns if name not in _INTERNAL and not name.startswith(_INTERNAL[0])]
 
 
 def number_rows(dataset: Any, column: str | None, name: str) -> Any:

@@ -6,6 +6,9 @@ from typing import Any
 
 from trl_plus.data.files import READERS, DataError, is_local, split_files
 
+# Without them pandas takes answers such as "NA", "None" and "null" for empty cells
+_OPTIONS: dict[str, dict[str, Any]] = {"csv": {"keep_default_na": False, "na_values": [""]}}
+
 
 def read_splits(name: str, config: str | None, streaming: bool) -> dict[str, Any]:
     """Every split of a dataset by name.
@@ -44,15 +47,18 @@ def read_files(paths: list[Path], streaming: bool, split: str = "train") -> Any:
     for path in paths:
         if path.stat().st_size == 0:
             raise DataError(f"{path} is empty: it has no rows.")
-    names = [str(path) for path in paths]
+    names, reader = [str(path) for path in paths], READERS[paths[0].suffix]
+    options = _OPTIONS.get(reader, {})
     try:
-        return datasets.load_dataset(READERS[paths[0].suffix], data_files=names, split=split, streaming=streaming)
+        return datasets.load_dataset(reader, data_files=names, split=split, streaming=streaming, **options)
     except Exception as error:  # pyarrow, pandas and json each raise their own types
         for path in paths:
             _refuse_broken_line(path)
             _refuse_cut_parquet(path)
+        _refuse_different_files(paths)
         cause = error.__cause__ or error
-        raise DataError(f"{', '.join(names)}: the rows cannot be read as one table: {first_line(cause)}") from error
+        fault = f"{', '.join(names)}: the rows cannot be read as one table: {first_line(cause)}"
+        raise DataError(f"{fault}: give every row the same columns of the same types.") from error
 
 
 def _refuse_broken_line(path: Path) -> None:
@@ -85,6 +91,45 @@ def _refuse_cut_parquet(path: Path) -> None:
             raise DataError(f"{path} is cut off: its end is missing. Copy or download it again.")
 
 
+def _refuse_different_files(paths: list[Path]) -> None:
+    """Name the first file whose columns, or whose kinds of values, differ from those of the first file."""
+    if len(paths) == 1:
+        return
+    first = _first_row(paths[0])
+    for path in paths[1:]:
+        row = _first_row(path)
+        if first and row and set(row) != set(first):
+            raise DataError(
+                f"{path} has the columns {', '.join(row)}, but {paths[0]} has {', '.join(first)}: give them the same "
+                "columns, or make each file an entry of `datasets`, with a `converter` where it needs one."
+            )
+        for column in sorted(set(first) & set(row)):
+            kind, other = _value_kind(first[column]), _value_kind(row[column])
+            if kind is not None and other is not None and kind != other:
+                raise DataError(
+                    f"`{column}` is {kind} in {paths[0]}, but {other} in {path}: use one kind, or make each file an "
+                    "entry of `datasets`, with a `converter` where it needs one."
+                )
+
+
+def _first_row(path: Path) -> dict[str, Any]:
+    """The first row of a file; empty where it has none that can be read."""
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(READERS[path.suffix], data_files=str(path), streaming=True, split="train")
+        return next(iter(rows), {})
+    except Exception:  # this only looks for a better word on a failure that is told anyway
+        return {}
+
+
+def _value_kind(value: Any) -> str | None:
+    """The kind of a value as messages name it; None of null."""
+    names = {str: "text", list: "a list", dict: "a mapping", bool: "true or false", int: "a number", float: "a number"}
+    return None if value is None else names.get(type(value), type(value).__name__)
+
+
 def first_line(error: BaseException) -> str:
-    """What an error says, cut to one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """What an error says, cut to one line. A failed cast names the types on further lines, which are joined."""
+    said = str(error).strip() or type(error).__name__
+    return " ".join(said.split())[:500] if said.startswith("Couldn't cast") else said.splitlines()[0]

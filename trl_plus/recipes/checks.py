@@ -8,10 +8,10 @@ from typing import Any
 from trl_plus.data.files import DataError, as_path, looks_like_path, split_files
 from trl_plus.recipes import package_data
 from trl_plus.recipes.errors import RecipeError
-from trl_plus.recipes.keys import dataset_keys, keys_of
+from trl_plus.recipes.keys import Key, dataset_keys, keys_of
 from trl_plus.recipes.methods import Method
 from trl_plus.recipes.models import dataset_model, faults, recipe_model
-from trl_plus.recipes.unknown import explain
+from trl_plus.recipes.unknown import explain, meant, unknown_in_entry
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,15 @@ def _wrong_type(name: str, value: Any, method: Method) -> str:
     key = keys_of(method)[name]
     if name == "datasets" and isinstance(value, list):
         return f"`datasets` must be {key.expected} with the keys {', '.join(dataset_keys())}."
+    return _not_expected(key, value)
+
+
+def _not_expected(key: Key, value: Any) -> str:
     shown = "null" if value is None else repr(value)
-    return f"`{name}` must be {key.expected}, got {shown}."
+    guess = meant(value, key.choices) if isinstance(value, str) and key.choices is not None else ""
+    if guess:
+        return f"`{key.name}` is {shown}: {guess}It must be {key.expected}."
+    return f"`{key.name}` must be {key.expected}, got {shown}."
 
 
 def _contradictions(method: Method, entries: Mapping[str, Value]) -> Iterator[str]:
@@ -92,9 +99,9 @@ def _mixture(datasets: Any) -> Iterator[str]:
         unknown, wrong = faults(dataset_model(), entry)
         keys = dataset_keys()
         for name in unknown:
-            yield f"datasets[{index}]: unknown key `{name}`: the keys are {', '.join(keys)}."
+            yield f"datasets[{index}]: {unknown_in_entry(name, keys)}"
         for name in wrong:
-            yield f"datasets[{index}]: `{name}` must be {keys[name].expected}, got {entry[name]!r}."
+            yield f"datasets[{index}]: {_not_expected(keys[name], entry[name])}"
         if entry.get("path") is None:
             yield f"datasets[{index}]: `path` is missing: add the dataset's hub id, or a local file or folder."
 

@@ -1,5 +1,6 @@
 """The answer to a key that a recipe must not have: what it is called today, whose it is, or what was meant."""
 
+from collections.abc import Collection
 from difflib import get_close_matches
 from typing import Any
 
@@ -41,6 +42,18 @@ def _renamed(name: str, value: Any, method: Method) -> str:
     others = owners(new)
     whose = f", a key of method {' and '.join(others)}" if others else ""
     return f"`{name}` is now `{new}`{whose}."
+
+
+def unknown_in_entry(name: str, keys: Collection[str]) -> str:
+    """One sentence on a key that an entry of `datasets` must not have."""
+    guess = meant(name, keys)
+    return f"unknown key `{name}`: {guess}{'The' if guess else 'the'} keys are {', '.join(keys)}."
+
+
+def meant(name: Any, known: Collection[str]) -> str:
+    """ "did you mean ...? " where one of the names is near, else nothing."""
+    nearest = get_close_matches(str(name).lower(), known, n=1, cutoff=0.6)
+    return f"did you mean `{nearest[0]}`? " if nearest else ""
 
 
 def unknown_method(name: Any) -> str:

@@ -1,7 +1,7 @@
 """Converters: rows of a known foreign shape to pairs or labelled rows. Pure functions of one row, found by name."""
 
 from trl_plus.data.converters.dialogues import ALPACA, HH, OPENAI, PAIRS_TO_UNPAIRED, SHAREGPT
-from trl_plus.data.converters.rows import Row, Shape, Unconvertible, WrongShape
+from trl_plus.data.converters.rows import Row, Shape, Unconvertible, WrongShape, renamed
 from trl_plus.data.converters.scored import ARGILLA, SCORES, ULTRAFEEDBACK
 
 # In the order in which a shape is recognised: the most particular columns first
@@ -16,7 +16,7 @@ CONVERTERS: dict[str, tuple[Shape, ...]] = {
     "pairs_to_unpaired": PAIRS_TO_UNPAIRED,
 }
 _NEVER_SUGGESTED = "pairs_to_unpaired"  # fits every pair
-_COMMON = {"prompt", "chosen", "rejected"}  # columns that tell nothing of a row's shape
+_COMMON = {"prompt", "chosen", "rejected", "completion", "label"}  # columns that tell nothing of a row's shape
 
 __all__ = ["CONVERTERS", "Row", "Shape", "Unconvertible", "WrongShape", "convert", "recognise", "shape_of"]
 
@@ -35,7 +35,10 @@ def convert(shape: Shape, row: Row, paired_method: bool) -> list[Row]:
     """
     columns = shape.columns(list(row)) or {}
     others = {name: value for name, value in row.items() if name not in columns.values()}
-    rows = shape.convert({field: row[column] for field, column in columns.items()}, paired_method)
+    try:
+        rows = shape.convert({field: row[column] for field, column in columns.items()}, paired_method)
+    except (Unconvertible, WrongShape) as error:
+        raise type(error)(renamed(str(error), columns)) from error
     clash = [name for name in rows[0] if name in others]
     if clash:
         raise WrongShape(f"`{clash[0]}` is a column that the converter would overwrite")

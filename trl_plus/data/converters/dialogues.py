@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from trl_plus.data.converters.rows import (
@@ -11,6 +12,7 @@ from trl_plus.data.converters.rows import (
     WrongShape,
     assistant,
     from_value,
+    in_form,
     labelled,
     messages,
     optional_text,
@@ -19,7 +21,7 @@ from trl_plus.data.converters.rows import (
     user,
     with_system,
 )
-from trl_plus.data.responses import Message, is_conversation
+from trl_plus.data.responses import Message
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 
@@ -49,17 +51,37 @@ def transcript(content: str, name: str) -> list[Message]:
 
 
 def sharegpt_pair(fields: Row, paired: bool) -> list[Row]:
-    """`conversations` of {from, value} and one answer per side; or whole conversations as sides."""
-    if "conversations" not in fields and is_conversation(fields["chosen"]) and is_conversation(fields["rejected"]):
-        raise WrongShape("`chosen` and `rejected` hold {role, content} messages and there are no `conversations`")
-    context = _conversation(fields) if "conversations" in fields else with_system(fields, [])
+    """`conversations` and one answer per side; or sides that are whole or stand beside a `prompt`."""
+    if "conversations" not in fields:
+        fields = _renamed(fields, ("chosen", "rejected"))
+        return [{**answers({"prompt": None, **fields}), **_tools(fields)}]
+    if "prompt" in fields:
+        raise WrongShape("`prompt` and `conversations` are both there, and only one of them can be the prompt")
     sides = (from_value(fields.get(side), side) for side in ("chosen", "rejected"))
-    return [{**pair(context, *sides), **_tools(fields)}]
+    return [{**pair(_conversation(fields), *sides), **_tools(fields)}]
 
 
 def sharegpt_labelled(fields: Row, paired: bool) -> list[Row]:
     """`conversations` whose last turn is the answer, and a label."""
-    return [{**labelled([], _conversation(fields), fields["kto_tag"], "kto_tag"), **_tools(fields)}]
+    return [{**labelled([], _conversation(fields), fields["kto_tag"], "kto_tag", "conversations"), **_tools(fields)}]
+
+
+def sharegpt_completion(fields: Row, paired: bool) -> list[Row]:
+    """`completion` and its label, with or without a `prompt`."""
+    fields = _renamed(fields, ("completion",))
+    prompt = fields.get("prompt")
+    context = prompt if isinstance(prompt, list) else [user(prompt)] if prompt is not None else []
+    context = with_system(fields, context)
+    return [{**labelled(context, fields["completion"], fields["kto_tag"], "kto_tag"), **_tools(fields)}]
+
+
+def _renamed(fields: Row, sides: tuple[str, ...]) -> Row:
+    """The fields with the messages of the sides, and of a prompt that is no text, as {role, content}."""
+    prompt = fields.get("prompt")
+    parts = sides if prompt is None or isinstance(prompt, str) else ("prompt", *sides)
+    if in_form(fields, parts):
+        raise WrongShape(f"`{'`, `'.join(parts)}` hold messages with {{role, content}} and the usual names of roles")
+    return {**fields, **{part: from_value(fields[part], part) for part in parts}}
 
 
 def _conversation(fields: Row) -> list[Message]:
@@ -82,8 +104,13 @@ def openai(fields: Row, paired: bool) -> list[Row]:
     if not isinstance(given, dict) or "messages" not in given:
         raise WrongShape(f"`input` must be {{messages, tools}}, but is {given!r:.60}")
     context = messages(given["messages"], "input.messages")
-    sides = (messages(fields[side], side) for side in ("preferred_output", "non_preferred_output"))
-    return [{**pair(context, *sides), **_tools({"tools": given.get("tools")})}]
+    names = ("preferred_output", "non_preferred_output")
+    return [
+        {
+            **pair(context, *(messages(fields[name], name) for name in names), names),
+            **_tools({"tools": given.get("tools")}),
+        }
+    ]
 
 
 def _as_json(tools: Any) -> str:
@@ -113,6 +140,16 @@ def alpaca_preference(fields: Row, paired: bool) -> list[Row]:
         raise Unconvertible("`preference` is a draw")
     first, second = ([assistant(text(fields, side))] for side in ("output_1", "output_2"))
     return [pair(prompt, first, second) if value < 1.5 else pair(prompt, second, first)]
+
+
+def doubtful_coding(values: Iterable[Any]) -> str | None:
+    """Why a column `preference` of zeros and ones cannot be read: 0 is a draw in Alpaca and an output elsewhere."""
+    if {value for value in values if isinstance(value, (int, float)) and value == value} != {0, 1}:
+        return None
+    return (
+        "`preference` is always 0 or 1, and 0 may stand for an output or for a draw: write 1 where `output_1` is "
+        "better and 2 where `output_2` is, as Alpaca does, and remove draws, or make `chosen` and `rejected`"
+    )
 
 
 def alpaca_labelled(fields: Row, paired: bool) -> list[Row]:
@@ -166,13 +203,19 @@ _ALPACA = (("input",), ("system",), ("history",))
 
 HH = (Shape((("chosen",), ("rejected",)), hh, (("prompt",),)),)
 SHAREGPT = (
-    Shape((("chosen",), ("rejected",)), sharegpt_pair, (("conversations",), ("system",), ("tools",))),
-    Shape((("conversations",), _LABEL), sharegpt_labelled, (("system",), ("tools",))),
+    Shape((("chosen",), ("rejected",)), sharegpt_pair, (("conversations",), ("prompt",), ("system",), ("tools",))),
+    Shape((("conversations",), _LABEL), sharegpt_labelled, (("system",), ("tools",)), labelled=True),
+    Shape((("completion",), _LABEL), sharegpt_completion, (("prompt",), ("system",), ("tools",)), labelled=True),
 )
 OPENAI = (Shape((("input",), ("preferred_output",), ("non_preferred_output",)), openai),)
 ALPACA = (
     Shape((("instruction",), ("chosen",), ("rejected",)), alpaca_pair, _ALPACA),
-    Shape((("instruction",), ("output_1",), ("output_2",), ("preference",)), alpaca_preference, _ALPACA),
-    Shape((("instruction",), ("output",), _LABEL), alpaca_labelled, _ALPACA),
+    Shape(
+        (("instruction",), ("output_1",), ("output_2",), ("preference",)),
+        alpaca_preference,
+        _ALPACA,
+        refuse=("preference", doubtful_coding),
+    ),
+    Shape((("instruction",), ("output",), _LABEL), alpaca_labelled, _ALPACA, labelled=True),
 )
 PAIRS_TO_UNPAIRED = (Shape((("chosen",), ("rejected",)), pairs_to_unpaired, (("prompt",),), many=True),)

@@ -1,7 +1,8 @@
 """What the converters share: the fields of a row, messages, and the rows that come out. Imports no data library."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,12 +29,16 @@ class Shape:
         convert: (fields by name, whether the method takes pairs only) -> rows. A field whose column is missing is
             missing there too. Every row has the same columns.
         many: whether a row may become several.
+        labelled: whether labelled rows come out for every method.
+        refuse: (field, its values in many rows -> why they cannot be used together, or None), for what no row shows.
     """
 
     needs: tuple[tuple[str, ...], ...]
     convert: Callable[[Row, bool], list[Row]]
     also: tuple[tuple[str, ...], ...] = ()
     many: bool = False
+    labelled: bool = False
+    refuse: tuple[str, Callable[[Iterable[Any]], str | None]] | None = None
 
     def columns(self, available: Sequence[str]) -> dict[str, str] | None:
         """The column of each field, or None where one that is needed is missing."""
@@ -85,12 +90,30 @@ ROLES = {
 }
 
 
+def role_of(message: Message) -> str:
+    """The role of a {role, content} message under the names of chat templates."""
+    return ROLES.get(str(message["role"]).lower(), message["role"])
+
+
+def in_form(fields: Row, names: Sequence[str]) -> bool:
+    """Whether fields that must hold {role, content} messages do, under the names of chat templates."""
+    sides = [fields[name] for name in names]
+    return all(is_conversation(side) for side in sides) and all(
+        isinstance(message, dict) and message.get("role") in (None, role_of({"role": None, **message}))
+        for side in sides
+        for message in side
+    )
+
+
 def from_value(value: Any, name: str) -> list[Message]:
-    """A list of {from, value} messages, or one of them, as {role, content} messages. Other keys stay."""
+    """A list of {from, value} messages, or one of them, as {role, content} messages. Other keys stay.
+
+    Messages that have the keys role and content already get their names of roles; a name that is not in ROLES stays.
+    """
     value = [value] if isinstance(value, dict) else value
     _require_list(value, name)
     if is_conversation(value):
-        return messages(value, name)
+        return [{**message, "role": role_of(message)} for message in messages(value, name)]
     _require_keys(value, name, "from", "value")
     done = []
     for index, message in enumerate(value):
@@ -120,18 +143,31 @@ def with_system(fields: Row, turns: list[Message]) -> list[Message]:
     return turns if own or not system else [{"role": "system", "content": system}, *turns]
 
 
-def pair(prompt: list[Message], chosen: list[Message], rejected: list[Message]) -> Row:
-    """A pair whose prompt ends before the last assistant message."""
-    return _split({"prompt": prompt, "chosen": chosen, "rejected": rejected}, SIDES["paired"])
+def pair(
+    prompt: list[Message], chosen: list[Message], rejected: list[Message], names: Sequence[str] = SIDES["paired"]
+) -> Row:
+    """A pair whose prompt ends before the last assistant message.
+
+    Args:
+        names: the fields that the sides come from, as messages name them.
+    """
+    return _split({"prompt": prompt, "chosen": chosen, "rejected": rejected}, SIDES["paired"], names)
 
 
-def labelled(prompt: list[Message], completion: list[Message], label: Any, name: str = "label") -> Row:
-    """A labelled row whose prompt ends before the last assistant message."""
+def labelled(
+    prompt: list[Message], completion: list[Message], label: Any, name: str = "label", source: str = "completion"
+) -> Row:
+    """A labelled row whose prompt ends before the last assistant message.
+
+    Args:
+        name, source: the fields that the label and the completion come from, as messages name them.
+    """
     if label is None:
         raise Unconvertible(f"`{name}` is null")
     if label not in (0, 1) or isinstance(label, float):
         raise WrongShape(f"`{name}` must be true or false, but is {label!r}")
-    return {**_split({"prompt": prompt, "completion": completion}, SIDES["unpaired"]), "label": bool(label)}
+    row = _split({"prompt": prompt, "completion": completion}, SIDES["unpaired"], [source])
+    return {**row, "label": bool(label)}
 
 
 def scores_of(values: Any, name: str) -> list[float | None]:
@@ -170,8 +206,14 @@ def _require_keys(value: list[Any], name: str, *keys: str) -> None:
             raise WrongShape(f"`{name}` must be a list of {{{', '.join(keys)}}} messages, but holds {message!r:.60}")
 
 
-def _split(row: Mapping[str, Any], sides: tuple[str, ...]) -> Row:
+def _split(row: Mapping[str, Any], sides: Sequence[str], names: Sequence[str]) -> Row:
     try:
-        return split_response(dict(row), sides)
+        return split_response(dict(row), tuple(sides))
     except ValueError as error:
-        raise Unconvertible(str(error).split(": ")[0].rstrip(".")) from error
+        said = str(error).split(": ")[0].rstrip(".")
+        raise Unconvertible(renamed(said, dict(zip(sides, names, strict=True)))) from error
+
+
+def renamed(said: str, names: Mapping[str, str]) -> str:
+    """A message with other names of columns."""
+    return re.sub(r"`(\w+)", lambda found: f"`{names.get(found[1], found[1])}", said)

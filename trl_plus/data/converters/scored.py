@@ -86,7 +86,7 @@ def scored(fields: Row, paired: bool) -> list[Row]:
     for index, (turn, score) in enumerate(zip(turns, scores, strict=True)):
         if turn is None or score is None:
             raise Unconvertible(f"completion {index} has no {'score' if score is None else 'text'}")
-        rows.append({**labelled(context, turn, score >= middle), "score": score})
+        rows.append({**labelled(context, turn, score >= middle, source="completions"), "score": score})
     return rows
 
 
@@ -100,7 +100,7 @@ def _answer(completion: Any) -> list[Message]:
 
 def _binarized(prompt: list[Message], turns: list[Any], scores: list[float | None]) -> Row:
     best, worst = best_and_worst(scores)
-    row = pair(prompt, turns[best], turns[worst])
+    row = pair(prompt, turns[best], turns[worst], ("completions", "completions"))
     return {**row, "score_chosen": scores[best], "score_rejected": scores[worst]}
 
 
