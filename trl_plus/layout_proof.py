@@ -53,8 +53,9 @@ def difference(row_layout: RowLayout, layout: str, ids: Tensor, mask: Tensor, la
         with evaluating(row_layout.model):
             for name in ("rows", layout):
                 with row_layout.using(name):
-                    # not called as a module: engines hang hooks on that, and this is inside a call already
-                    output = row_layout.model.forward(
+                    # neither called as a module nor by its present `forward`: engines hang hooks on the one and
+                    # contexts round the other, and this is inside a call already (autocast entered twice is never left)
+                    output = row_layout.forward(
                         input_ids=ids, attention_mask=mask, labels=labels, use_cache=False, fused_lm_head=True
                     )
                 found.append(output.log_probs.float())

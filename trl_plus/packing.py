@@ -52,6 +52,7 @@ class RowLayout:
         layout: what is in use; "rows" switches off everything here.
         before_batch: called with this and the arguments of each fused call, before it; may change `layout`.
         plan: of the last fused call, None if its rows were left as they are.
+        forward: the model's, as it is inside whatever an engine puts round it later.
     """
 
     def __init__(self, model: Any, layout: str, share: bool = True, planner: Planner | None = None) -> None:
@@ -82,7 +83,7 @@ class RowLayout:
                 return inner(*args, **kwargs, fused_lm_head=True)
             return self._laid_out(inner, self.plan, kwargs)
 
-        model.forward = types.MethodType(forward, model)
+        self.forward = model.forward = types.MethodType(forward, model)
 
     def _laid_out(self, inner: Callable, plan: Plan, kwargs: dict[str, Any]) -> ModelOutput:
         """The inner model on the layout, and its output by rows."""

@@ -9,6 +9,7 @@ from trl_plus.evaluation.run import evaluate
 from trl_plus.recipes.runs import open_run, open_tuned
 
 FULL = {"use_peft": False, "lora_r": None}
+ROWS = {"layout": "rows"}  # in 16 bits packed rows are rounded elsewhere, and `evaluate` scores plain ones
 FOUR_BIT = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "dtype": "float32"}
 
 
@@ -37,9 +38,9 @@ def of(folder, **options):
         ("dpo", FOUR_BIT),
         ("simpo", {**FOUR_BIT, "use_dora": True}),
         ("dpo", {"lora_modules_to_save": ["lm_head", "norm"]}),
-        ("simpo", {"bf16": True}),
-        ("dpo", {"dtype": "bfloat16"}),
-        ("cpo", {**FULL, "bf16": True, "dtype": "bfloat16"}),
+        ("simpo", {"bf16": True, **ROWS}),
+        ("dpo", {"dtype": "bfloat16", **ROWS}),
+        ("cpo", {**FULL, "bf16": True, "dtype": "bfloat16", **ROWS}),
     ],
 )
 def test_pairs(method, keys, train_tiny, pair_rows):

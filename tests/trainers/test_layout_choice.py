@@ -143,3 +143,19 @@ def test_a_micro_batch_does_not_wait_for_the_device(make_trainer, pair_rows, mon
     for counts in reads[1:]:  # the first proves the layout
         assert counts["cpu"] == 1  # one transfer of all lengths
         assert counts["item"] == counts["numpy"] == 0
+
+
+def test_autocast_ends_with_the_run(pair_rows, tiny_model_dir, tokenizer, tmp_path):
+    """accelerate puts one autocast round the forward of a whole model; entered twice, it would never be left."""
+    import torch
+    from datasets import Dataset
+
+    from trl_plus import SimPOConfig, SimPOTrainer
+
+    args = SimPOConfig(str(tmp_path), max_steps=1, per_device_train_batch_size=2, bf16=True, use_cpu=True, report_to=[],
+                       save_strategy="no", gradient_checkpointing=False, disable_tqdm=True)  # fmt: skip
+    rows = Dataset.from_list(pair_rows(4))
+    trainer = SimPOTrainer(tiny_model_dir, args, train_dataset=rows, processing_class=tokenizer)
+    trainer.train()
+    assert trainer.row_layouts[0].layout == "packed"
+    assert not torch.is_autocast_enabled("cpu")

@@ -145,5 +145,16 @@ class Summary:
 
 
 def joined(columns: dict[str, list[np.ndarray]]) -> dict[str, np.ndarray]:
-    """Each column as one array. Batches are let go column by column, so that memory holds only one column twice."""
-    return {name: np.concatenate(columns.pop(name)) for name in list(columns)}
+    """Each column as one array. A batch is let go when it is copied, so that memory never holds a column twice."""
+    return {name: _drained(columns.pop(name)) for name in list(columns)}
+
+
+def _drained(parts: list[np.ndarray]) -> np.ndarray:
+    whole = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype)
+    parts.reverse()
+    done = 0
+    while parts:
+        part = parts.pop()
+        whole[done : done + len(part)] = part
+        done += len(part)
+    return whole
