@@ -127,6 +127,7 @@ def test_a_run_and_its_report(recipe, tmp_path, monkeypatch):
         return "Odd: raise `beta`." if len(logs) == 3 else None
 
     monkeypatch.setattr("trl_plus.trainers.watch.RULES", (odd,))
+    monkeypatch.setattr("trl_plus.trainers.watch.WINDOW", 1)  # rules are asked at every log
     monkeypatch.setenv(COMMAND, "trl-plus train r.yaml")
     train(recipe)
     out = tmp_path / "out"
