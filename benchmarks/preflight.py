@@ -18,7 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from trl_plus.preflight.run import Extent, preflight, quiet_maps
+from trl_plus.preflight.quiet import quiet_maps
+from trl_plus.preflight.run import Extent, preflight
 from trl_plus.preflight.source import Source, open_run
 from trl_plus.recipes.loading import load_processor
 from trl_plus.recipes.objects import build

@@ -11,7 +11,7 @@ from trl_plus.batching import RowExtras
 from trl_plus.data.files import DataError
 from trl_plus.data.loading import load
 from trl_plus.evaluation.statistics import Floats, Ints
-from trl_plus.preflight.run import quiet_maps
+from trl_plus.preflight.quiet import quiet_maps
 from trl_plus.recipes.loading import check_data
 from trl_plus.recipes.objects import RunObjects
 

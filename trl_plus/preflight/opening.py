@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from trl_plus.data.files import is_local
-from trl_plus.preflight.run import quiet_maps
+from trl_plus.preflight.quiet import quiet_maps
 from trl_plus.preflight.source import Source, open_dataset, open_run
 from trl_plus.recipes.errors import RecipeError
 from trl_plus.recipes.methods import METHODS

@@ -8,8 +8,8 @@ import numpy as np
 from trl_plus.data.files import DataError
 from trl_plus.preflight.examine import Batch, examine
 from trl_plus.preflight.findings import Preview
+from trl_plus.preflight.quiet import quiet_maps
 from trl_plus.preflight.rows import ROW, SOURCE_ROW
-from trl_plus.preflight.run import quiet_maps
 from trl_plus.preflight.source import Source
 
 

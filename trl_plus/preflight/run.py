@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,11 +9,13 @@ import numpy as np
 
 from trl_plus.preflight.examine import Batch, examine
 from trl_plus.preflight.findings import Finding, Result, Severity, Split
+from trl_plus.preflight.quiet import quiet_maps
 from trl_plus.preflight.registry import SUMMARY, Check, every_check
 from trl_plus.preflight.source import Source, batches
 from trl_plus.preflight.statistics import split_statistics
 from trl_plus.preflight.tally import Found, Summary, Tally, joined
 from trl_plus.preflight.target import Target
+from trl_plus.preflight.workers import examine_in_processes
 
 COLUMNS_CODE, REFUSED_CODE = "D101", "D199"
 _EMPTY = np.zeros(0, np.int64)
@@ -116,8 +117,6 @@ def _examined(parts: Iterator[Batch], target: Target, extent: Extent) -> Iterato
         for batch in parts:
             yield examine(batch, target, extent.near)
         return
-    from trl_plus.preflight.workers import examine_in_processes
-
     yield from examine_in_processes(parts, target, extent.near, extent.num_proc)
 
 
@@ -171,25 +170,3 @@ REFUSALS = {
     ),
     REFUSED_CODE: ("the trainer refuses the rows", "Do as its message says."),
 }
-
-
-@contextmanager
-def quiet_maps() -> Iterator[None]:
-    """Without the progress bars of the datasets library and the warnings of TRL's tokenization: they come per batch."""
-    import logging
-
-    import datasets
-
-    shown = datasets.is_progress_bar_enabled()
-    loggers = {name: logging.getLogger(name) for name in ("trl", "trl_plus", "transformers")}
-    levels = {name: logger.level for name, logger in loggers.items()}
-    datasets.disable_progress_bars()
-    for logger in loggers.values():
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
-        for name, logger in loggers.items():
-            logger.setLevel(levels[name])

@@ -8,7 +8,7 @@ import numpy as np
 from trl_plus.data.files import DataError
 from trl_plus.preflight.findings import Example, Finding, Result, Severity
 from trl_plus.preflight.opening import Opened
-from trl_plus.preflight.run import quiet_maps
+from trl_plus.preflight.quiet import quiet_maps
 from trl_plus.preflight.source import Source, batches
 from trl_plus.preflight.tokens import TokenRows
 

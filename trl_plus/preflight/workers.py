@@ -6,6 +6,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
 
 from trl_plus.preflight.examine import Batch, examine
+from trl_plus.preflight.quiet import quiet_maps
 from trl_plus.preflight.tally import Tally
 from trl_plus.preflight.target import Target
 
@@ -18,8 +19,6 @@ def _begin(target: Target) -> None:
 
 
 def _examine(batch: Batch, near: bool) -> Tally:
-    from trl_plus.preflight.run import quiet_maps
-
     with quiet_maps():
         return examine(batch, _of_this_process["target"], near)
 
