@@ -119,7 +119,7 @@ def test_a_four_bit_base(base, four_bit_run, tiny_model_dir, tmp_path):
     from peft import PeftModel
     from transformers import BitsAndBytesConfig
 
-    from trl_plus.trainers.upstream import keep_trainable
+    from trl_plus.trainers.adapters import keep_trainable
 
     done = call("merge", four_bit_run, tmp_path / "merged", *(["--base", base] if base else []))
     assert done.exit_code == 0, done.output

@@ -18,7 +18,7 @@ from trl_plus.preflight.target import Target, stop_ids
 from trl_plus.recipes.methods import METHODS
 from trl_plus.recipes.objects import RunObjects
 
-BATCH = 1000  # rows
+BATCH = 5000  # rows
 _LOOK = 100  # rows from which the kind of the data is told
 _DRAW = 0  # seed of the rows that are looked at; the run's own random numbers stay untouched
 
