@@ -48,7 +48,7 @@ def real_trainer(form, path, model_dir, model, **settings):
     paired = form.method != "kto"
     name = {"dpo": "DPO", "simpo": "SimPO", "orpo": "ORPO", "cpo": "CPO", "kto": "KTO"}[form.method]
     config = getattr(trl_plus, f"{name}Config")(
-        output_dir="none", use_cpu=True, bf16=False, report_to=[], gradient_checkpointing=False, **settings
+        f"{model_dir}-out", use_cpu=True, bf16=False, report_to=[], gradient_checkpointing=False, **settings
     )
     return getattr(trl_plus, f"{name}Trainer")(
         model=copy.deepcopy(model),
