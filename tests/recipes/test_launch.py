@@ -256,10 +256,11 @@ def test_exit_code(child, code):
 
 
 def test_ranks_of_the_second_machine():
-    child = "import os; print('rank', os.environ['RANK'], os.environ['LOCAL_RANK'])"
+    # One write: two children share the pipe, and print would make several
+    child = "import os; os.write(1, ' '.join(('rank', os.environ['RANK'], os.environ['LOCAL_RANK'], '\\n')).encode())"
     command = [sys.executable, "-c", PARENT, child, 'Launch("ddp", 4, cpu=True, machines=2, machine_rank=1)']
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert sorted(line for line in done.stdout.split("\n") if "rank" in line) == ["rank 2 0", "rank 3 1"], done.stderr
+    assert sorted(line for line in done.stdout.split("\n") if "rank" in line) == ["rank 2 0 ", "rank 3 1 "], done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
