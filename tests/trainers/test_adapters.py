@@ -4,8 +4,12 @@ import bitsandbytes
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig
-from transformers import BitsAndBytesConfig
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from trl.trainer.utils import use_adapter
+
+from trl_plus.trainers import upstream
+from trl_plus.trainers.adapters import adapter_layers, reference_adapter
 
 METHODS = ["SimPO", "ORPO", "CPO", "DPO", "KTO"]
 KINDS = ["full", "lora", "dora", "qlora", "qdora"]
@@ -81,3 +85,57 @@ def test_generation_still_works(make_trainer, pair_rows):
     ids = torch.tensor([trainer.train_dataset[0]["prompt_ids"]])
     out = trainer.model.generate(ids, max_new_tokens=3, do_sample=False)
     assert out.shape[1] > ids.shape[1]
+
+
+# -- the reference of an adapter ------------------------------------------------------------------------------------
+
+
+def flags(model):
+    return {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("method", ["DPO", "KTO"])
+@pytest.mark.parametrize("kind", ["fresh", "trained"])
+def test_the_reference_pass_leaves_requires_grad_alone(method, kind, make_trainer, pair_rows, unpaired_rows):
+    """PEFT's contexts switch it off and on again: what was frozen on purpose is trainable after TRL's first one."""
+    rows = unpaired_rows if method == "KTO" else pair_rows
+    extra = {"peft_config": adapter(False)}
+    if kind == "trained":  # TRL keeps a copy of it, as the reference
+        base = make_trainer(method, rows(4), reference=False).model
+        extra = {"model": get_peft_model(base, adapter(False))}
+    trainer = make_trainer(method, rows(8), reference=False, trainer=extra, max_steps=2)
+    assert ("ref" in trainer.model.peft_config) == (kind == "trained")
+    for name, parameter in trainer.model.named_parameters():
+        if "lora_A" in name:
+            parameter.requires_grad_(False)
+    before, seen = flags(trainer.model), []
+    handle = upstream.base_model(trainer.model).register_forward_pre_hook(
+        lambda module, inputs: seen.append(flags(trainer.model))
+    )
+    trainer.train()
+    handle.remove()
+    assert len(seen) >= 4  # policy and reference, two steps
+    assert all(found == before for found in [*seen, flags(trainer.model)])
+
+
+@pytest.mark.parametrize("kind", ["base", "saved module", "ref"])
+def test_the_reference_is_what_peft_says_it_is(kind, make_trainer, pair_rows, tiny_model_dir):
+    """The context that PEFT offers for it, on a model whose adapter has moved away."""
+    config = adapter(False)
+    if kind == "saved module":
+        config.modules_to_save = ["norm"]
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32), config)
+    if kind == "ref":
+        model.add_adapter("ref", config)
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora" in name or "modules_to_save" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    ids = torch.arange(12)[None]
+    with torch.no_grad(), use_adapter(model, "ref" if kind == "ref" else None):
+        expected = model(ids).logits
+    policy = model(ids).logits
+    with torch.no_grad(), reference_adapter(model, adapter_layers(model)):
+        assert torch.equal(model(ids).logits, expected)
+    assert torch.equal(model(ids).logits, policy)
+    assert not torch.allclose(policy, expected, atol=1e-3)

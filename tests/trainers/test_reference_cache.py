@@ -13,6 +13,7 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+import trl_plus
 from trl_plus.trainers import reference_cache
 
 COLUMNS = {"ref_chosen_logps": torch.tensor([-1.5, -2.0]), "ref_rejected_logps": torch.tensor([-3.0, -0.5])}
@@ -260,3 +261,31 @@ def test_a_file_that_cannot_be_kept_costs_no_run(build, tmp_path, monkeypatch, c
     assert "not kept (no space left on device)" in caplog.text
     assert not files(tmp_path)
     trainer.train()
+
+
+@pytest.mark.parametrize("method", ["DPO", "KTO"])
+@pytest.mark.parametrize("settings, rows", [
+    ({}, 8),  # four training micro-batches
+    ({"precompute_ref_batch_size": 3}, 3),
+    ({"tokens_per_device": 1}, 1),  # as many of the longest row as fit
+    ({"tokens_per_device": 10_000}, 17),
+])  # fmt: skip
+def test_a_batch_of_the_reference(
+    method, settings, rows, make_trainer, pair_rows, unpaired_rows, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    trainer_class, sizes = getattr(trl_plus, f"{method}Trainer"), []
+    compute = trainer_class.compute_ref_log_probs
+
+    def spy(self, model, inputs):
+        sizes.append(len(inputs["input_ids"]) // (1 if method == "KTO" else 2))
+        return compute(self, model, inputs)
+
+    monkeypatch.setattr(trainer_class, "compute_ref_log_probs", spy)
+    data = (unpaired_rows if method == "KTO" else pair_rows)(17)
+    trainer = make_trainer(method, data, precompute_ref_log_probs=True, per_device_train_batch_size=2, **settings)
+    assert max(sizes) == rows
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "another")
+    alone = make_trainer(method, data, precompute_ref_log_probs=True, precompute_ref_batch_size=1)
+    for name in (name for name in alone.train_dataset.column_names if name.startswith("ref_")):
+        assert trainer.train_dataset[name][:] == pytest.approx(alone.train_dataset[name][:], abs=1e-4)

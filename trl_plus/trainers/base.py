@@ -15,7 +15,7 @@ from trl_plus.lm_head import CompletionHead
 from trl_plus.objectives import Completions
 from trl_plus.scoring import Scores, score
 from trl_plus.trainers import upstream
-from trl_plus.trainers.adapters import keep_trainable
+from trl_plus.trainers.adapters import adapter_layers, keep_trainable, reference_adapter
 from trl_plus.trainers.checkpoints import SafeCheckpoints
 from trl_plus.trainers.exact_step import ExactSteps, row_weights
 from trl_plus.trainers.layouts import RowLayouts
@@ -133,7 +133,27 @@ class PreferenceTrainer(
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
         # TRL passes what it does not know on to the model; a row's weight is nothing for a model
-        return super().compute_ref_log_probs(model, {k: v for k, v in without_weights(inputs).items() if k != "label"})
+        inputs = {k: v for k, v in without_weights(inputs).items() if k != "label"}
+        with self._as_reference():
+            return super().compute_ref_log_probs(model, inputs)
+
+    @contextmanager
+    def _as_reference(self) -> Iterator[None]:
+        """The policy as its own reference, with its adapter off or back; nothing where the reference is a model."""
+        if self.ref_model is not None or not upstream.is_peft(self.model):
+            yield
+            return
+        if not hasattr(self, "_adapter_layers"):  # a walk over all modules, once
+            self._adapter_layers = adapter_layers(self.model)
+        if self._adapter_layers is None:
+            yield
+            return
+        self.ref_model = self.model  # TRL switches nothing where there is a reference model
+        try:
+            with reference_adapter(self.model, self._adapter_layers):
+                yield
+        finally:
+            self.ref_model = None
 
     def reference_log_probs(self, inputs: dict[str, Any]) -> Any:
         """TRL's reference pass: the reference model, or the policy with its adapter switched off or back."""

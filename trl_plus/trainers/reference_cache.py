@@ -26,6 +26,8 @@ from trl_plus.trainers import upstream
 
 logger = logging.getLogger("trl_plus")
 CHUNK_BYTES = 2**26
+# A pass without gradient keeps no activations: so many times the work of a training micro-batch takes no more memory
+WITHOUT_GRADIENT = 4
 
 
 def _bytes_of(tensor: Tensor) -> Iterator[Any]:
@@ -55,6 +57,15 @@ def rows_digest(dataset: Any, columns: list[str]) -> str:
         for name in known:
             found.update(f"{name} {batch[name]!r};".encode())
     return found.hexdigest()
+
+
+def longest_row(dataset: Any, max_length: int | None) -> int:
+    """Tokens of the longest row of a tokenized dataset, a prompt counted once and `max_length` for each completion."""
+    columns = [c for c in ("prompt_ids", "chosen_ids", "rejected_ids", "completion_ids") if c in dataset.column_names]
+    longest = 1
+    for batch in dataset.select_columns(columns).with_format(None).iter(1000):
+        longest = max(longest, *(sum(map(len, row)) for row in zip(*batch.values(), strict=True)))
+    return min(longest, max_length * (len(columns) - 1)) if max_length else longest
 
 
 def write(path: Path, columns: dict[str, Tensor]) -> None:
@@ -151,6 +162,14 @@ class KeptReference:
                 keep(path, columns, name)
         values = datasets.Dataset.from_dict({column: values.numpy() for column, values in columns.items()})
         return datasets.concatenate_datasets([dataset, values], axis=1)
+
+    def reference_batch_size(self, dataset: Any, batch_size: int) -> int:
+        """Rows scored at once: `precompute_ref_batch_size`, or more than a training micro-batch has."""
+        if self.args.precompute_ref_batch_size or not isinstance(dataset, datasets.Dataset):
+            return batch_size
+        if not self.tokens_per_device:
+            return WITHOUT_GRADIENT * batch_size
+        return max(1, WITHOUT_GRADIENT * self.tokens_per_device // longest_row(dataset, self.args.max_length))
 
     def reference_key(self, dataset: Any) -> str:
         """What log-probabilities depend on: weights, rows, collation, precision and versions. Same on all ranks."""

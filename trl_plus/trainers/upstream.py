@@ -43,6 +43,10 @@ class Seams:
         """Rows with columns of reference log-probabilities, which TRL's `compute(dataset)` adds."""
         return compute(dataset)
 
+    def reference_batch_size(self, dataset: Any, batch_size: int) -> int:
+        """Rows of a batch of `reference_rows`; `batch_size` is TRL's."""
+        return batch_size
+
     def count_rows(self, dataset: Any) -> int | None:
         """Rows that TRL will tokenize; None for a stream."""
         return len(dataset) if hasattr(dataset, "__len__") else None
@@ -217,8 +221,8 @@ class Seams:
             self.random_state_is_loaded = checkpoint is not None
 
     def _precompute_ref_logps(self, dataset, name, batch_size):
-        compute = super()._precompute_ref_logps
-        return self.reference_rows(dataset, name, lambda rows: compute(rows, name, batch_size))
+        compute, size = super()._precompute_ref_logps, self.reference_batch_size(dataset, batch_size)
+        return self.reference_rows(dataset, name, lambda rows: compute(rows, name, size))
 
     def log(self, logs, start_time=None):
         mode = "train" if self.model.training else "eval"
