@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trl_plus.attention import proving
 from trl_plus.packing import RowLayout, Unsupported, known_reason, plan_rows, unknown_inputs
 
 # Largest difference of a log-probability in nats in float32; in 16 bits, where single tokens say little, of the mean
@@ -50,7 +51,7 @@ def difference(row_layout: RowLayout, layout: str, ids: Tensor, mask: Tensor, la
     before, found = row_layout.before_batch, []
     row_layout.before_batch = None
     try:
-        with evaluating(row_layout.model):
+        with evaluating(row_layout.model), proving():
             for name in ("rows", layout):
                 with row_layout.using(name):
                     # neither called as a module nor by its present `forward`: engines hang hooks on the one and

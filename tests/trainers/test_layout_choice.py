@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig
 
-from trl_plus.attention import segments
+from trl_plus.attention import dense, interface, segments
 
 PROMPT_TUNING = {"peft_config": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)}
 
@@ -59,6 +59,42 @@ def test_a_wrong_layout_is_found(layouts_of, caplog, monkeypatch):
     monkeypatch.setattr(segments, "attend", wrong_attention)
     assert layouts_of("SimPO") == {"rows"}
     assert "log-probabilities of the first rows differ" in caplog.text
+
+
+def half_gradient_of_keys(query, key, value, plan, options):
+    return dense.attend(query, (key + key.detach()) / 2, value, plan, options)
+
+
+def failing_backward(query, key, value, plan, options):
+    if torch.is_grad_enabled():
+        raise RuntimeError("no kernel image for the backward pass")
+    return dense.attend(query, key, value, plan, options)
+
+
+@pytest.mark.parametrize("kernel, layout, said", [
+    (dense.attend, "packed", ""),
+    (half_gradient_of_keys, "rows", "attention has another gradient"),
+    (failing_backward, "rows", "no kernel image"),
+])  # fmt: skip
+def test_a_kernel_whose_gradient_is_wrong_is_found(kernel, layout, said, layouts_of, caplog, monkeypatch):
+    """Its log-probabilities are right: what a GPU's kernel may do that nobody ran on it."""
+    monkeypatch.setattr(interface, "backend", lambda *_: kernel)
+    assert layouts_of("DPO") == {layout}
+    assert said in caplog.text
+    assert ("layout: rows" in caplog.text) == bool(said)
+
+
+def test_kernels_get_what_autocast_makes_of_float32(layouts_of, monkeypatch):
+    """Rotary embeddings in float32 weights give queries in float32 under autocast, and values in bfloat16."""
+    seen = set()
+
+    def spy(query, key, value, plan, options):
+        seen.add((query.dtype, key.dtype, value.dtype))
+        return segments.attend(query, key, value, plan, options)
+
+    monkeypatch.setattr(interface, "backend", lambda *_: spy)
+    assert layouts_of("SimPO", bf16=True) == {"packed"}
+    assert seen == {(torch.bfloat16,) * 3}
 
 
 def test_rows_padded_on_the_left(make_trainer, pair_rows, caplog):

@@ -1,5 +1,6 @@
 """Attention over row layouts, for any model of transformers that asks its `AttentionInterface`."""
 
-from trl_plus.attention.interface import EAGER, Unsupported, carry, register
+from trl_plus.attention.interface import EAGER, carry, register
+from trl_plus.attention.proof import Unsupported, proving
 
-__all__ = ["EAGER", "Unsupported", "carry", "register"]
+__all__ = ["EAGER", "Unsupported", "carry", "proving", "register"]

@@ -17,14 +17,11 @@ from transformers.masking_utils import eager_mask
 
 from trl_plus.attention import cuda, dense, segments
 from trl_plus.attention.options import Options
+from trl_plus.attention.proof import Unsupported, prove_gradient
 from trl_plus.batching.layouts import Plan
 
 KNOWN = ("sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
 EAGER = "trl_plus_eager"  # for models whose attention is a function of their own file, which no registry knows
-
-
-class Unsupported(Exception):
-    """A layer asks for something that no layout but `rows` can give; the text says what, to follow "its attention"."""
 
 
 def carry(plan: Plan) -> Tensor:
@@ -53,19 +50,35 @@ def _with_layouts(before: Callable, name: str) -> Callable:
                 raise Unsupported("does not get the mask that its model was given")
             return before(module, query, key, value, attention_mask, **kwargs)
         _refuse(kwargs)
-        if name.startswith("flash") and len(plan.source) == 1:
-            return cuda.flash(before, module, query, key, value, plan, kwargs)
+        query, key, value = as_autocast(query, key, value)
         options = Options(
             scaling=kwargs.get("scaling"),
             dropout=kwargs.get("dropout", 0.0),
             window=kwargs.get("sliding_window"),
             softcap=kwargs.get("softcap"),
         )
-        output = backend(query, value, plan, options)(query, key, value, plan, options)
-        return output.transpose(1, 2).contiguous(), None
+        if name.startswith("flash") and len(plan.source) == 1:
+
+            def attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, options: Options) -> Tensor:
+                return cuda.flash(before, module, q, k, v, plan, kwargs)[0].transpose(1, 2)
+        else:
+            attend = backend(query, value, plan, options)
+        prove_gradient(attend, query, key, value, plan, options)
+        return attend(query, key, value, plan, options).transpose(1, 2).contiguous(), None
 
     attention.before_layouts = before
     return attention
+
+
+def as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """As scaled-dot-product attention casts what it gets under autocast; kernels outside its list do not.
+
+    Without it, float32 weights under bf16 autocast give queries in float32 (rotary embeddings) and values in bfloat16.
+    """
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    return tuple(tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors)
 
 
 def backend(query: Tensor, value: Tensor, plan: Plan, options: Options) -> Callable:
