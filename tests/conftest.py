@@ -166,8 +166,9 @@ def quickstart(tmp_path_factory):
     """Trained once, since it takes half a minute. Tests must leave the folder as it is."""
     work = tmp_path_factory.mktemp("quickstart")
     words = ["train", "recipes/quickstart.yaml"]
+    command = [sys.executable, "-m", "trl_plus.cli", *words]
     start = time.monotonic()
-    done = subprocess.run([sys.executable, "-m", "trl_plus.cli", *words], cwd=work, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return Quickstart(work / "runs" / "quickstart", done.stdout + done.stderr, time.monotonic() - start, words)
 

@@ -28,6 +28,16 @@ class Code:
     def id(self):
         return f"{self.page}:{self.line}"
 
+    @property
+    def shown(self):
+        """What the command of a `console` block prints."""
+        return self.text.split("\n", 1)[1]
+
+    @property
+    def is_refused(self):
+        """Whether it is the example of a command that is refused."""
+        return self.language == "console" and self.shown.startswith("error: ")
+
 
 def code_of(text, page):
     """Every piece of code of a page, blocks and spans."""
