@@ -4,6 +4,7 @@ import html
 import re
 from collections import Counter
 from typing import Any
+from xml.etree import ElementTree
 
 from latex2mathml.converter import convert
 from markdown_it import MarkdownIt
@@ -11,6 +12,7 @@ from mkdocs.plugins import get_plugin_logger
 
 log = get_plugin_logger("trl_plus")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+ARGUMENTS = {"mfrac": 2, "msub": 2, "msup": 2, "msubsup": 3, "mroot": 2, "mover": 2, "munder": 2, "munderover": 3}
 COMPARED = ("h1", "h2", "h3", "table", "tr", "ul", "ol", "li", "pre", "img")
 
 
@@ -27,10 +29,16 @@ def on_page_content(page_html: str, page: Any, **_: Any) -> str:
 
 
 def mathml(path: str, display: bool, formula: str) -> str:
-    """A formula as MathML, its source kept as an annotation for whoever copies it."""
-    converted = convert(formula, display="block" if display else "inline")
-    if "\\" in converted:
+    """A formula as MathML. One that cannot be converted is named in a warning and left as it is written."""
+    try:
+        converted = convert(formula, display="block" if display else "inline")
+        parts = ElementTree.fromstring(converted).iter()
+        short = [part.tag for part in parts if len(part) < ARGUMENTS.get(part.tag.rpartition("}")[2], 0)]
+    except Exception as error:  # latex2mathml has one class for each mistake
+        converted, short = "", [type(error).__name__]
+    if short or "\\" in converted:
         log.warning(f"{path}: no MathML for {formula}")
+        return html.escape(formula)
     return converted
 
 
