@@ -153,22 +153,24 @@ def build_tiny_model(tokenizer):
 
 
 class Quickstart(NamedTuple):
-    """The quickstart as a user runs it: the run's folder, everything printed, wall time."""
+    """The quickstart as a user runs it: the run's folder, everything printed, wall time, the command's words."""
 
     folder: Path
     output: str
     seconds: float
+    words: list[str]
 
 
 @pytest.fixture(scope="session")
 def quickstart(tmp_path_factory):
     """Trained once, since it takes half a minute. Tests must leave the folder as it is."""
     work = tmp_path_factory.mktemp("quickstart")
-    command = [sys.executable, "-m", "trl_plus.cli", "train", "recipes/quickstart.yaml"]
+    words = ["train", "recipes/quickstart.yaml"]
+    command = [sys.executable, "-m", "trl_plus.cli", *words]
     start = time.monotonic()
     done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    return Quickstart(work / "runs" / "quickstart", done.stdout + done.stderr, time.monotonic() - start)
+    return Quickstart(work / "runs" / "quickstart", done.stdout + done.stderr, time.monotonic() - start, words)
 
 
 @pytest.fixture(scope="session")

@@ -78,23 +78,12 @@ def test_the_shipped_model_is_small_and_half_wrong():
     assert not {json.dumps(r["prompt"]) for r in train} & {json.dumps(r["prompt"]) for r in test}
 
 
-def test_its_report_and_its_answers(quickstart, tmp_path):
-    """What README tells a new user to look at."""
-    commands = (
-        ["report", str(quickstart.folder), "--out", str(tmp_path / "report.html")],
-        ["compare", str(quickstart.folder), "-n", "12", "--max-new-tokens", "32", "--html", str(tmp_path / "c.html")],
-    )
-    outputs = []
-    for words in commands:
-        done = subprocess.run(
-            [sys.executable, "-m", "trl_plus.cli", *words], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        outputs.append(done.stdout)
+def test_its_report(quickstart, tmp_path):
+    """What README tells a new user to look at; evaluate, compare and merge are run in tests/docs/test_running.py."""
+    words = ["report", str(quickstart.folder), "--out", str(tmp_path / "report.html")]
+    done = subprocess.run([sys.executable, "-m", "trl_plus.cli", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
     page = (tmp_path / "report.html").read_text()
     assert page.count("<polyline") >= 12
     assert "Finished." in page
     assert "Preflight looked at" in page
-    assert (tmp_path / "c.html").read_text().count('<article class="sample"') == 12
-    alike = int(re.search(r"(\d+) of 12 prompts are answered alike", outputs[1])[1])
-    assert 0 < alike < 12  # half of the training data corrects answers, the other half confirms them

@@ -55,7 +55,7 @@ def plan(recipe: Recipe, accelerate_config: str | None = None, num_processes: in
     if refused is not None:
         unchecked.append(f"the launch, since this machine would refuse it: {refused.rstrip('.')}")
     if data is not None:
-        unchecked.append(f"what the rows hold: `trl-plus preflight {recipe.label}` does")
+        unchecked.append(f"what the rows hold: `trl-plus preflight {recipe.argument}` does")
     else:
         unchecked.append(f"the dataset {objects.data.label}: it is on the hub and was not downloaded")
     return Plan(objects, processes, engine, batch, data, _steps(objects, data, batch), unchecked, len(recipe.notes))

@@ -8,6 +8,7 @@ import trl_plus
 from trl_plus.recipes.errors import RecipeError
 
 SCHEME = "bundled:"
+BUNDLED = "bundled recipe "  # how the label of a bundled recipe begins
 _PACKAGE = Path(trl_plus.__file__).parent
 _ASSETS = ("quickstart",)  # folders of the package that `bundled:` may name
 
@@ -74,7 +75,7 @@ def find_recipe(argument: str) -> Source:
         raise RecipeError(f"{argument} is a folder: name the YAML file in it.")
     # recipes/NAME.yaml is how the README spells a bundled recipe; any other folder means a file of the user's
     if path.suffix in ("", ".yaml", ".yml") and str(path.parent) in (".", "recipes") and path.stem in recipe_names():
-        return Source(recipe_path(path.stem), f"bundled recipe {path.stem}", bundled=True)
+        return Source(recipe_path(path.stem), f"{BUNDLED}{path.stem}", bundled=True)
     raise RecipeError(
         f"There is no file {argument}{_nearest(path.stem)}: give the path of a YAML file, or the name of a bundled "
         "recipe (`trl-plus recipes list`)."

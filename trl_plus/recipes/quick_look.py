@@ -27,7 +27,7 @@ def look(objects: RunObjects, processor: Any, say: Callable[[Any], None]) -> Any
     result = preflight(open_run(objects, processor), Extent(rows=ROWS, near=False, previews=0))
     errors = [finding for finding in result.findings if finding.severity is Severity.ERROR]
     looked = ", ".join(f"{split.checked} {split.name}" for split in result.splits)
-    command = f"trl-plus preflight {objects.recipe.label}"
+    command = f"trl-plus preflight {objects.recipe.argument}"
     if errors:
         kinds = f"{len(errors)} kind{'s' if len(errors) > 1 else ''} of errors"
         raise DataFound(

@@ -41,6 +41,11 @@ class Recipe:
         """The value of a key, its default if it was not given. `bundled:` values are as they were written."""
         return self.values[name] if name in self.values else keys_of(self.method)[name].default
 
+    @property
+    def argument(self) -> str:
+        """What names the recipe on the command line: its file, or the name of the bundled recipe."""
+        return self.label.removeprefix(package_data.BUNDLED)
+
     def origin(self, name: str) -> str:
         """Where a key's value comes from; "default" if it was not given."""
         return self.origins.get(name, DEFAULT)
