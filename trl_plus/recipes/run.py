@@ -17,6 +17,7 @@ from trl_plus.recipes.objects import RunObjects, build
 from trl_plus.recipes.quick_look import keep_preflight, look
 from trl_plus.recipes.recipe import Recipe, write_resolved
 from trl_plus.recipes.resume import check_same_run
+from trl_plus.recipes.trackers import end_trackers, go_on_with_tensorboard, told_to_trackers
 from trl_plus.reporting.devices import devices
 from trl_plus.reporting.generations import generate, generations_table, prompt_text
 from trl_plus.reporting.report import Report, Sample
@@ -72,7 +73,8 @@ def run(
             _set_aside(folder, checkpoint, journal.say)
             if checkpoint is None:
                 keep_preflight(looked, folder)
-        return _train(objects, data, processor, report, journal, asked, checkpoint)
+        with told_to_trackers(objects.args, folder):
+            return _train(objects, data, processor, report, journal, asked, checkpoint)
 
 
 def _train(
@@ -94,6 +96,8 @@ def _train(
     check_started(asked, trainer.accelerator)
     prompts = _sample_prompts(objects, data, trainer)
     if checkpoint is not None:
+        if is_main_process():
+            go_on_with_tensorboard(trainer.callback_handler.callbacks, checkpoint)
         report.recall(folder)
     elif prompts:
         report.generations = _samples(prompts, _answers(trainer, processor, prompts))
@@ -104,6 +108,7 @@ def _train(
         trainer.save_model()
         stop.done()
     _evaluate(trainer, processor, prompts, report, recipe, say)
+    end_trackers(trainer)
     if is_main_process():
         report.save(folder)
         say(f"Saved to {folder}.")
