@@ -142,10 +142,12 @@ def _checked(objects: RunObjects, checkpoint: str | None, preflight: bool, say: 
 def _trainer(objects: RunObjects, data: Data, processor: Any, report: Report, stop: Any, journal: Journal) -> Any:
     """The trainer with our callbacks; the report learns how many rows are held out."""
     from trl_plus.recipes.callbacks import use_short_progress
+    from trl_plus.recipes.cards import card_of
     from trl_plus.trainers.watch import LearningWatch
 
     records = _records(report, journal, Path(objects.args.output_dir))
     trainer = build_trainer(objects, data, processor, [*records, LearningWatch(journal.warn), stop])
+    trainer.card = card_of(objects)
     use_short_progress(trainer)
     if trainer.eval_dataset is not None:
         report.held_out_rows = len(trainer.eval_dataset) if hasattr(trainer.eval_dataset, "__len__") else None
@@ -221,8 +223,9 @@ def _evaluate(trainer: Any, processor: Any, prompts: list[Prompt], report: Repor
 
 
 def _finish(trainer: Any, objects: RunObjects) -> None:
+    trainer.create_model_card()  # with the metrics after training
     if objects.args.push_to_hub:
-        trainer.push_to_hub(dataset_name=objects.data.name)
+        trainer.push_to_hub()
     trainer.accelerator.wait_for_everyone()  # a process group must not go while another rank still works
     if hasattr(trainer, "end"):  # transformers 5.18 and later: ends trackers and the process group
         trainer.end()
