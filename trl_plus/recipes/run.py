@@ -87,6 +87,7 @@ def _train(
     checkpoint: str | None,
 ) -> Report:
     """The run from the loading of the weights on."""
+    from trl_plus.recipes.early_stopping import how_it_ended, step_of_weights
     from trl_plus.recipes.stopping import StopOnSignal
 
     folder, recipe, say = Path(objects.args.output_dir), objects.recipe, journal.say
@@ -105,6 +106,9 @@ def _train(
     with stop:
         report.train = dict(trainer.train(resume_from_checkpoint=checkpoint).metrics)
         _check_steps(trainer, recipe)
+        report.step = step_of_weights(trainer)
+        for sentence in how_it_ended(trainer):
+            say(sentence)
         trainer.save_model()
         stop.done()
     _evaluate(trainer, processor, prompts, report, recipe, say)
@@ -143,10 +147,11 @@ def _trainer(objects: RunObjects, data: Data, processor: Any, report: Report, st
     """The trainer with our callbacks; the report learns how many rows are held out."""
     from trl_plus.recipes.callbacks import use_short_progress
     from trl_plus.recipes.cards import card_of
+    from trl_plus.recipes.early_stopping import best_model_callbacks
     from trl_plus.trainers.watch import LearningWatch
 
-    records = _records(report, journal, Path(objects.args.output_dir))
-    trainer = build_trainer(objects, data, processor, [*records, LearningWatch(journal.warn), stop])
+    callbacks = [*_records(report, journal, Path(objects.args.output_dir)), *best_model_callbacks(objects.options)]
+    trainer = build_trainer(objects, data, processor, [*callbacks, LearningWatch(journal.warn), stop])
     trainer.card = card_of(objects)
     use_short_progress(trainer)
     if trainer.eval_dataset is not None:

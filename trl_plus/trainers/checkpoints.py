@@ -156,7 +156,8 @@ class SafeCheckpoints:
             self.restore_skips(saved)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
-        if 0 < self.state.max_steps <= self.state.global_step:  # resumed at its end: transformers would make a step
+        at_its_end = 0 < self.state.max_steps <= self.state.global_step
+        if at_its_end or self.control.should_training_stop:  # resumed there: transformers would make a step
             self.control.should_training_stop = True
             return [], None
         return super().get_batch_samples(epoch_iterator, num_batches, device)
