@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -204,3 +205,22 @@ def test_a_merged_model_carries_a_card(simpo_run, tmp_path, ours):
 
 def test_what_is_no_card_of_ours_is_not_rewritten():
     assert merged_text("# A card\n", None, "LoRA adapter", "float32", "m") is None
+
+
+def test_what_is_pushed_to_the_hub(make_trainer, pair_rows, tmp_path, monkeypatch):
+    class Hub:
+        pushed = None
+
+        def create_repo(self, name, **kwargs):
+            return SimpleNamespace(repo_id=f"me/{name}")
+
+        def upload_folder(self, folder_path, **kwargs):
+            Hub.pushed = ModelCard.load(f"{folder_path}/README.md")
+
+    monkeypatch.setattr("transformers.trainer.hf_api", Hub)
+    trainer = make_trainer("SimPO", pair_rows(4), hub_model_id="mine")
+    trainer.push_to_hub(dataset_name=str(tmp_path / "pairs.jsonl"))
+    assert Hub.pushed.data.datasets is None
+    assert "the local data `pairs.jsonl`" in Hub.pushed.text
+    assert 'model="me/mine"' in Hub.pushed.text
+    assert str(tmp_path) not in str(Hub.pushed)
