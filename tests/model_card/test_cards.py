@@ -183,6 +183,19 @@ def test_hub_names_are_linked_and_in_the_metadata():
     assert "````yaml" in text
 
 
+def test_a_mixture(tmp_path):
+    entries = [{"path": "org/a", "name": "clean", "split": "train"}, {"path": str(tmp_path / "b.jsonl")}]
+    path = tmp_path / "r.yaml"
+    keys = {"method": "dpo", "model_name_or_path": "org/model", "datasets": entries, "output_dir": "out"}
+    path.write_text(yaml.safe_dump({**keys, "eval_dataset_name": "org/held", "use_cpu": True}))
+    text = card_text(card_of(build(load_recipe(str(path)))))
+    assert "[org/a](https://huggingface.co/datasets/org/a), configuration clean, split train" in text
+    assert "the local data `b.jsonl`" in text
+    assert "[org/held](https://huggingface.co/datasets/org/held), held-out rows" in text
+    assert "path: path/to/b.jsonl" in text
+    assert ModelCard(text).data.datasets == ["org/a"]
+
+
 @pytest.mark.parametrize("ours", [True, False])
 def test_a_merged_model_carries_a_card(simpo_run, tmp_path, ours):
     from typer.testing import CliRunner

@@ -15,6 +15,7 @@ import pytest
 from trl_plus.recipes import RecipeError, load_recipe
 from trl_plus.recipes.faults import check_machine
 from trl_plus.recipes.run import run
+from trl_plus.recipes.trackers import run_id
 
 ONCE = {"train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss", "total_flos"}
 
@@ -134,6 +135,13 @@ def test_a_fresh_run_in_the_same_folder_is_another_one(recipe_file, tmp_path):
     journal.write_text(re.sub(r'("time": ")\d{4}', r"\g<1>2001", journal.read_text()))  # a second is the unit
     train(path)
     assert len(scalars(tmp_path / "out")[1]) == 2
+
+
+def test_any_folder_has_a_name_that_trackers_take(tmp_path):
+    folder = tmp_path / "my run #1: 50%\u00e9"
+    folder.mkdir()
+    (folder / "journal.jsonl").write_text('{"event": "begin", "time": "2026-01-02T03:04:05+00:00"}\n')
+    assert run_id(folder) == "my-run--1--50---20260102-030405"
 
 
 @pytest.mark.parametrize("tracker", ["tensorboard", "wandb", "trackio"])

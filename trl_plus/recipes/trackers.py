@@ -5,6 +5,7 @@ The trackers are transformers' (`report_to`); here they are only told which run 
 
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -19,13 +20,16 @@ TENSORBOARD_FOLDER = "runs"  # inside `output_dir`: transformers' place, and whe
 
 
 def run_id(folder: Path) -> str:
-    """What tells a run from others in the same folder: the folder's name, and when its journal begins."""
+    """What tells a run from others: the name of its folder, and when its journal begins.
+
+    Characters that W&B refuses in an id are replaced.
+    """
     try:
         with (folder / JOURNAL).open(encoding="utf-8") as file:
             began = datetime.fromisoformat(json.loads(file.readline())["time"])
     except (OSError, ValueError, KeyError):
         began = datetime.now(timezone.utc)
-    return f"{folder.resolve().name}-{began:%Y%m%d-%H%M%S}"
+    return f"{re.sub(r'[^A-Za-z0-9_.-]', '-', folder.resolve().name)[:80]}-{began:%Y%m%d-%H%M%S}"
 
 
 @contextmanager

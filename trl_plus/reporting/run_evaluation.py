@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from trl_plus.recipes.journal import FINISHED
@@ -55,7 +56,9 @@ def shown_evaluation(content: Mapping[str, Any], run: Any) -> Shown:
     """
     pairs = content["pairs"]
     counted = f", {pairs['pairs']:,} pairs" if pairs else ""
-    data = f"{content['rows']:,} held-out rows of {content['dataset']}{counted}; 95% intervals."
+    dataset = str(content["dataset"])
+    name = Path(dataset).name if Path(dataset).is_absolute() else dataset  # a page may go to others
+    data = f"{content['rows']:,} held-out rows of {name}{counted}; 95% intervals."
     if content["dropped"]:
         data += f" {content['dropped']:,} rows did not fit into max_length."
     return Shown(
