@@ -1,6 +1,6 @@
 """Take the pictures of docs/report.md and docs/compare.md: the pages of a run.
 
-    python scripts/run_pictures.py                 # trains the quickstart, evaluated every 10 steps, for a minute
+    python scripts/run_pictures.py                 # trains and evaluates the quickstart, for a minute or two
     python scripts/run_pictures.py RUN out/        # of a run that is there, into another folder
 
 Needs Chromium. Writes report.png and compare.png, by default into docs/images.
@@ -23,7 +23,7 @@ from trl_plus.reporting.run_html import run_page
 
 ROOT = Path(__file__).parents[1]
 WORDS = ("eval_strategy=steps", "eval_steps=10", "logging_steps=2")
-REPORT_HEIGHT, COMPARE_HEIGHT = 1900, 1300
+REPORT_HEIGHT, COMPARE_HEIGHT = 2600, 1300
 
 
 def pictures(run: Run, comparison: Comparison, folder: Path) -> None:
@@ -50,6 +50,7 @@ def main() -> None:
         if arguments.run is None:
             command = [sys.executable, "-m", "trl_plus.cli", "train", "recipes/quickstart.yaml", *WORDS]
             subprocess.run(command, cwd=work, check=True)
+            subprocess.run([*command[:3], "evaluate", "runs/quickstart", "--by", "kind"], cwd=work, check=True)
         pictures(read_run(run), compared(run), arguments.folder)
 
 

@@ -138,6 +138,8 @@ def test_a_four_bit_base(base, four_bit_run, tiny_model_dir, tmp_path):
     for line in ("adapter, as trained", "merged, dequantized base", "merged, original base"):
         assert line in " ".join(done.output.split())
     assert "quantization_config" not in json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert "trained on the base in 4 bits" in (four_bit_run / "README.md").read_text()
+    assert ("dequantized first" in (tmp_path / "merged" / "README.md").read_text()) == (base != "original")
 
 
 @pytest.mark.parametrize("broken", ["logits", "disk"])

@@ -52,10 +52,42 @@ def message(path, *overrides):
         ("learning_rate", -1.0, "must be at least 0"),
         ("test_split_size", 0.1, "without a list `datasets`"),
         ("eval_steps", 10, "without `eval_strategy: steps`"),
+        ("early_stopping_patience", 2, "without `eval_strategy: steps`"),
+        ("early_stopping_patience", 0, "must be at least 1"),
+        ("early_stopping_threshold", 0.1, "without `early_stopping_patience`: add that"),
+        ("load_best_model_at_end", True, "add `eval_strategy: steps` and `eval_steps`"),
     ],
 )
 def test_one_key(write, key, value, words):
     assert words in message(write(**{key: value}))
+
+
+@pytest.mark.parametrize(
+    "keys, words",
+    [
+        (
+            {"early_stopping_patience": 2},
+            "`load_best_model_at_end: true` and `metric_for_best_model: rewards/accuracies`",
+        ),
+        ({"early_stopping_patience": 2, "method": "kto"}, "`metric_for_best_model: rewards/margins`"),
+        (
+            {"load_best_model_at_end": True, "save_strategy": "no"},
+            "write `save_strategy: steps` or `save_strategy: best`",
+        ),
+        ({"load_best_model_at_end": True, "save_steps": 30}, "so write a multiple of `eval_steps`, which is 20"),
+        ({"load_best_model_at_end": True, "save_steps": 30, "eval_steps": None, "logging_steps": 7}, "which is 7"),
+    ],
+)
+def test_keys_of_the_best_checkpoint(write, keys, words):
+    assert words in message(write(**{"eval_strategy": "steps", "eval_steps": 20, **keys}))
+
+
+def test_evaluations_without_a_checkpoint_are_said(write):
+    keys = {"eval_strategy": "steps", "eval_steps": 20, "load_best_model_at_end": True}
+    (note,) = load_recipe(write(**keys, save_steps=40)).notes
+    assert "an older one is loaded" in note
+    assert not load_recipe(write(**keys, save_steps=20)).notes
+    assert not load_recipe(write(**{**keys, "eval_steps": None}, save_strategy="best")).notes
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """trl-plus evaluate RECIPE|RUN: held-out accuracy and margins of the base and the tuned model."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -40,6 +41,8 @@ def evaluate(
 ) -> None:
     """Score the held-out rows with the base model and the tuned one, with 95% intervals.
 
+    The result is kept in the run's folder, where `trl-plus report` finds it.
+
     Any key of the recipe can be set after it: per_device_eval_batch_size=32, eval_dataset_name=other.jsonl.
     """
     from trl_plus.recipes.quiet import quiet_libraries
@@ -56,4 +59,5 @@ def evaluate(
 
         with row_progress(not as_json, "Scoring with {}") as advance:
             result = measure(recipe, weights, ALL if all_rows else rows, by, advance)
-        show_evaluation(result, as_json)
+        own = weights is not None and weights.adapter is not None and model is None
+        show_evaluation(result, as_json, Path(weights.path) if own else None)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from typing import Any
 
 from trl_plus.evaluation.measures import (
@@ -21,6 +22,7 @@ from trl_plus.evaluation.models import free, is_adapter, load_model, other_base,
 from trl_plus.evaluation.rows import HeldOut, held_out_rows
 from trl_plus.evaluation.scores import Advance, Scores, score_rows
 from trl_plus.evaluation.statistics import Estimate
+from trl_plus.recipes.judged import Judged, judged
 from trl_plus.recipes.loading import load_processor
 from trl_plus.recipes.objects import RunObjects, build
 from trl_plus.recipes.recipe import COMMAND_LINE, Recipe
@@ -40,6 +42,8 @@ class Evaluation:
         reference: the method's reward is a log-ratio to the base.
         rows: held-out rows that were scored, as the trainer counts them; `dropped` were too long.
         pairs: None where the rows hold none.
+        weights: what tells the tuned weights from others; None where only the base was scored.
+        time: when it was made, ISO 8601 in UTC.
         divergence: kind of completion -> mean log-ratio per token (`measures.divergence`); None with one model.
     """
 
@@ -60,6 +64,8 @@ class Evaluation:
     divergence: dict[str, Estimate | None] | None
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    weights: Judged | None = None
+    time: str = ""
 
 
 def evaluate(
@@ -76,6 +82,7 @@ def evaluate(
         RunFault: a model's log-probabilities are not finite.
     """
     start = time.monotonic()
+    which = None if weights is None else judged(weights)
     objects = build(recipe)
     held_out = held_out_rows(objects, load_processor(objects), rows, by)
     notes = _notes(objects, held_out, weights)
@@ -99,6 +106,8 @@ def evaluate(
         divergence=divergence(held_out, models[BASE], models[TUNED]) if TUNED in models else None,
         notes=notes,
         seconds=time.monotonic() - start,
+        weights=which,
+        time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
 
 

@@ -11,6 +11,7 @@ from trl_plus.data.files import DataError
 from trl_plus.evaluation.models import free, load_model, out_of_memory, put_adapter, scorer
 from trl_plus.evaluation.rows import HeldOut, held_out_rows
 from trl_plus.evaluation.scores import Scores, score_rows
+from trl_plus.merging.card import merged_card
 from trl_plus.merging.destination import check_destination, check_space, whole
 from trl_plus.merging.weights import (
     DEQUANTIZED,
@@ -28,6 +29,7 @@ from trl_plus.recipes.loading import load_processor
 from trl_plus.recipes.objects import RunObjects, build
 from trl_plus.recipes.recipe import Recipe
 from trl_plus.recipes.runs import Weights
+from trl_plus.trainers.cards import CARD
 
 SAMPLES = 4  # sequences whose logits are compared
 ROWS = 200  # held-out rows that a quantized run's three models are scored on, at most
@@ -103,6 +105,8 @@ def merge(
     with whole(path) as part:
         model.save_pretrained(part, max_shard_size=max_shard_size)
         processor.save_pretrained(part)
+        card = merged_card(objects, weights, path.name, name_of(written), quantized and base == DEQUANTIZED)
+        (part / CARD).write_text(card, encoding="utf-8")
         del model
         free()
         read = load_model(objects, str(part), quantized=False, dtype="auto").float().eval()
@@ -111,7 +115,7 @@ def merge(
             require(rounding, "The written model")
     return Merged(
         path=path,
-        dtype=str(written).removeprefix("torch."),
+        dtype=name_of(written),
         bytes=size,
         merging=merging,
         rounding=None if written == torch.float32 else rounding,
@@ -119,6 +123,11 @@ def merge(
         rows=rows,
         scores=_compare(objects, weights, rows, base, read) if quantized and rows is not None else {},
     )
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """Such as "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
 
 
 def _base(objects: RunObjects, asked: str | None) -> tuple[str, bool]:

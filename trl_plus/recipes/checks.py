@@ -7,6 +7,7 @@ from typing import Any
 
 from trl_plus.data.files import DataError, as_path, looks_like_path, split_files
 from trl_plus.recipes import package_data
+from trl_plus.recipes.best_model import best_model_problems
 from trl_plus.recipes.errors import RecipeError
 from trl_plus.recipes.keys import Key, dataset_keys, keys_of
 from trl_plus.recipes.methods import Method
@@ -35,6 +36,8 @@ def problems(method: Method, entries: Mapping[str, Value]) -> list[str]:
     found = [f"{entries[name].place}{explain(name, values[name], method)}" for name in unknown]
     found += [f"{entries[name].place}{_wrong_type(name, values[name], method)}" for name in wrong]
     found += _contradictions(method, entries)
+    if not wrong:
+        found += [f"{entries[name].place}{text}" for name, text in best_model_problems(method, values)]
     found += _too_small(entries, [*unknown, *wrong])
     found += _missing(values)
     if not found:  # paths are looked up only in a recipe that says what they are for
@@ -115,6 +118,7 @@ _AT_LEAST = {
     "learning_rate": 0,
     "weight_decay": 0,
     "lora_r": 1,
+    "early_stopping_patience": 1,
 }
 
 

@@ -40,6 +40,8 @@ _RULES = (
     Rule(("dataset_config", "dataset_train_split", "dataset_test_split", "dataset_streaming"), "datasets", unless=True),
     Rule(("eval_steps",), "eval_strategy", ("steps",)),
     Rule(("save_steps",), "save_strategy", ("steps",)),
+    Rule(("early_stopping_patience",), "eval_strategy", ("steps", "epoch")),
+    Rule(("early_stopping_threshold",), "early_stopping_patience"),
     Rule(("gamma_beta_ratio",), "gamma", unless=True),
 )
 
@@ -81,4 +83,6 @@ def _why(rule: Rule) -> str:
         return f"without `{rule.decider}: {value}`: add that, or remove it"
     if rule.decider == "datasets":
         return "without a list `datasets`: remove it"
+    if rule.decider == "early_stopping_patience":
+        return f"without `{rule.decider}`: add that, or remove it"
     return f"without `{rule.decider}: true`: add that, or remove it"

@@ -35,6 +35,16 @@ class RunOptions:
         default=3,
         metadata={"help": "Number of held-out prompts answered before and after training; 0 turns it off."},
     )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "Stop when `metric_for_best_model` has not improved in this many evaluations; never, if not given."
+        },
+    )
+    early_stopping_threshold: float = field(
+        default=0.0,
+        metadata={"help": "`metric_for_best_model` has improved where it is better by more than this."},
+    )
     chat_template_path: str | None = field(
         default=None,
         metadata={
@@ -50,6 +60,8 @@ class RunOptions:
             raise ValueError(f"`max_eval_rows` must not be negative, got {self.max_eval_rows}.")
         if self.report_generations < 0:
             raise ValueError(f"`report_generations` must not be negative, got {self.report_generations}.")
+        if self.early_stopping_threshold < 0:
+            raise ValueError(f"`early_stopping_threshold` must not be negative, got {self.early_stopping_threshold}.")
         if self.eval_fraction and self.eval_dataset_name is not None:
             raise ValueError("Give `eval_dataset_name` or `eval_fraction`, not both.")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trl_plus.recipes import package_data
+from trl_plus.recipes.best_model import best_model_notes
 from trl_plus.recipes.checks import Value, problems
 from trl_plus.recipes.errors import RecipeError
 from trl_plus.recipes.inert import split_off
@@ -119,7 +120,11 @@ def _merge(given: dict[str, Value], label: str, notes: list[str]) -> Recipe:
     found = problems(method, entries) + inert
     if found:
         raise RecipeError(found)
-    notes = [*notes, *_trusts(entries)]
+    notes = [
+        *notes,
+        *_trusts(entries),
+        *best_model_notes(method, {name: entry.value for name, entry in entries.items()}),
+    ]
     return Recipe(
         method=method,
         values={name: entry.value for name, entry in entries.items()},

@@ -18,7 +18,7 @@ _HARMLESS = {
     "gradient_checkpointing", "gradient_checkpointing_kwargs", "restore_callback_states_from_checkpoint",
     "max_nonfinite_skips",
 }  # fmt: skip
-_HARMLESS_PREFIXES = ("logging_", "log_", "save_", "eval_s", "eval_d", "eval_a", "eval_o", "hub_")
+_HARMLESS_PREFIXES = ("logging_", "log_", "early_stopping_", "save_", "eval_s", "eval_d", "eval_a", "eval_o", "hub_")
 _CUT = ("per_device_train_batch_size", "gradient_accumulation_steps")
 _LENGTH = ("num_train_epochs", "max_steps")
 # With these a longer run begins with the very steps of a shorter one; any other rate depends on the number of steps

@@ -17,6 +17,7 @@ from trl_plus.recipes.objects import RunObjects, build
 from trl_plus.recipes.quick_look import keep_preflight, look
 from trl_plus.recipes.recipe import Recipe, write_resolved
 from trl_plus.recipes.resume import check_same_run
+from trl_plus.recipes.trackers import end_trackers, go_on_with_tensorboard, told_to_trackers
 from trl_plus.reporting.devices import devices
 from trl_plus.reporting.generations import generate, generations_table, prompt_text
 from trl_plus.reporting.report import Report, Sample
@@ -72,7 +73,8 @@ def run(
             _set_aside(folder, checkpoint, journal.say)
             if checkpoint is None:
                 keep_preflight(looked, folder)
-        return _train(objects, data, processor, report, journal, asked, checkpoint)
+        with told_to_trackers(objects.args, folder):
+            return _train(objects, data, processor, report, journal, asked, checkpoint)
 
 
 def _train(
@@ -85,6 +87,7 @@ def _train(
     checkpoint: str | None,
 ) -> Report:
     """The run from the loading of the weights on."""
+    from trl_plus.recipes.early_stopping import how_it_ended, step_of_weights
     from trl_plus.recipes.stopping import StopOnSignal
 
     folder, recipe, say = Path(objects.args.output_dir), objects.recipe, journal.say
@@ -94,6 +97,8 @@ def _train(
     check_started(asked, trainer.accelerator)
     prompts = _sample_prompts(objects, data, trainer)
     if checkpoint is not None:
+        if is_main_process():
+            go_on_with_tensorboard(trainer.callback_handler.callbacks, checkpoint)
         report.recall(folder)
     elif prompts:
         report.generations = _samples(prompts, _answers(trainer, processor, prompts))
@@ -101,9 +106,13 @@ def _train(
     with stop:
         report.train = dict(trainer.train(resume_from_checkpoint=checkpoint).metrics)
         _check_steps(trainer, recipe)
+        report.step = step_of_weights(trainer)
+        for sentence in how_it_ended(trainer):
+            say(sentence)
         trainer.save_model()
         stop.done()
     _evaluate(trainer, processor, prompts, report, recipe, say)
+    end_trackers(trainer)
     if is_main_process():
         report.save(folder)
         say(f"Saved to {folder}.")
@@ -137,10 +146,13 @@ def _checked(objects: RunObjects, checkpoint: str | None, preflight: bool, say: 
 def _trainer(objects: RunObjects, data: Data, processor: Any, report: Report, stop: Any, journal: Journal) -> Any:
     """The trainer with our callbacks; the report learns how many rows are held out."""
     from trl_plus.recipes.callbacks import use_short_progress
+    from trl_plus.recipes.cards import card_of
+    from trl_plus.recipes.early_stopping import best_model_callbacks
     from trl_plus.trainers.watch import LearningWatch
 
-    records = _records(report, journal, Path(objects.args.output_dir))
-    trainer = build_trainer(objects, data, processor, [*records, LearningWatch(journal.warn), stop])
+    callbacks = [*_records(report, journal, Path(objects.args.output_dir)), *best_model_callbacks(objects.options)]
+    trainer = build_trainer(objects, data, processor, [*callbacks, LearningWatch(journal.warn), stop])
+    trainer.card = card_of(objects)
     use_short_progress(trainer)
     if trainer.eval_dataset is not None:
         report.held_out_rows = len(trainer.eval_dataset) if hasattr(trainer.eval_dataset, "__len__") else None
@@ -216,8 +228,9 @@ def _evaluate(trainer: Any, processor: Any, prompts: list[Prompt], report: Repor
 
 
 def _finish(trainer: Any, objects: RunObjects) -> None:
+    trainer.create_model_card()  # with the metrics after training
     if objects.args.push_to_hub:
-        trainer.push_to_hub(dataset_name=objects.data.name)
+        trainer.push_to_hub()
     trainer.accelerator.wait_for_everyone()  # a process group must not go while another rank still works
     if hasattr(trainer, "end"):  # transformers 5.18 and later: ends trackers and the process group
         trainer.end()

@@ -28,6 +28,15 @@ def is_run(argument: str) -> bool:
     return as_path(argument).is_dir()
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold the adapter or the model of a folder, in the order of their names."""
+    found = weights_in(folder)
+    if found is None:
+        return []
+    patterns = _ADAPTER_WEIGHTS if found.adapter else _MODEL_WEIGHTS
+    return sorted(path for pattern in patterns for path in folder.glob(pattern))
+
+
 def weights_in(folder: Path) -> Weights | None:
     """The adapter or the model that a folder holds; None where it holds neither."""
     for config, patterns in ((_ADAPTER, _ADAPTER_WEIGHTS), (_MODEL, _MODEL_WEIGHTS)):

@@ -26,6 +26,7 @@ class Report:
     Attributes:
         held_out_rows: number of evaluated rows; None where they cannot be counted (streaming).
         before, after: held-out metrics; None where there are no held-out rows or they are not known.
+        step: optimizer step of the weights that the run ended with; None until then.
         train: transformers' metrics of the training (loss, seconds, samples per second).
     """
 
@@ -36,6 +37,7 @@ class Report:
     before: dict[str, float] | None = None
     after: dict[str, float] | None = None
     train: dict[str, float] | None = None
+    step: int | None = None
     generations: list[Sample] = field(default_factory=list)
 
     def save(self, folder: Path) -> None:

@@ -14,6 +14,8 @@ from trl_plus.recipes.quick_look import FILE as PREFLIGHT
 from trl_plus.recipes.recipe import RESOLVED as RECIPE
 from trl_plus.reporting.preflight_json import from_json
 from trl_plus.reporting.report import FILE as METRICS
+from trl_plus.reporting.run_evaluation import FILE as EVALUATION
+from trl_plus.reporting.run_evaluation import Shown, shown_evaluation
 
 LOG = "metrics.jsonl"
 _LINE = re.compile(r"^(?P<key>[A-Za-z_]\w*): (?P<value>.*?)(?:  # (?P<origin>command line|recipe|preset|machine))?$")
@@ -43,6 +45,7 @@ class Run:
             nothing about its end.
         said: notes and warnings in their order, each once.
         preflight: of a sample of the rows; None where it was left out.
+        evaluation: what `trl-plus evaluate` found last; None where it was not run.
         problems: what could not be read, one sentence each.
     """
 
@@ -56,6 +59,7 @@ class Run:
     end: Log | None = None
     said: list[Log] = field(default_factory=list)
     preflight: Result | None = None
+    evaluation: Shown | None = None
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -92,6 +96,12 @@ def read_run(argument: str) -> Run:
             run.preflight = from_json(content)
         except (KeyError, TypeError, ValueError, AttributeError):
             run.problems.append(f"{PREFLIGHT} is not what `trl-plus preflight --json` prints: it is left out.")
+    content = _object(run, EVALUATION)
+    if content is not None:
+        try:
+            run.evaluation = shown_evaluation(content, run)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            run.problems.append(f"{EVALUATION} is not what `trl-plus evaluate --json` prints: it is left out.")
     return run
 
 

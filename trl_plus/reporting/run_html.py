@@ -67,7 +67,7 @@ def _view(name: str, run: Run) -> dict[str, Any]:
         "notes": [_said(line) for line in run.said if line["event"] == "note"],
         "problems": run.problems,
         "label": run.label,
-        "evaluated": bool(words.columns(run)),
+        "evaluation": run.evaluation,
         "preflight": result,
         "findings": [finding_view(found) for found in findings],
         "splits": [split_view(split, result.max_length) for split in result.splits] if result else [],

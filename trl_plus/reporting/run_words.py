@@ -10,6 +10,7 @@ from trl_plus import checkpoint_files
 from trl_plus.evaluation.intervals import wilson_interval
 from trl_plus.recipes.journal import FAILED, FINISHED, STOPPED
 from trl_plus.recipes.recipe import RESOLVED as RECIPE
+from trl_plus.reporting.run_evaluation import Cell
 from trl_plus.reporting.run_folder import SECRET, Run
 from trl_plus.reporting.run_panels import resumed_at
 from trl_plus.reporting.table import ACCURACY, LOSS, MARGIN
@@ -136,17 +137,6 @@ class Column:
     title: str
     metrics: Mapping[str, Any]
     rows: int | None
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One figure: its text, and of a share also value and interval, from 0 to 1."""
-
-    text: str
-    interval: str = ""
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
 
 
 def columns(run: Run) -> list[Column]:

@@ -16,6 +16,7 @@ from trl_plus.objectives import Completions
 from trl_plus.scoring import Scores, score
 from trl_plus.trainers import upstream
 from trl_plus.trainers.adapters import adapter_layers, keep_trainable, reference_adapter
+from trl_plus.trainers.cards import ModelCards
 from trl_plus.trainers.checkpoints import SafeCheckpoints
 from trl_plus.trainers.exact_step import ExactSteps, row_weights
 from trl_plus.trainers.layouts import RowLayouts
@@ -51,6 +52,7 @@ class PreferenceTrainer(
     NonFiniteSteps,
     ExactSteps,
     RowLayouts,
+    ModelCards,
     SafeCheckpoints,
     PreferenceRows,
     KeptReference,

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 
 from trl_plus import checkpoint_files as files
+from trl_plus.model_card import is_ours
+from trl_plus.trainers.cards import CARD
 from trl_plus.trainers.metrics import UNSAVED
 
 logger = logging.getLogger("trl_plus")
@@ -110,13 +112,22 @@ class SafeCheckpoints:
         if self.args.should_save:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
-            if (Path(folder) / "README.md").is_file():
-                shutil.copy(Path(folder) / "README.md", part)  # PEFT adds to the model card it finds
         write(str(part))
         if self.args.should_save:
+            self.card_is_due(part, Path(folder))
             files.merge_into(part, Path(folder))
             if not any(part.parent.iterdir()):
                 part.parent.rmdir()
+
+    def checkpoint_is_written(self, folder: str) -> None:
+        self.write_card(Path(folder))
+
+    def card_is_due(self, part: Path, folder: Path) -> None:
+        """The card goes beside the model, in the place of PEFT's, unless somebody else has written one there."""
+        if is_ours(folder / CARD):
+            self.write_card(part)
+        else:
+            (part / CARD).unlink(missing_ok=True)
 
     # -- going on -----------------------------------------------------------------------------------------------------
 
@@ -145,7 +156,8 @@ class SafeCheckpoints:
             self.restore_skips(saved)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
-        if 0 < self.state.max_steps <= self.state.global_step:  # resumed at its end: transformers would make a step
+        at_its_end = 0 < self.state.max_steps <= self.state.global_step
+        if at_its_end or self.control.should_training_stop:  # resumed there: transformers would make a step
             self.control.should_training_stop = True
             return [], None
         return super().get_batch_samples(epoch_iterator, num_batches, device)

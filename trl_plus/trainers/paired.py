@@ -169,8 +169,6 @@ class SimPOTrainer(ReferenceFreeTrainer):
     config_class = SimPOConfig
     accepted_configs = (SimPOConfig,)
     method_name = "SimPO"
-    paper_title = "SimPO: Simple Preference Optimization with a Reference-Free Reward"
-    paper_id = "2405.14734"
 
     @property
     def nll_weight(self) -> float:
@@ -199,10 +197,6 @@ class CPOTrainer(ReferenceFreeTrainer):
     config_class = CPOConfig
     accepted_configs = (CPOConfig,)
     method_name = "CPO"
-    paper_title = (
-        "Contrastive Preference Optimization: Pushing the Boundaries of LLM Performance in Machine Translation"
-    )
-    paper_id = "2401.08417"
 
     @property
     def nll_weight(self) -> float:
@@ -230,8 +224,6 @@ class ORPOTrainer(ReferenceFreeTrainer):
     config_class = ORPOConfig
     accepted_configs = (ORPOConfig,)
     method_name = "ORPO"
-    paper_title = "ORPO: Monolithic Preference Optimization without Reference Model"
-    paper_id = "2403.07691"
 
     nll_weight = 1.0
 

@@ -24,10 +24,7 @@ class Seams:
     extra_columns: tuple[str, ...] = ()
     eval_prefix: str = "eval"
 
-    # What the model card names; TRL's own where None
-    method_name: str | None = None
-    paper_title: str | None = None
-    paper_id: str | None = None
+    method_name: str | None = None  # in the model's tags; TRL's own where None
 
     # -- hooks ------------------------------------------------------------------------------------------------------
 
@@ -137,6 +134,9 @@ class Seams:
             if parameter.dtype != dtypes[name]:
                 parameter.data = parameter.data.to(dtypes[name])
 
+    def checkpoint_is_written(self, folder: str) -> None:
+        """The model of a checkpoint, and what PEFT puts beside it, is in `folder`, on the process that writes."""
+
     def best_model_is_loaded(self) -> None:
         """After training, under `load_best_model_at_end`."""
 
@@ -168,16 +168,17 @@ class Seams:
         return self._tokenizer
 
     @property
+    def own_tags(self) -> list[str]:
+        """The tags that TRL puts on the model."""
+        return self._tag_names
+
+    @property
     def _name(self) -> str:
         return self.method_name or super()._name
 
     @property
     def _tag_names(self) -> list[str]:
         return ["trl", "trl_plus", self._name.lower()]
-
-    @property
-    def _paper(self) -> dict[str, str]:
-        return {"title": self.paper_title, "id": self.paper_id} if self.paper_id else super()._paper
 
     def _send_telemetry(self) -> None:
         """Nothing: a run of ours reports to nobody unless the recipe says so."""
@@ -212,7 +213,8 @@ class Seams:
 
     def _save(self, output_dir=None, state_dict=None):
         if (save := super()._save) and self._part_folder is not None:
-            return save(output_dir, state_dict)
+            save(output_dir, state_dict)
+            return self.checkpoint_is_written(output_dir)
         return self.save_files(output_dir or self.args.output_dir, lambda part: save(part, state_dict))
 
     def _load_rng_state(self, checkpoint):
