@@ -63,6 +63,8 @@ def whole(path: Path) -> Iterator[Path]:
     try:
         part.chmod(0o755)  # a temporary folder is its owner's alone
         yield part
+        for file in part.iterdir():
+            file.chmod(0o644)  # so are files of safetensors; a server may run as another user
         part.replace(path)  # an empty folder gives way
     except OSError as error:
         raise RunFault(f"{path} could not be written: {error.strerror or error}. Nothing was left there.") from error

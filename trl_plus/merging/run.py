@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from trl_plus.data.files import DataError
-from trl_plus.evaluation.models import free, load_model, out_of_memory, put_adapter, scorer
+from trl_plus.evaluation.models import free, load_model, other_base, out_of_memory, put_adapter, scorer
 from trl_plus.evaluation.rows import HeldOut, held_out_rows
 from trl_plus.evaluation.scores import Scores, score_rows
 from trl_plus.merging.destination import check_destination, check_space, whole
@@ -86,6 +86,8 @@ def merge(
     objects = build(recipe)
     base, quantized = _base(objects, base)
     processor = load_processor(objects)
+    if (other := other_base(weights, objects.model.model_name_or_path)) is not None:
+        say(other)
     rows = _rows(objects, processor, say)
     samples = _samples(rows, processor)
 
