@@ -217,7 +217,9 @@ def test_sizes():
         with pytest.raises(RecipeError):
             shard_size(text)
     with pytest.raises(RunFault, match="bfloat16"):
-        check_space(Path("merged"), 10**18)
+        check_space(Path("merged"), 10**18, halves=True)
+    with pytest.raises(RunFault, match="on another disk\\."):
+        check_space(Path("merged"), 10**18, halves=False)
 
 
 @pytest.mark.parametrize(

@@ -42,13 +42,17 @@ def shard_size(text: str) -> str:
     return text.replace(" ", "")
 
 
-def check_space(path: Path, needed: int) -> None:
-    """Raises a RunFault where the disk has less room than a model of `needed` bytes takes."""
+def check_space(path: Path, needed: int, halves: bool) -> None:
+    """Raises a RunFault where the disk has less room than a model of `needed` bytes takes.
+
+    Args:
+        halves: the model takes half as much in bfloat16.
+    """
     free = shutil.disk_usage(path.absolute().parent).free
     if free < needed:
         raise RunFault(
             f"The merged model takes {needed / 1e9:.1f} GB and the disk of {path} has {free / 1e9:.1f} GB left: free "
-            "some, name a folder on another disk, or halve it with --dtype bfloat16."
+            f"some, or name a folder on another disk{', or halve it with --dtype bfloat16' if halves else ''}."
         )
 
 

@@ -101,7 +101,7 @@ def merge(
     model.to(written)
     _align(model, processor, objects)
     size = sum(p.numel() * p.element_size() for p in model.parameters())
-    check_space(path, size)
+    check_space(path, size, halves=written == torch.float32)
     with whole(path) as part:
         model.save_pretrained(part, max_shard_size=max_shard_size)
         processor.save_pretrained(part)
