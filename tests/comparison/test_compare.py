@@ -105,13 +105,18 @@ def test_usage_errors(runs, tmp_path):
     bare.mkdir()
     shutil.copy(full / "recipe.resolved.yaml", bare)
     (tmp_path / "ab.jsonl").write_text("")
+    (tmp_path / "prompts.csv").write_text("prompt\nanchor\n")
     for words, cure in {
         (): "name the output folder of a run",
         (empty,): "name the `output_dir` of a run",
         (bare,): "holds no trained weights",
         (full, "--prompts", tmp_path / "none.txt"): "cannot be read",
-        (full, "max_eval_rows=0"): "has no held-out rows: name a file with --prompts",
-        (full, "dataset_name=./none"): "does not exist: check the path",
+        (full, "max_eval_rows=0"): "max_eval_rows is 0: name a file with --prompts",
+        (full, "--html", tmp_path): "is a folder: name a file in it",
+        (full, "--blind", tmp_path / "ab.jsonl" / "x.jsonl"): "cannot be written",
+        (full, "--prompts", tmp_path / "prompts.csv"): "is neither text nor JSON lines",
+        (full, "model_name_or_path=gone/model"): "name its folder with model_name_or_path=PATH",
+        (full, "dataset_name=./none"): "Or name a file with --prompts",
         (full, "--score", tmp_path / "ab.jsonl"): "leave them out",
         (full, "--blind", tmp_path / "ab.jsonl"): "exists, and may be filled already",
         (full, "--temperature", "-1"): "temperature",
@@ -121,3 +126,24 @@ def test_usage_errors(runs, tmp_path):
         assert result.exit_code == 2, (words, result.output)
         assert cure in " ".join(result.output.replace("│", " ").split()), words
         assert "Traceback" not in result.output
+
+
+def test_the_data_of_a_run_need_not_be_there_for_prompts_of_a_file(runs, tmp_path):
+    (tmp_path / "p.txt").write_text("anchor basil?\n")
+    words = ("dataset_name=./none", "--prompts", tmp_path / "p.txt", *SHORT)
+    result = call(runs["adapter"], *words)
+    assert result.exit_code == 0, result.output
+    assert "1 prompt, greedy" in result.output
+
+
+def test_a_want_of_memory_names_what_takes_less(runs, monkeypatch):
+    from trl_plus.comparison import run
+
+    def full(*args):
+        raise RuntimeError("CUDA out of memory.")
+
+    monkeypatch.setattr(run, "answers_of", full)
+    result = call(runs["adapter"], "--batch-size", 7)
+    assert result.exit_code == 1
+    assert "lower --batch-size (now 7)" in result.output
+    assert "per_device_train_batch_size" not in result.output

@@ -1,6 +1,8 @@
 """Merged models: the adapter's logits, whatever the adapter; a folder that is whole or not there."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -72,18 +74,25 @@ def tied_model_dir(tmp_path_factory, build_tiny_model, tokenizer):
     return str(folder)
 
 
-@pytest.mark.parametrize("saved", [None, ["lm_head"], ["embed_tokens"]])
-def test_tied_embeddings_in_a_sharded_base(saved, train_tiny, pair_rows, tied_model_dir, tmp_path):
-    """Trained as one matrix they stay one; where an adapter trains its own copy of one, they are two."""
-    run = train_tiny(
-        "dpo", pair_rows(8), pair_rows(6, 2), model_name_or_path=tied_model_dir, lora_modules_to_save=saved
-    )
+@pytest.mark.parametrize(
+    "keys, tied",
+    [
+        ({}, True),
+        ({"lora_modules_to_save": ["lm_head"]}, False),
+        ({"lora_modules_to_save": ["embed_tokens"]}, False),
+        ({"lora_target_modules": ["embed_tokens", "q_proj"]}, False),
+    ],
+    ids=["neither", "lm_head", "embed_tokens", "low-rank embed_tokens"],
+)
+def test_tied_embeddings_in_a_sharded_base(keys, tied, train_tiny, pair_rows, tied_model_dir, tmp_path):
+    """Trained as one matrix they stay one; where an adapter changes one of the two, they become two."""
+    run = train_tiny("dpo", pair_rows(8), pair_rows(6, 2), model_name_or_path=tied_model_dir, **keys)
     done = call("merge", run, tmp_path / "merged", "--max-shard-size", "60KB")
     assert done.exit_code == 0, done.output
     assert len(list((tmp_path / "merged").glob("*.safetensors"))) > 1
     assert (merged_logits(tmp_path / "merged") - adapter_logits(run, tied_model_dir)).abs().max() < 1e-4
     config = json.loads((tmp_path / "merged" / "config.json").read_text())
-    assert config["tie_word_embeddings"] == (saved is None)
+    assert config["tie_word_embeddings"] == tied
 
 
 def test_what_is_written(simpo_run, tokenizer, tmp_path):
@@ -91,6 +100,7 @@ def test_what_is_written(simpo_run, tokenizer, tmp_path):
     assert done.exit_code == 0, done.output
     folder = tmp_path / "a" / "merged"
     assert [path.name for path in folder.parent.iterdir()] == ["merged"]  # no half-written folder beside it
+    assert all(path.stat().st_mode & 0o444 == 0o444 for path in folder.iterdir())  # a server is another user
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert model.dtype == torch.bfloat16
     assert AutoTokenizer.from_pretrained(folder).chat_template == tokenizer.chat_template
@@ -209,7 +219,9 @@ def test_sizes():
         with pytest.raises(RecipeError):
             shard_size(text)
     with pytest.raises(RunFault, match="bfloat16"):
-        check_space(Path("merged"), 10**18)
+        check_space(Path("merged"), 10**18, halves=True)
+    with pytest.raises(RunFault, match="on another disk\\."):
+        check_space(Path("merged"), 10**18, halves=False)
 
 
 @pytest.mark.parametrize(
@@ -218,3 +230,20 @@ def test_sizes():
 )
 def test_the_tolerance(gap, passes):
     assert Gap(*gap).passes == passes
+
+
+def test_the_base_may_have_moved_and_the_data_gone(simpo_run, tiny_model_dir, tmp_path):
+    run, base = tmp_path / "run", tmp_path / "elsewhere"
+    shutil.copytree(simpo_run, run)
+    shutil.copytree(tiny_model_dir, base)
+    recipe = run / "recipe.resolved.yaml"
+    text = recipe.read_text().replace(tiny_model_dir, "gone/model")
+    recipe.write_text(re.sub(r"(?m)^dataset_name: .*$", "dataset_name: ./gone", text))
+    done = call("merge", run, tmp_path / "merged")
+    assert (done.exit_code, "name its folder with model_name_or_path=PATH" in done.output) == (2, True), done.output
+    done = call("merge", run, tmp_path / "merged", f"model_name_or_path={base}")
+    assert done.exit_code == 0, done.output
+    said = " ".join(done.output.split())
+    assert "compared on a fixed text: ./gone does not exist" in said
+    assert f"is put on {base} here" in said
+    assert (merged_logits(tmp_path / "merged") - adapter_logits(simpo_run, tiny_model_dir)).abs().max() < 1e-4

@@ -77,6 +77,15 @@ def test_filters_and_order(show, page):
     assert browser.evaluate(SHOWN) == ["3"]
 
 
+def test_the_figures_are_in_sight_on_a_phone(show, page):
+    browser = show(page)
+    browser.call("Emulation.setDeviceMetricsOverride", width=360, height=800, deviceScaleFactor=1, mobile=False)
+    cells = "[...document.querySelectorAll('.figures td')].map((x) => x.getBoundingClientRect().right)"
+    rights = browser.evaluate(cells)
+    browser.call("Emulation.clearDeviceMetricsOverride")
+    assert max(rights) <= 360
+
+
 def test_without_scripts_all_answers_are_there(show, page):
     browser = show(page, scripts=False)
     assert browser.evaluate(SHOWN) == ["1", "2", "3"]

@@ -97,3 +97,16 @@ def test_bounds_and_levels():
     drawn = panel("Accuracy", "", [line([(0, 0.6), (1, 0.7)])], last=1, bounds=(0.0, 1.0), level=0.5)
     assert drawn.level == HEIGHT / 2
     assert panel("Margin", "", [line([(0, 5.0), (1, 7.0)])], last=1, level=0.0).level is None
+
+
+@pytest.mark.parametrize(
+    "value, bounds, wanted",
+    [
+        (0.0, (0.0, None), ["0.0", "0.5", "1.0"]),  # a share of padding is not negative
+        (0.0, (None, None), ["-1.0", "-0.5", "0.0", "0.5", "1.0"]),
+        (1.0, (None, 1.0), ["0.4", "0.6", "0.8", "1.0"]),
+    ],
+)
+def test_a_constant_gets_no_room_beyond_a_bound(value, bounds, wanted):
+    drawn = panel("Padding", "", [line([(0, value), (1, value)])], last=1, bounds=bounds)
+    assert [text for _, text in drawn.y_ticks] == wanted

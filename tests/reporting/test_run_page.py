@@ -108,8 +108,11 @@ def test_on_a_phone_in_the_dark_and_on_paper(show, make_run):
     assert looks["light"] != looks["dark"]
     browser.call("Emulation.setDeviceMetricsOverride", width=360, height=800, deviceScaleFactor=1, mobile=False)
     width = browser.evaluate("document.documentElement.scrollWidth")
+    heads = "[...document.querySelectorAll('.held-out tbody th')].map((x) => x.getBoundingClientRect().height)"
+    heights = browser.evaluate(heads)
     browser.call("Emulation.clearDeviceMetricsOverride")
     assert width <= 360
+    assert max(heights) < 100  # names of metrics are broken between words, not between letters
     assert browser.call("Page.printToPDF")["data"]
 
 

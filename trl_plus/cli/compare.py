@@ -88,10 +88,14 @@ def _compare(
     from trl_plus.comparison.blind import refuse_existing
     from trl_plus.recipes.quiet import quiet_libraries
     from trl_plus.recipes.runs import open_run
+    from trl_plus.reporting.pages import check_writable
 
     if blind is not None:
-        refuse_existing(blind)  # before minutes are spent on answers
-    recipe, weights = open_run(run, overrides)
+        refuse_existing(blind)
+    for path, option in ((html, "--html"), (blind, "--blind")):
+        if path is not None:
+            check_writable(path, option)  # before minutes are spent on answers
+    recipe, weights = open_run(run, overrides, needs_data=False)
     quiet_libraries()  # before the libraries are imported
 
     from trl_plus.comparison.answers import Sampling

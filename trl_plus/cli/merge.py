@@ -33,6 +33,7 @@ class Base(str, Enum):
 
 
 def merge(
+    context: typer.Context,
     run: Annotated[str, typer.Argument(metavar="RUN", help="The output folder of a run, or a checkpoint in one.")],
     destination: Annotated[str, typer.Argument(metavar="DEST", help="A new folder.")],
     dtype: Annotated[Dtype | None, typer.Option(help="Of the written weights; as in training, if not given.")] = None,
@@ -42,13 +43,16 @@ def merge(
         typer.Option(help="For a run on a quantized base: what its bits stand for, or the weights before that."),
     ] = None,
 ) -> None:
-    """Merge a run's adapter into its base weights, and check the result against the adapter."""
+    """Merge a run's adapter into its base weights, and check the result against the adapter.
+
+    Any key of the run's recipe can be set after it: model_name_or_path=PATH where the base model lies elsewhere.
+    """
     from trl_plus.merging.destination import check_destination, shard_size
     from trl_plus.recipes.quiet import quiet_libraries
     from trl_plus.recipes.runs import open_run
 
     with exit_codes():
-        recipe, weights = open_run(run)
+        recipe, weights = open_run(run, context.args, needs_data=False)
         check_destination(destination)
         size = shard_size(max_shard_size)
         quiet_libraries()  # before the libraries are imported

@@ -12,6 +12,7 @@ from trl_plus.data.responses import is_conversation, sides_of, split_response
 Prompt = str | list[dict[str, Any]]  # a text, or messages
 
 _JSON = (".jsonl", ".json")
+_NO_PROMPTS = (".csv", ".tsv", ".parquet", ".yaml", ".yml")  # would be read as lines of text
 
 
 def held_out_prompts(dataset: Any, count: int) -> list[Prompt]:
@@ -57,6 +58,10 @@ def read_prompts(name: str, count: int | None) -> list[Prompt]:
         DataError: there is no such file, or a line is no prompt.
     """
     path = as_path(name)
+    if path.suffix.lower() in _NO_PROMPTS:
+        raise DataError(
+            f"--prompts: {name} is neither text nor JSON lines: write a prompt a line, in a file ending in .txt."
+        )
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError:

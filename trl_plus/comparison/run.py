@@ -11,7 +11,7 @@ from trl_plus.comparison.answers import Answer, Sampling, answers_of
 from trl_plus.comparison.prompts import Prompt, as_conversations, held_out_prompts, read_prompts
 from trl_plus.data.files import DataError
 from trl_plus.data.loading import load
-from trl_plus.evaluation.models import free, is_quantized, load_model, put_adapter
+from trl_plus.evaluation.models import free, is_quantized, load_model, other_base, out_of_memory, put_adapter
 from trl_plus.recipes.loading import load_processor
 from trl_plus.recipes.objects import RunObjects, build
 from trl_plus.recipes.recipe import Recipe
@@ -76,7 +76,8 @@ def compare(
     """
     objects = build(recipe)
     tokenizer = _tokenizer(objects)
-    notes = list(objects.recipe.notes)
+    other = other_base(weights, objects.model.model_name_or_path)
+    notes = [*objects.recipe.notes, *([other] if other else [])]
     if prompts is None:
         asked, source = _held_out(objects, count or HELD_OUT), f"held-out rows of {objects.data.label}"
         if len(asked) < (count or HELD_OUT):
@@ -89,7 +90,8 @@ def compare(
             )
             asked = as_conversations(asked)
     _check_template(tokenizer, asked, recipe)
-    base, tuned = _both(objects, weights, tokenizer, asked, sampling, progress)
+    with out_of_memory(f"lower --batch-size (now {sampling.batch_size})"):
+        base, tuned = _both(objects, weights, tokenizer, asked, sampling, progress)
     pairs = [Pair(*row) for row in zip(asked, base, tuned, strict=True)]
     return Comparison(str(recipe["model_name_or_path"]), weights.path, source, sampling, pairs, notes)
 
@@ -147,7 +149,8 @@ def _held_out(objects: RunObjects, count: int) -> list[Prompt]:
     except DataError as error:
         raise DataError(f"{error} Or name a file with --prompts.") from error
     if data.eval is None:
-        raise DataError(f"{objects.data.label} has no held-out rows: name a file with --prompts.")
+        why = "max_eval_rows is 0" if objects.data.max_eval_rows == 0 else f"{objects.data.label} has no held-out rows"
+        raise DataError(f"{why}: name a file with --prompts.")
     return held_out_prompts(data.eval, count)
 
 

@@ -24,4 +24,4 @@ def wilson_interval(share: float, count: float) -> tuple[float, float]:
     square = NORMAL_95**2
     centre = (share + square / (2 * count)) / (1 + square / count)
     half = NORMAL_95 * math.sqrt(share * (1 - share) / count + square / (4 * count**2)) / (1 + square / count)
-    return centre - half, centre + half
+    return max(0.0, centre - half), min(1.0, centre + half)  # rounding passes these ends at a share of 0 or 1

@@ -124,13 +124,13 @@ def is_adapter(weights: Weights) -> bool:
 
 
 def other_base(weights: Weights, name: str) -> str | None:
-    """The model that a local adapter names as its base, where that is another than `name`."""
+    """A sentence where a local adapter names another model as its base than `name`, which it is put on."""
     config = Path(weights.path, "adapter_config.json")
     if not weights.adapter or not config.is_file():
         return None
     trained_on: str = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path") or name
     same = trained_on == name or Path(trained_on).absolute() == Path(name).absolute()
-    return None if same else trained_on
+    return None if same else f"The adapter was trained on {trained_on} and is put on {name} here."
 
 
 def is_quantized(model: Any) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trl_plus.batching import RowExtras
+from trl_plus.data.digests import held_out_digest
 from trl_plus.data.files import DataError
 from trl_plus.data.loading import load
 from trl_plus.evaluation.statistics import Floats, Ints
@@ -32,6 +33,7 @@ class HeldOut:
         sources: (C,), names; None where the data tells no sources apart.
         pairs: (P, 2), indices of completions to compare, the better one first.
         source_column: what `sources` is taken from.
+        digest: of the rows before tokenization (`data.digests`); None where nobody asks for it.
         dropped: completions that `max_length` or `overlong` removed, counted in rows of the trainer.
     """
 
@@ -45,6 +47,7 @@ class HeldOut:
     source_column: str | None
     pairs: Ints
     dropped: int
+    digest: str | None = None
 
     def batches(self, size: int) -> Iterator[tuple[Ints, dict[str, Any]]]:
         """The trainer's evaluation batches: indices of the completions, and tensors."""
@@ -76,7 +79,7 @@ def held_out_rows(objects: RunObjects, processor: Any, rows: int | None, by: str
         raise DataError(str(error)) from error
     twice = not objects.recipe.method.paired and "chosen" in found.column_names
     dropped = len(found) * (2 if twice else 1) - len(tokenized)
-    return _described(tokenized, objects, processor, by, dropped)
+    return replace(_described(tokenized, objects, processor, by, dropped), digest=held_out_digest(found))
 
 
 def _load(objects: RunObjects, processor: Any, rows: int | None) -> Any:

@@ -26,9 +26,14 @@ from trl_plus.recipes.judged import Judged, judged
 from trl_plus.recipes.loading import load_processor
 from trl_plus.recipes.objects import RunObjects, build
 from trl_plus.recipes.recipe import COMMAND_LINE, Recipe
-from trl_plus.recipes.runs import Weights
+from trl_plus.recipes.runs import Weights, held_out_digest_of
 
 ALL = -1  # of the held-out rows
+# Keys that say which rows are held out
+_CHOOSE_ROWS = (
+    "dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split", "datasets", "converter",
+    "eval_dataset_name", "eval_fraction", "max_eval_rows", "test_split_size", "seed",
+)  # fmt: skip
 Progress = Callable[[str, int, int | None], None]
 
 
@@ -86,6 +91,11 @@ def evaluate(
     objects = build(recipe)
     held_out = held_out_rows(objects, load_processor(objects), rows, by)
     notes = _notes(objects, held_out, weights)
+    if rows is None and _changed(objects.recipe, held_out):
+        notes.append(
+            "The held-out rows are not those of the run: its data has changed since. It may have been trained on some "
+            "of these."
+        )
     with out_of_memory(f"lower per_device_eval_batch_size (now {objects.args.per_device_eval_batch_size})"):
         models = score_models(objects, weights, held_out, progress)
     return Evaluation(
@@ -141,6 +151,13 @@ def score_models(
     return {BASE: base, TUNED: tuned}
 
 
+def _changed(recipe: Recipe, held_out: HeldOut) -> bool:
+    """Whether a run, evaluated as it was trained, held out other rows."""
+    kept = held_out_digest_of(recipe)
+    told = any(recipe.origin(name) == COMMAND_LINE for name in _CHOOSE_ROWS)
+    return kept is not None and not told and kept != held_out.digest
+
+
 def _notes(objects: RunObjects, held_out: HeldOut, weights: Weights | None) -> list[str]:
     """What a reader of the figures must know."""
     notes = list(objects.recipe.notes)
@@ -152,7 +169,7 @@ def _notes(objects: RunObjects, held_out: HeldOut, weights: Weights | None) -> l
         )
     other = None if weights is None else other_base(weights, objects.model.model_name_or_path)
     if other is not None:
-        notes.append(f"The adapter was trained on {other} and is put on {objects.model.model_name_or_path} here.")
+        notes.append(other)
     changed = [name for name in ("eval_fraction", "seed") if objects.recipe.origin(name) == COMMAND_LINE]
     if weights is not None and changed and objects.recipe["eval_fraction"]:
         notes.append(f"{' and '.join(changed)} of the command line may hold out rows that the run was trained on.")

@@ -42,13 +42,17 @@ def shard_size(text: str) -> str:
     return text.replace(" ", "")
 
 
-def check_space(path: Path, needed: int) -> None:
-    """Raises a RunFault where the disk has less room than a model of `needed` bytes takes."""
+def check_space(path: Path, needed: int, halves: bool) -> None:
+    """Raises a RunFault where the disk has less room than a model of `needed` bytes takes.
+
+    Args:
+        halves: the model takes half as much in bfloat16.
+    """
     free = shutil.disk_usage(path.absolute().parent).free
     if free < needed:
         raise RunFault(
             f"The merged model takes {needed / 1e9:.1f} GB and the disk of {path} has {free / 1e9:.1f} GB left: free "
-            "some, name a folder on another disk, or halve it with --dtype bfloat16."
+            f"some, or name a folder on another disk{', or halve it with --dtype bfloat16' if halves else ''}."
         )
 
 
@@ -63,6 +67,8 @@ def whole(path: Path) -> Iterator[Path]:
     try:
         part.chmod(0o755)  # a temporary folder is its owner's alone
         yield part
+        for file in part.iterdir():
+            file.chmod(0o644)  # so are files of safetensors; a server may run as another user
         part.replace(path)  # an empty folder gives way
     except OSError as error:
         raise RunFault(f"{path} could not be written: {error.strerror or error}. Nothing was left there.") from error

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from trl_plus.data.files import DataError
-from trl_plus.evaluation.models import free, load_model, out_of_memory, put_adapter, scorer
+from trl_plus.evaluation.models import free, load_model, other_base, out_of_memory, put_adapter, scorer
 from trl_plus.evaluation.rows import HeldOut, held_out_rows
 from trl_plus.evaluation.scores import Scores, score_rows
 from trl_plus.merging.card import merged_card
@@ -88,6 +88,8 @@ def merge(
     objects = build(recipe)
     base, quantized = _base(objects, base)
     processor = load_processor(objects)
+    if (other := other_base(weights, objects.model.model_name_or_path)) is not None:
+        say(other)
     rows = _rows(objects, processor, say)
     samples = _samples(rows, processor)
 
@@ -101,7 +103,7 @@ def merge(
     model.to(written)
     _align(model, processor, objects)
     size = sum(p.numel() * p.element_size() for p in model.parameters())
-    check_space(path, size)
+    check_space(path, size, halves=written == torch.float32)
     with whole(path) as part:
         model.save_pretrained(part, max_shard_size=max_shard_size)
         processor.save_pretrained(part)

@@ -45,10 +45,26 @@ def adapted_model(objects: RunObjects, weights: Weights, base: str) -> tuple[Any
     if is_quantized(model):
         model = model.dequantize(dtype=torch.float32)
     model = put_adapter(model.float(), weights, quantized=False).float()
+    _untie(model.get_base_model())
     if not hasattr(model, "merge_and_unload") or model.active_peft_config.is_prompt_learning:
         kind = model.active_peft_config.peft_type.value
         raise RecipeError(f"{weights.path} is an adapter of type {kind}, which has no merged form: serve it as it is.")
     return model.eval(), dtype
+
+
+def _untie(model: Any) -> None:
+    """Give the LM head weights of its own where an adapter changes the embeddings that it shares.
+
+    The head computes with the shared matrix as it was; merging into that matrix would move the head, too.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    head = model.get_output_embeddings()
+    if not isinstance(model.get_input_embeddings(), BaseTunerLayer) or isinstance(head, BaseTunerLayer):
+        return
+    if getattr(model.config.get_text_config(), "tie_word_embeddings", False):
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
+        model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
 
 
 def merged(adapted: Any) -> Any:

@@ -29,8 +29,12 @@ def is_given(value: Any) -> bool:
     return not (value is None or value is False or value == [])
 
 
-def problems(method: Method, entries: Mapping[str, Value]) -> list[str]:
-    """Every problem of a recipe, one sentence each, in the order in which to mend them."""
+def problems(method: Method, entries: Mapping[str, Value], needs_data: bool = True) -> list[str]:
+    """Every problem of a recipe, one sentence each, in the order in which to mend them.
+
+    Args:
+        needs_data: a dataset that does not exist is a problem.
+    """
     values = {name: entry.value for name, entry in entries.items()}
     unknown, wrong = faults(recipe_model(method.name), values)
     found = [f"{entries[name].place}{explain(name, values[name], method)}" for name in unknown]
@@ -41,7 +45,7 @@ def problems(method: Method, entries: Mapping[str, Value]) -> list[str]:
     found += _too_small(entries, [*unknown, *wrong])
     found += _missing(values)
     if not found:  # paths are looked up only in a recipe that says what they are for
-        found += _paths(entries)
+        found += _paths(entries, needs_data)
     return found
 
 
@@ -138,7 +142,7 @@ def _missing(values: Mapping[str, Any]) -> Iterator[str]:
         yield "`output_dir` is missing: add the folder that checkpoints and results go to."
 
 
-def _paths(entries: Mapping[str, Value]) -> Iterator[str]:
+def _paths(entries: Mapping[str, Value], needs_data: bool) -> Iterator[str]:
     """Local paths that do not exist. Hub ids are not looked up."""
     output = entries.get("output_dir")
     try:
@@ -148,7 +152,7 @@ def _paths(entries: Mapping[str, Value]) -> Iterator[str]:
         yield f"{output.place if output else ''}`output_dir`: {error}"
     for name in ("model_name_or_path", "dataset_name", "eval_dataset_name", "chat_template_path"):
         entry = entries.get(name)
-        if entry is None or entry.value is None:
+        if entry is None or entry.value is None or (name.endswith("dataset_name") and not needs_data):
             continue
         try:
             problem = _path_problem(name, package_data.resolve(entry.value))

@@ -9,6 +9,8 @@ from trl_plus.recipes.errors import RecipeError
 from trl_plus.recipes.objects import RunObjects
 from trl_plus.recipes.package_data import resolve
 
+MOVED = "If the model lies elsewhere, name its folder with model_name_or_path=PATH."
+
 
 def load_processor(objects: RunObjects) -> Any:
     """The model's tokenizer (or processor, for a vision model), with `chat_template_path` applied.
@@ -26,7 +28,7 @@ def load_processor(objects: RunObjects) -> Any:
         if objects.options.chat_template_path is not None:
             processor.chat_template = _template(resolve(objects.options.chat_template_path))
     except (OSError, ValueError) as error:
-        raise RecipeError(f"The tokenizer of {name} could not be loaded: {_first_line(error)}") from error
+        raise RecipeError(f"The tokenizer of {name} could not be loaded: {_first_line(error)} {MOVED}") from error
     return processor
 
 

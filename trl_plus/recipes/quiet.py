@@ -16,5 +16,7 @@ def quiet_libraries() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     for category in (FutureWarning, DeprecationWarning):
         warnings.filterwarnings("ignore", category=category)
+    # `merge` unties them where an adapter needs it
+    warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`", category=UserWarning)
     # transformers asks for pinned memory by default, also where there is no accelerator to copy it to
     warnings.filterwarnings("ignore", message="'pin_memory' argument is set as true", category=UserWarning)

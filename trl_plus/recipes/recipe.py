@@ -73,12 +73,13 @@ class Recipe:
         return "\n".join(lines) + "\n"
 
 
-def load_recipe(argument: str, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(argument: str, overrides: Sequence[str] = (), needs_data: bool = True) -> Recipe:
     """Read, merge and validate a recipe. Neither torch nor TRL is imported, and the hub is not asked.
 
     Args:
         argument: path of a YAML file, or the name of a bundled recipe.
         overrides: words of the command line: `--beta 2.5`, `--beta=2.5` or `beta=2.5`.
+        needs_data: its local datasets must exist.
 
     Raises:
         RecipeError: anything is wrong; all problems are named at once.
@@ -92,7 +93,7 @@ def load_recipe(argument: str, overrides: Sequence[str] = ()) -> Recipe:
         {name: Value(value, COMMAND_LINE, "command line: ") for name, value in parse_overrides(overrides).items()}
     )
     notes = [f"Using the bundled recipe {source.path}."] if source.bundled else []
-    return _merge(given, source.label, notes)
+    return _merge(given, source.label, notes, needs_data)
 
 
 def recipe_from(values: Mapping[str, Any], label: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -105,7 +106,7 @@ def recipe_from(values: Mapping[str, Any], label: str, overrides: Sequence[str] 
     return _merge({name: Value(value, COMMAND_LINE, "command line: ") for name, value in given.items()}, label, [])
 
 
-def _merge(given: dict[str, Value], label: str, notes: list[str]) -> Recipe:
+def _merge(given: dict[str, Value], label: str, notes: list[str], needs_data: bool = True) -> Recipe:
     method = _method(given.pop("method", None), label)
     keys = keys_of(method)
     entries = {
@@ -117,7 +118,7 @@ def _merge(given: dict[str, Value], label: str, notes: list[str]) -> Recipe:
     for name, value in preset.items():
         entries.setdefault(name, Value(value, PRESET, f"preset of method {method.name}: "))
     entries, inert, left_out = split_off(entries, keys)
-    found = problems(method, entries) + inert
+    found = problems(method, entries, needs_data) + inert
     if found:
         raise RecipeError(found)
     notes = [

@@ -7,6 +7,7 @@ from typing import Any
 
 from trl_plus.checkpoint_files import set_aside, step_of
 from trl_plus.comparison.prompts import Prompt, held_out_prompts
+from trl_plus.data.digests import held_out_digest
 from trl_plus.data.loading import Data, load
 from trl_plus.recipes.asked import Asked, check_started
 from trl_plus.recipes.checkpoints import find_checkpoint
@@ -155,6 +156,7 @@ def _trainer(objects: RunObjects, data: Data, processor: Any, report: Report, st
     trainer.card = card_of(objects)
     use_short_progress(trainer)
     if trainer.eval_dataset is not None:
+        report.held_out_digest = held_out_digest(data.eval)
         report.held_out_rows = len(trainer.eval_dataset) if hasattr(trainer.eval_dataset, "__len__") else None
     return trainer
 

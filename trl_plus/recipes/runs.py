@@ -1,5 +1,6 @@
 """What `train` left behind: the recipe and the weights of an output folder or of one of its checkpoints."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,8 +61,11 @@ def named_weights(name: str) -> Weights:
     return found
 
 
-def open_run(argument: str, overrides: Sequence[str] = ()) -> tuple[Recipe, Weights]:
+def open_run(argument: str, overrides: Sequence[str] = (), needs_data: bool = True) -> tuple[Recipe, Weights]:
     """The recipe and the weights of a run: an output folder of `train`, or `checkpoint-N` inside one.
+
+    Args:
+        needs_data: as for `load_recipe`.
 
     Raises:
         RecipeError: the folder holds no recipe or no weights.
@@ -81,7 +85,18 @@ def open_run(argument: str, overrides: Sequence[str] = ()) -> tuple[Recipe, Weig
         saved = checkpoints(folder)
         cure = f"name a checkpoint, {saved[0]} for example" if saved else "train it first"
         raise RecipeError(f"{argument} holds no trained weights: {cure}.")
-    return load_recipe(str(recipe), overrides), weights
+    return load_recipe(str(recipe), overrides, needs_data), weights
+
+
+def held_out_digest_of(recipe: Recipe) -> str | None:
+    """The digest of the rows that a run held out; None where the recipe is no run's or its metrics do not tell."""
+    path = Path(recipe.label)
+    if path.name != RESOLVED:
+        return None
+    try:
+        return json.loads(path.with_name("metrics.json").read_text(encoding="utf-8")).get("held_out_digest")
+    except (OSError, ValueError, AttributeError):  # never written, or damaged
+        return None
 
 
 def open_tuned(argument: str, model: str | None, overrides: Sequence[str]) -> tuple[Recipe, Weights | None]:

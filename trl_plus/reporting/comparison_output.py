@@ -91,12 +91,12 @@ def _sample(pair: Pair) -> Sample:
 
 
 def _table(result: Comparison) -> Table:
-    table = Table(title=f"{len(result.pairs)} prompts, {words.settings(result.sampling)}", title_justify="left")
+    table = Table(title=f"{words.prompts(len(result.pairs))}, {words.settings(result.sampling)}", title_justify="left")
     table.add_column("")
     for title in ("base", "tuned"):
         table.add_column(title, justify="right")
     for title, cells in words.rows(result):
         table.add_row(title, *cells)
-    table.caption = f"{words.identical(result)} of {len(result.pairs)} prompts are answered alike."
+    table.caption = f"{words.identical(result)} of {words.prompts(len(result.pairs))} answered alike."
     table.caption_justify = "left"
     return table

@@ -34,6 +34,11 @@ def identical(result: Comparison) -> int:
     return sum(pair.base.text == pair.tuned.text for pair in result.pairs)
 
 
+def prompts(count: int) -> str:
+    """A number of prompts."""
+    return f"{count:,} prompt{'' if count == 1 else 's'}"
+
+
 def settings(sampling: Sampling) -> str:
     """How the answers were made."""
     limit = f"at most {sampling.max_new_tokens:,} tokens"

@@ -104,7 +104,7 @@ def panel(
     notes = [note for line in lines for note in _notes(line)]
     thin = [_thinned(line) for line in lines]
     values = [value for line in thin for _, value in line.points if isfinite(value)]
-    low, high = _range([*values, *(bound for bound in bounds if bound is not None)])
+    low, high = _range(values, bounds)
     y_ticks = ticks(low, high, _TICKS)
     low, high = min(low, y_ticks[0]), max(high, y_ticks[-1])
     last = max(last, 1.0)
@@ -157,12 +157,13 @@ def tick_texts(values: Sequence[float]) -> list[str]:
     return [f"{value + 0.0:,.{decimals}f}" for value in (round(value, decimals) for value in values)]
 
 
-def _range(values: Sequence[float]) -> tuple[float, float]:
-    """The least range that holds all values; a single value gets some room around it."""
-    low, high = min(values, default=0.0), max(values, default=1.0)
+def _range(values: Sequence[float], bounds: tuple[float | None, float | None]) -> tuple[float, float]:
+    """The least range that holds all values and bounds; a single value gets some room, but not beyond a bound."""
+    held = [*values, *(bound for bound in bounds if bound is not None)]
+    low, high = min(held, default=0.0), max(held, default=1.0)
     if high - low <= 1e-9 * max(abs(low), abs(high)):
         room = abs(high) / 2 or 1.0
-        return low - room, high + room
+        return low if low == bounds[0] else low - room, high if high == bounds[1] else high + room
     return low, high
 
 

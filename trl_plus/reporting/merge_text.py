@@ -23,7 +23,7 @@ def merge_report(result: Merged) -> Iterator[Any]:
         yield f"Rounding the weights to {result.dtype} makes it {result.rounding.difference:.1e}."
     if result.scores:
         yield _table(result)
-    yield f"Wrote {result.path}: {result.bytes / 1e9:.2f} GB in {result.dtype}, with tokenizer and generation config."
+    yield f"Wrote {result.path}: {_size(result.bytes)} in {result.dtype}, with tokenizer and generation config."
     yield "\n".join(["Serve it:", *(f"    {line}" for line in serve_commands(str(result.path)))])
 
 
@@ -34,6 +34,10 @@ def serve_commands(path: str) -> list[str]:
         f"vllm serve {folder}",
         f"python llama.cpp/convert_hf_to_gguf.py {folder} --outfile model.gguf && llama-server -m model.gguf",
     ]
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
 
 
 def _table(result: Merged) -> Table | str:

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from trl_plus.data.files import DataError
 from trl_plus.reporting.printable import printable
 
 _TEMPLATES = Path(__file__).with_name("templates")
@@ -47,6 +49,22 @@ def write_page(page: str, path: Path) -> None:
     part = path.with_name(f"{path.name}.part")
     part.write_text(page, encoding="utf-8", newline="\n")
     part.replace(path)
+
+
+def check_writable(path: Path, option: str) -> None:
+    """Before a file is worth minutes: it can be written. Folders that it lies in are made.
+
+    Raises:
+        DataError: it is a folder, or cannot be written.
+    """
+    if path.is_dir():
+        raise DataError(f"{option}: {path} is a folder: name a file in it.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise DataError(f"{option}: {path} cannot be written ({error.strerror}): name another file.") from error
 
 
 def _source(*names: str) -> str:

@@ -25,6 +25,7 @@ class Report:
 
     Attributes:
         held_out_rows: number of evaluated rows; None where they cannot be counted (streaming).
+        held_out_digest: of the held-out rows before tokenization (`data.digests`).
         before, after: held-out metrics; None where there are no held-out rows or they are not known.
         step: optimizer step of the weights that the run ended with; None until then.
         train: transformers' metrics of the training (loss, seconds, samples per second).
@@ -34,6 +35,7 @@ class Report:
     model: str
     dataset: str
     held_out_rows: int | None = 0
+    held_out_digest: str | None = None
     before: dict[str, float] | None = None
     after: dict[str, float] | None = None
     train: dict[str, float] | None = None

@@ -68,7 +68,7 @@ def _effort(run: Run, step: int) -> str:
     train = run.summary.get("train") or {}
     parts = [f"{step:,} optimizer {'step' if step == 1 else 'steps'}"]
     if "epoch" in train:
-        parts.append(f"{train['epoch']:g} {'epoch' if train['epoch'] == 1 else 'epochs'}")
+        parts.append(f"{train['epoch']:.3g} {'epoch' if train['epoch'] == 1 else 'epochs'}")
     resumed = [at for at in map(resumed_at, run.begins) if at is not None]
     text = ", ".join(parts)
     if "train_runtime" in train:

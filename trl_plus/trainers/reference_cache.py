@@ -22,6 +22,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from datasets.fingerprint import Hasher
 from torch import Tensor
 
+from trl_plus.data.digests import rows_digest
 from trl_plus.trainers import upstream
 
 logger = logging.getLogger("trl_plus")
@@ -46,16 +47,6 @@ def digest_of(tensors: dict[str, Tensor]) -> str:
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
         for chunk in _bytes_of(tensor):
             found.update(chunk)
-    return found.hexdigest()
-
-
-def rows_digest(dataset: Any, columns: list[str]) -> str:
-    """A digest of these columns of a map-style dataset, read in batches, in the order of its rows."""
-    found = hashlib.sha256()
-    known = [name for name in sorted(columns) if name in dataset.column_names]
-    for batch in dataset.select_columns(known).with_format(None).iter(1000):
-        for name in known:
-            found.update(f"{name} {batch[name]!r};".encode())
     return found.hexdigest()
 
 
