@@ -2,50 +2,12 @@
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
 
 import pytest
 
 from trl_plus.data.files import DataError
 from trl_plus.recipes import RecipeError, load_recipe
-from trl_plus.recipes import run as module
 from trl_plus.recipes.run import run
-from trl_plus.recipes.stopping import Stopped
-
-
-@pytest.fixture
-def recipe_file(tmp_path, tiny_model_dir, pair_rows, monkeypatch):
-    """Writes a recipe for 16 training and 6 held-out pairs in ./data, and works in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-    rows = pair_rows(22)
-    (tmp_path / "data").mkdir()
-    for split, part in (("train", rows[:16]), ("test", rows[16:])):
-        (tmp_path / "data" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
-
-    def _write(**keys):
-        values = {
-            "method": "simpo",
-            "model_name_or_path": tiny_model_dir,
-            "dataset_name": "./data",
-            "output_dir": "out",
-            "learning_rate": 1e-2,
-            "per_device_train_batch_size": 4,
-            "num_train_epochs": 2,
-            "use_peft": True,
-            "lora_r": 4,
-            "gradient_checkpointing": False,
-            "logging_steps": 1,
-            "save_steps": 3,
-            "disable_tqdm": True,
-            "use_cpu": True,
-            **keys,
-        }
-        (tmp_path / "r.yaml").write_text("".join(f"{k}: {json.dumps(v)}\n" for k, v in values.items() if v is not None))
-        return "r.yaml"
-
-    return _write
 
 
 def execute(path, resume=None, *overrides):
@@ -130,67 +92,6 @@ def test_resume_of_a_finished_run_makes_no_step(recipe_file, tmp_path):
     assert weights.read_bytes() == before
     with pytest.raises(RecipeError, match="at step 3, beyond max_steps 2"):
         execute(path, "newest", "max_steps=2")
-
-
-@pytest.fixture
-def stopped_in_the_final_evaluation(recipe_file, monkeypatch):
-    """Stops a run by SIGTERM when its final evaluation begins; gives the recipe and what the run said at last."""
-
-    def _stop(**keys):
-        path = recipe_file(**keys)
-        with monkeypatch.context() as patch:
-            patch.setattr(module, "_evaluate", lambda *args: signal.raise_signal(signal.SIGTERM))
-            with pytest.raises(Stopped) as stopped:
-                execute(path)
-        return path, str(stopped.value)
-
-    return _stop
-
-
-def test_a_run_stopped_in_its_final_evaluation_is_saved_and_resumed(stopped_in_the_final_evaluation, tmp_path):
-    path, text = stopped_in_the_final_evaluation(max_steps=1, num_train_epochs=None)
-    out = tmp_path / "out"
-    assert "the model is saved in out, but its evaluation is missing" in text
-    assert "--resume" in text
-    weights, kept = (out / "adapter_model.safetensors").read_bytes(), json.loads((out / "metrics.json").read_text())
-    assert kept["train"]["train_loss"] > 0
-    assert kept["before"] is not None
-    assert kept["after"] is None
-    assert json.loads((out / "journal.jsonl").read_text().splitlines()[-1])["outcome"] == "stopped"
-
-    report, _ = execute(path, "newest")
-    assert report.after is not None
-    assert report.before == kept["before"]
-    assert report.train == kept["train"]
-    assert [sample.before is not None for sample in report.generations] == [True] * 3
-    assert (out / "adapter_model.safetensors").read_bytes() == weights
-    assert json.loads((out / "journal.jsonl").read_text().splitlines()[-1])["outcome"] == "finished"
-
-
-def test_without_a_last_checkpoint_evaluate_is_named(stopped_in_the_final_evaluation):
-    _, text = stopped_in_the_final_evaluation(save_strategy="no", save_steps=None, max_steps=1, num_train_epochs=None)
-    assert "`trl-plus evaluate out` makes up for it" in text
-
-
-def test_a_stop_after_training_without_held_out_rows_misses_nothing(stopped_in_the_final_evaluation, tmp_path):
-    _, text = stopped_in_the_final_evaluation(max_eval_rows=0, max_steps=1, num_train_epochs=None)
-    assert text == "Interrupted after training: the model is saved in out."
-    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["train"]["train_loss"] > 0
-
-
-def test_a_folder_in_use_is_refused(recipe_file, tmp_path):
-    hold = "import sys\nfrom pathlib import Path\nfrom trl_plus.recipes.claim import claimed\n"
-    hold += "with claimed(Path('out'), print):\n    print('held', flush=True)\n    sys.stdin.read()"
-    words = [sys.executable, "-c", hold]
-    path = recipe_file()
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout.readline() == "held\n"
-        for resume in (None, "newest"):
-            with pytest.raises(RecipeError, match=f"another run is training in out .process {other.pid} on "):
-                execute(path, resume)
-        other.stdin.close()
-    execute(path)
-    assert not (tmp_path / "out" / "_running").exists()
 
 
 def test_resume_after_a_crash_while_writing(recipe_file, tmp_path):
