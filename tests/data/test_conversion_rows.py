@@ -43,6 +43,20 @@ def test_roles_of_sharegpt_are_renamed(write, row, streaming):
         load(request(path, None, paired))
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
+def test_rows_with_the_usual_names_beside_rows_without(write, order, streaming):
+    """The advice to remove the converter would send in a circle: other rows need it."""
+    rows = [PAIR, {**PAIR, "chosen": [GPT]}, {"prompt": [HUMAN], "chosen": [GOOD], "rejected": [WORSE]}]
+    path = write("rows.jsonl", [rows[place] for place in order])
+    assert list(load(request(path, "sharegpt", streaming=streaming)).train) == [PAIR] * 3
+
+
+def test_rows_that_all_have_the_usual_names_need_no_converter(write):
+    with pytest.raises(DataError, match=r"every row holds .* would not change: remove `converter`"):
+        load(request(write("rows.jsonl", [PAIR] * 3), "sharegpt"))
+
+
 def test_a_system_text_beside_renamed_roles(write):
     row = {"prompt": [HUMAN], "completion": [GPT], "label": False, "system": "s"}
     train = load(request(write("rows.jsonl", [row]), "sharegpt", paired=False)).train

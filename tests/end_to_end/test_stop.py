@@ -1,4 +1,7 @@
-"""SIGTERM, Ctrl-C and a closed terminal, one process and two: the step is finished, saved, exit 130, and resumed."""
+"""SIGTERM, Ctrl-C and a closed terminal, one process and two: the step is finished, saved, exit 130, and resumed.
+
+A second run into the same folder is refused and disturbs nothing.
+"""
 
 import fcntl
 import json
@@ -16,7 +19,7 @@ import pytest
 
 from trl_plus.checkpoint_files import problem_of
 
-STEPS = 400  # far more than are made before the signal
+STEPS = 2000  # far more than are made before the signal
 
 
 @pytest.fixture
@@ -47,6 +50,9 @@ def test_a_signal_saves_and_resume_goes_on(number, words, recipe):
     deadline = time.monotonic() + 200
     while run.poll() is None and time.monotonic() < deadline and not (log.exists() and log.read_text().count("\n") > 2):
         time.sleep(0.1)
+    second = subprocess.run(command(), cwd=recipe, capture_output=True, text=True, timeout=120)
+    assert second.returncode == 2, second.stderr[-2000:]
+    assert second.stderr.startswith("error: `output_dir`: another run is training in out (process ")
     run.send_signal(number)
     said, _ = run.communicate(timeout=120)
     assert run.returncode == 130, said

@@ -7,7 +7,9 @@ from typer.testing import CliRunner
 
 from trl_plus.cli import app
 from trl_plus.cli.arguments import normalise
+from trl_plus.estimate.run import Cure, Fit
 from trl_plus.recipes.package_data import recipe_names
+from trl_plus.reporting.estimate import cures_text
 
 INTEGER, NUMBER = {"type": "integer"}, {"type": ["number", "null"]}
 SCHEMA = {
@@ -66,10 +68,50 @@ def test_the_table_names_peak_and_batch():
         "peak",
         "most of the peak is",
         "packed into",
-        "Largest micro-batch within 2.0 GiB",
+        "Largest micro-batch within 2.00 GiB",
         "Optimizer steps",
     ):
         assert words in result.stdout
+
+
+def said_within(memory, *words):
+    result = call("quickstart", "--device=cpu", f"--memory={memory}", "max_steps=1", *words)
+    assert result.exit_code == 0, result.output
+    return " ".join(result.stdout.split())
+
+
+def test_the_whole_step_bounds_the_micro_batch():
+    assert "It is the whole step: more rows would be another effective batch." in said_within(100)
+
+
+def test_only_cures_that_fit_are_proposed(monkeypatch):
+    """The process itself, which nothing lowers, is taken away, so that the cures of a tiny model count."""
+    pytest.importorskip("bitsandbytes")
+    monkeypatch.setattr("trl_plus.estimate.measure.PROCESS_BYTES", {"cpu": 0, "cuda": 0})
+    text = said_within(0.012)
+    assert "Each of these makes it fit: load_in_4bit=true (QLoRA), 0.01 GiB." in text
+    assert "gradient_checkpointing" not in text
+
+
+LORA, CUT = Cure("use_peft=true", "LoRA", 5), Cure("max_length=8", "cuts", 6)
+BOTH = Cure("use_peft=true max_length=8", "", 3)
+
+
+@pytest.mark.parametrize(
+    ("limit", "cures", "said", "unsaid"),
+    [
+        (9, (LORA, CUT, BOTH), "Each of these makes it fit: use_peft=true (LoRA), 0.00 GiB; max_length=8", "smaller"),
+        (5, (LORA, CUT, BOTH), "Each of these makes it fit: use_peft=true", "max_length"),
+        (3, (LORA, CUT, BOTH), "All of them do, 0.00 GiB: use_peft=true max_length=8.", "smaller"),
+        (2, (LORA, CUT, BOTH), "Nor do all of them, 0.00 GiB: take a smaller model", "All of them"),
+        (2, (LORA,), "None of these alone makes it fit: use_peft=true (LoRA), 0.00 GiB. Take a smaller model", "all"),
+        (2, (), "Nothing in the recipe lowers it: take a smaller model", "None"),
+    ],
+)
+def test_cures_that_do_not_fit_are_said_to(limit, cures, said, unsaid):
+    text = cures_text(Fit(limit, None, None, 9, cures=cures))
+    assert said in text
+    assert unsaid not in text.replace(said, "")
 
 
 @pytest.mark.parametrize("name", recipe_names())

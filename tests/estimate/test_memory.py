@@ -98,8 +98,17 @@ def test_the_largest_micro_batch_keeps_the_effective_batch(recipe):
     fit = estimate(recipe(), device="cpu", memory=(limit + 1) / 2**30).fit
     assert (fit.batch, fit.accumulation) == (4, 2)
     assert fit.peak <= limit + 1
-    none = estimate(recipe(), device="cpu", memory=0.001).fit
-    assert none.batch is None
+
+
+def test_a_cure_is_what_the_changed_recipe_needs(recipe):
+    one = ("per_device_train_batch_size=1", "gradient_checkpointing=false")
+    whole = estimate(recipe(*one), device="cpu").peak
+    fit = estimate(recipe("gradient_checkpointing=false"), device="cpu", memory=0.001).fit
+    assert fit.batch is None
+    cures = {cure.overrides: cure.peak for cure in fit.cures}
+    for words in ("gradient_checkpointing=true", "use_peft=true"):
+        assert cures[words] == estimate(recipe(one[0], words), device="cpu").peak < whole
+    assert fit.cures[-1].peak <= min(cures.values())
 
 
 def test_nothing_of_the_model_is_allocated(recipe):

@@ -1,5 +1,6 @@
 """The same rows are found the same whatever file they lie in and however they are batched, by their source's index."""
 
+import json
 import random
 
 import pytest
@@ -9,6 +10,7 @@ from tests.preflight.looks import EVERYTHING, counts, first_rows, look, look_at
 from tests.preflight.planters import PLANTERS, Field
 from tests.preflight.toys import build_toy, open_toy, save_toy
 from trl_plus.data.request import DataRequest
+from trl_plus.preflight.findings import Severity
 from trl_plus.preflight.run import Extent, preflight
 from trl_plus.preflight.source import open_dataset
 
@@ -149,3 +151,18 @@ def test_rows_of_a_mixture_are_named_by_their_index_in_their_entry(streaming, tm
     [finding] = preflight(open_dataset(request, "dpo"), EVERYTHING).findings
     assert (finding.code, finding.count) == ("D202", 4)
     assert [example.row for example in finding.examples] == [4, 30, 4]
+
+
+@pytest.mark.parametrize(("bad", "severity"), [(0, None), (5, Severity.INFO), (6, Severity.WARNING)])
+def test_rows_that_a_converter_leaves_out_are_a_finding(bad, severity, tmp_path):
+    """D110, a warning from a tenth of the rows on."""
+    rows = [{"prompt": f"q{i}", "responses": ["a", "b"], "scores": [1, 1 if i % 8 == 0 and i < 8 * bad else 2]}
+            for i in range(50)]  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    request = DataRequest(paired_method=True, name=str(tmp_path / "rows.jsonl"), converter="scores")
+    found = [f for f in preflight(open_dataset(request, "dpo"), Extent()).findings if f.code == "D110"]
+    assert [(f.severity, f.count, f.checked, f.split) for f in found] == ([] if severity is None else
+                                                                          [(severity, bad, 50, "train")])  # fmt: skip
+    for finding in found:
+        assert [example.row for example in finding.examples] == [0, 8, 16]
+        assert "all completions have the same score" in finding.examples[0].detail

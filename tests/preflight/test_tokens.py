@@ -2,10 +2,12 @@
 
 import pytest
 
+from tests.conftest import build_tokenizer
 from tests.preflight import toys
 from tests.preflight.corpus import FORMS, SYSTEM, clean_samples, rendered
 from tests.preflight.looks import counts, first_rows
 from tests.preflight.toys import BOS, END, build_toy, look_with, save_toy, template
+from trl_plus.preflight.preview import token_texts
 
 ROWS = 40
 CHAT, TEXT = FORMS["chat"], FORMS["text"]
@@ -195,3 +197,19 @@ def test_the_other_rows_are_looked_at_when_some_are_refused(look):
     result = look(CHAT, build_toy(template(before=toys.REFUSING_SYSTEM, close="\n")), plant)
     refused = counts(result)["D410"]
     assert counts(result) == {"D410": refused, "D402": ROWS - refused}
+
+
+def test_a_long_row_decodes_each_token_once():
+    """A preview of a row decodes as often as it has different tokens, not as it has tokens, and cuts no character."""
+    tokenizer = build_tokenizer()
+    calls, text = [], "meadow é 漢 🙂 " * 50
+
+    class Counting:
+        def decode(self, ids, **kwargs):
+            calls.append(ids)
+            return tokenizer.decode(ids, **kwargs)
+
+    ids = tokenizer(text)["input_ids"]
+    assert "".join(token_texts(Counting(), ids)) == text
+    broken = sum(len(call) > 1 for call in calls)  # characters of several tokens
+    assert len(calls) - broken <= len(set(ids)) < len(ids) / 10

@@ -12,7 +12,7 @@ import pytest
 from trl_plus.recipes import RecipeError, load_recipe, processes
 from trl_plus.recipes.asked import Asked, asked_of, check_started
 from trl_plus.recipes.engines import config_file, launcher_arguments, read_config, shipped_engines, trl_configurations
-from trl_plus.recipes.launch import Launch, Machine, child_command, decide, read_launch
+from trl_plus.recipes.launch import Launch, Machine, child_command, decide, is_main_process, read_launch
 from trl_plus.recipes.package_data import recipe_names
 
 CPU, GPUS = Machine(0), Machine(4, bf16=True, deepspeed=True)
@@ -21,6 +21,21 @@ MULTI = {"distributed_type": "MULTI_GPU", "num_processes": None}
 TWO = {"num_machines": 2, "machine_rank": 1, "main_process_ip": "10.0.0.1", "main_process_port": 29500}
 DS = {"distributed_type": "DEEPSPEED", "num_processes": None, "deepspeed_config": {"zero_stage": 3}}
 ALONE = {"distributed_type": "CPU_OR_GPU"}
+
+
+@pytest.mark.parametrize(
+    "environment, main",
+    [
+        ({}, True),
+        ({"RANK": "0"}, True),
+        ({"RANK": "1"}, False),
+        ({"OMPI_COMM_WORLD_RANK": "1"}, False),
+        ({"PMI_RANK": "2"}, False),
+        ({"RANK": "0", "PMI_RANK": "2"}, True),
+    ],
+)
+def test_one_process_prints_and_writes_whatever_launcher_numbers_them(environment, main):
+    assert is_main_process(environment) is main
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Exit codes: 1 the run failed, 2 wrong usage, recipe or data, 3 preflight found errors, 130 interrupted."""
 
-import os
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ import typer
 from trl_plus.data.files import DataError
 from trl_plus.recipes import RecipeError
 from trl_plus.recipes.errors import RunFault
+from trl_plus.recipes.launch import is_main_process
 from trl_plus.recipes.quick_look import DataFound
 from trl_plus.reporting.printable import printable
 
@@ -25,14 +25,14 @@ def exit_codes() -> Iterator[None]:
         typer.echo(printable(f"error: {error}"), err=True)
         raise typer.Exit(2) from None
     except DataFound as error:
-        if os.environ.get("RANK", "0") == "0":
+        if is_main_process():
             typer.echo(printable(f"error: {error}"), err=True)
         raise typer.Exit(PREFLIGHT) from None
     except RunFault as error:
         typer.echo(printable(f"error: {error}"), err=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt as error:
-        if os.environ.get("RANK", "0") == "0":
+        if is_main_process():
             typer.echo(printable(str(error) or "Interrupted."), err=True)  # of Stopped: what was saved
         raise typer.Exit(130) from None
     except typer.Exit:

@@ -54,9 +54,8 @@ def train(
     """
     from trl_plus.recipes import load_recipe
     from trl_plus.recipes.faults import check_machine, explained
-    from trl_plus.recipes.launch import launched
+    from trl_plus.recipes.launch import is_main_process, launched
     from trl_plus.recipes.quiet import quiet_libraries
-    from trl_plus.recipes.run import is_main_process
     from trl_plus.reporting.console import say
 
     with exit_codes():

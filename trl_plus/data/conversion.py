@@ -11,9 +11,10 @@ from trl_plus.data.converters import CONVERTERS, Row, Shape, Unconvertible, Wron
 from trl_plus.data.features import features_of
 from trl_plus.data.files import DataError
 from trl_plus.data.formats import detect, refuse_names
+from trl_plus.data.left_out import SHOWN, LeftOut
 from trl_plus.data.numbering import user_columns
 
-_SHOWN = 3  # rows that a message names
+_IN_FORM = "in form"  # in the place of a problem: a row that needs no conversion
 _POSITION = "_position"  # of the row that a converted row was made from
 _LOOKED_AT = 100  # rows of a stream that are tried before it is handed on
 _log = logging.getLogger(__name__)
@@ -46,6 +47,11 @@ class _Conversion:
             fault = f"{self.name}, row {index}: {error}, which `converter: {self.converter}` does not take"
             raise _refusal(fault, row, self.paired_method) from error
 
+    def in_form(self, row: Row) -> bool:
+        """Whether the row needs no conversion. The converter takes it where others do."""
+        columns = self.shape.columns(self.columns) or {}
+        return self.shape.in_form is not None and self.shape.in_form({f: row[c] for f, c in columns.items()})
+
     def refuse(self, values: Callable[[str], Iterable[Any]]) -> None:
         """A DataError where the values of a column (name -> values) cannot be used together."""
         field, fault = self.shape.refuse or ("", None)
@@ -57,8 +63,8 @@ class _Conversion:
 def convert_rows(dataset: Any, converter: str, name: str, paired_method: bool) -> tuple[Any, list[str]]:
     """The rows of a dataset converted, and what was done, one sentence each.
 
-    Rows that cannot become training rows are left out, counted, and the first three named with the reason. A stream
-    is not read ahead: there the same is logged as a warning when it happens.
+    Rows that cannot become training rows are left out, counted, and the first three named with the reason (`LeftOut`).
+    A stream is not read ahead: there the same is logged as a warning when it happens.
 
     Args:
         converter: a name in CONVERTERS.
@@ -117,6 +123,13 @@ def _refusal(fault: str, row: Row, paired_method: bool) -> DataError:
     return DataError(f"{fault}: rename the columns, or choose the converter by the rows shown in docs/data.md.")
 
 
+def _in_form(conversion: _Conversion, row: Row) -> DataError:
+    fault = f"{conversion.name}: every row holds messages with {{role, content}} and the usual names of roles already, "
+    return _refusal(
+        fault + f"which `converter: {conversion.converter}` would not change", row, conversion.paired_method
+    )
+
+
 def _rows_of(batch: Any, columns: list[str]) -> Iterator[Row]:
     return (dict(zip(columns, values, strict=True)) for values in zip(*(batch[c] for c in columns), strict=True))
 
@@ -139,7 +152,9 @@ def _table(dataset: Any, conversion: _Conversion) -> tuple[Any, list[str]]:
         features=Features({"problem": Value("string")}),
         desc=f"converter: {conversion.converter}, looking",
     )["problem"][:]
-    problems = {index: problem for index, problem in enumerate(found) if problem is not None}
+    if all(problem == _IN_FORM for problem in found):
+        raise _in_form(conversion, dataset[0])
+    problems = {index: problem for index, problem in enumerate(found) if problem not in (None, _IN_FORM)}
     if len(problems) == len(dataset):
         raise _nothing_left(conversion, "row", problems[0])
     good = dataset.select([index for index in range(len(dataset)) if index not in problems]) if problems else dataset
@@ -176,7 +191,7 @@ def _problems(batch: Any, indices: list[int], conversion: _Conversion) -> dict[s
     for index, row in zip(indices, _rows_of(batch, conversion.used), strict=True):
         try:
             conversion.rows(row, index)
-            found.append(None)
+            found.append(_IN_FORM if conversion.in_form(row) else None)
         except Unconvertible as error:
             found.append(str(error))
     return {"problem": found}
@@ -194,9 +209,10 @@ def _note(conversion: _Conversion, before: int, after: int, problems: dict[int, 
     said += f" into {after}" if after != good else ""
     if not problems:
         return f"{said}."
-    named = "; ".join(f"row {index}: {problem}" for index, problem in islice(problems.items(), _SHOWN))
-    more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-    return f"{said}, {len(problems)} left out: {named}{more}."
+    named = "; ".join(f"row {index}: {problem}" for index, problem in islice(problems.items(), SHOWN))
+    more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+    text = f"{said}, {len(problems)} left out: {named}{more}."
+    return LeftOut.of_rows(text, conversion.name, problems, before)
 
 
 def _nothing_left(conversion: _Conversion, rows: str, problem: str) -> DataError:
@@ -259,7 +275,7 @@ class _StreamConversion:
         self.last = index
         self.left_out += 1
         name = f"{self.conversion.name}: `converter: {self.conversion.converter}`"
-        if self.left_out <= _SHOWN:
+        if self.left_out <= SHOWN:
             _log.warning("%s leaves out row %d of the stream: %s.", name, index, error)
         elif str(self.left_out).strip("0") == "1":
             _log.warning("%s has left out %d rows of the stream so far.", name, self.left_out)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from trl_plus.data.files import DataError
 from trl_plus.estimate import engines, layout
 from trl_plus.estimate.engines import Engine
 from trl_plus.estimate.lengths import sampled
@@ -14,6 +15,7 @@ from trl_plus.estimate.model import build_model, make_fake, read_config, weights
 from trl_plus.estimate.shapes import Rows, Shape
 from trl_plus.recipes.dry_run import Plan, plan
 from trl_plus.recipes.errors import RecipeError
+from trl_plus.recipes.faults import memory_cures, overrides
 from trl_plus.recipes.loading import load_processor
 from trl_plus.recipes.recipe import Recipe
 
@@ -31,6 +33,8 @@ class Fit:
         peak: bytes with that micro-batch (with 1 where none fits).
         tokens: the largest `tokens_per_device` that fits; None where rows are not packed, or nothing fits.
         tokens_peak: bytes with it.
+        whole_step: the micro-batch is all rows of a device's step; more would be another effective batch.
+        cures: where not even 1 fits, what lowers the peak, each alone; then all together.
     """
 
     limit: int
@@ -39,6 +43,23 @@ class Fit:
     peak: int
     tokens: int | None = None
     tokens_peak: int | None = None
+    whole_step: bool = False
+    cures: tuple["Cure", ...] = ()
+
+
+@dataclass(frozen=True)
+class Cure:
+    """A change of the recipe, beside a micro-batch of 1, that lowers the peak.
+
+    Attributes:
+        overrides: as words of the command line; of several cures, all of their words.
+        remark: what else the change does; "" for all cures together.
+        peak: bytes with it.
+    """
+
+    overrides: str
+    remark: str
+    peak: int
 
 
 @dataclass(frozen=True)
@@ -94,6 +115,22 @@ def estimate(
         RecipeError, DataError: the recipe would be refused, or the model's configuration cannot be read.
     """
     device = device or _device(recipe)
+    found, measure = _estimate(recipe, device, accelerate_config, num_processes)
+    limit = _limit(memory, device)
+    if limit is None:
+        return found
+    args = found.plan.objects.args
+    fit = _fit(limit, measure, args.per_device_train_batch_size, args.gradient_accumulation_steps)
+    if fit.batch is None:
+        cures = _cures(recipe, fit.peak, lambda changed: _estimate(changed, device, accelerate_config, num_processes))
+        fit = replace(fit, cures=cures)
+    return replace(found, fit=fit)
+
+
+def _estimate(
+    recipe: Recipe, device: str, accelerate_config: str | None, num_processes: int | None
+) -> tuple[Estimate, Measure]:
+    """An estimate without a limit, and what measures other micro-batches of it."""
     planned = plan(_buildable(recipe, device), accelerate_config, num_processes)
     objects = planned.objects
     config = read_config(objects)
@@ -114,8 +151,7 @@ def estimate(
     accumulation, budget = objects.args.gradient_accumulation_steps, objects.args.tokens_per_device
     # a budget fills micro-batches from the rows of the whole step
     micro = batch if budget is None else batch * accumulation
-    limit = _limit(memory, device)
-    return Estimate(
+    found = Estimate(
         planned,
         device,
         engine,
@@ -124,9 +160,29 @@ def estimate(
         replace(rows, budget=budget).worst(micro),
         rows,
         rows.mean(batch),
-        None if limit is None else _fit(limit, measure, batch, accumulation),
+        None,
         list(dict.fromkeys(notes)),
     )
+    return found, measure
+
+
+def _cures(recipe: Recipe, peak: int, measured: Callable[[Recipe], tuple[Estimate, Measure]]) -> tuple[Cure, ...]:
+    """What lowers the peak of a micro-batch of 1: each change alone, and all of them together."""
+    values = {**recipe.values, "per_device_train_batch_size": 1, "tokens_per_device": None}
+    smallest = replace(recipe, values=values)
+    found, all_words = [], {}
+    for words, remark in memory_cures(smallest):
+        try:
+            lowered = measured(replace(smallest, values={**values, **words}))[0].peak
+        except (RecipeError, DataError):  # this machine or this model takes no such recipe
+            continue
+        if lowered < peak:
+            found.append(Cure(overrides(words), remark, lowered))
+            all_words |= words
+    if len(found) > 1:
+        together = measured(replace(smallest, values={**values, **all_words}))[0].peak
+        found.append(Cure(overrides(all_words), "", together))
+    return tuple(found)
 
 
 def _device(recipe: Recipe) -> str:
@@ -179,7 +235,7 @@ def _fit(limit: int, measure: Measure, batch: int, accumulation: int) -> Fit:
     rows = batch * accumulation
     sizes = [size for size in range(1, rows + 1) if rows % size == 0]
     best, peak = _largest(limit, sizes, measure)
-    fit = Fit(limit, best, None if best is None else rows // best, peak)
+    fit = Fit(limit, best, None if best is None else rows // best, peak, whole_step=best == rows)
     if best is None or measure.rows.layout != "packed" or measure.engine.name.startswith("ZeRO"):
         return fit
     fewest, fits = (measure.rows.worst(size).computed for size in (1, best))

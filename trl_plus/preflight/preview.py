@@ -28,12 +28,12 @@ def _tokens(tokens: TokenRows, side: str, place: int, target: Target) -> list[To
     ids = np.concatenate([prompt, own])
     trained_from = len(prompt) + int(tokens.context[side][place])
     over = int(tokens.over(side)[place])
-    texts = token_texts(target.tokenizer, ids.tolist())
+    texts, control_tokens = token_texts(target.tokenizer, ids.tolist()), target.control_tokens
     return [
         Token(
             text=text,
             loss=position >= trained_from,
-            special=token in target.control_tokens,
+            special=token in control_tokens,
             cut=position >= len(ids) - over if target.keeps_start else position < over,
         )
         for position, (token, text) in enumerate(zip(ids.tolist(), texts, strict=True))
@@ -44,8 +44,14 @@ def token_texts(tokenizer: object, ids: list[int]) -> list[str]:
     """The text of each token, which together make the text of all: a character of several tokens stands at its last."""
     texts: list[str] = []
     start = 0  # of the tokens whose text is not complete yet
-    for position in range(len(ids)):
-        text = tokenizer.decode(ids[start : position + 1], clean_up_tokenization_spaces=False)  # type: ignore[attr-defined]
+    alone: dict[int, str] = {}  # texts by token: a row of 200,000 tokens has far fewer different ones
+    for position, token in enumerate(ids):
+        if start < position or token not in alone:
+            text = tokenizer.decode(ids[start : position + 1], clean_up_tokenization_spaces=False)  # type: ignore[attr-defined]
+            if start == position:
+                alone[token] = text
+        else:
+            text = alone[token]
         if text.endswith("\ufffd") and position - start < 8:
             texts.append("")
             continue

@@ -9,6 +9,7 @@ import numpy as np
 
 from trl_plus.preflight.examine import Batch, examine
 from trl_plus.preflight.findings import Finding, Result, Severity, Split
+from trl_plus.preflight.left_out import left_out
 from trl_plus.preflight.quiet import quiet_maps
 from trl_plus.preflight.registry import SUMMARY, Check, every_check
 from trl_plus.preflight.source import Source, batches
@@ -57,6 +58,7 @@ def preflight(source: Source, extent: Extent, advance: Advance | None = None) ->
         findings=[],
         notes=list(source.raw.notes),
     )
+    result.findings += left_out(source.raw)
     if source.problem:
         result.findings.append(_whole(COLUMNS_CODE, source.problem))
         return result

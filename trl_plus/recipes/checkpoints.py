@@ -31,12 +31,22 @@ def find_checkpoint(
     return str(folder)
 
 
-def _complete(resume: str, output_dir: str, say: Callable[[Any], None]) -> Path:
+def resumed_folder(resume: str, output_dir: str) -> Path:
+    """The folder that `--resume` names.
+
+    Raises:
+        RecipeError: there is none.
+    """
     folder = Path(output_dir if resume == NEWEST else resume).expanduser()
     if folder.is_file():
         raise RecipeError(f"--resume: {folder} is a file: name a checkpoint folder.")
     if not folder.is_dir():
         raise RecipeError(f"--resume: the folder {folder} does not exist: start without --resume.")
+    return folder
+
+
+def _complete(resume: str, output_dir: str, say: Callable[[Any], None]) -> Path:
+    folder = resumed_folder(resume, output_dir)
     if resume != NEWEST and (files.step_of(folder) >= 0 or (folder / files.STATE).is_file()):
         problem = files.problem_of(folder)
         if problem is not None:

@@ -4,14 +4,16 @@ import errno
 import importlib.util
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from trl_plus import checkpoint_files
 from trl_plus.data.files import DataError
 from trl_plus.recipes.errors import RecipeError, RunFault
 from trl_plus.recipes.recipe import Recipe
+from trl_plus.recipes.yaml_text import inline
 
 # tracker: the modules it needs, any of them, and what to install
 _TRACKERS = {
@@ -25,6 +27,7 @@ _TRACKERS = {
     "trackio": (("trackio",), "trackio"),
     "codecarbon": (("codecarbon",), "codecarbon"),
 }
+_SHORTEST = 2  # the least that `max_length` may be
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -123,20 +126,30 @@ def saved(recipe: Recipe) -> str:
 
 def less_memory(recipe: Recipe) -> str:
     """What to lower, with values; the first of them leaves the gradient as it is."""
+    cures = [f"{overrides(values)} ({remark})" for values, remark in memory_cures(recipe)]
+    return "Try, in this order: " + "; ".join(cures) + "." if cures else "Take a smaller model or a larger GPU."
+
+
+def overrides(values: Mapping[str, Any]) -> str:
+    """Values as the words of a command line."""
+    return " ".join(f"{name}={inline(value)}" for name, value in values.items())
+
+
+def memory_cures(recipe: Recipe) -> list[tuple[dict[str, Any], str]]:
+    """Values that lower the memory of a recipe, and a remark on each; the mildest first."""
     rows, accumulation = recipe["per_device_train_batch_size"], recipe["gradient_accumulation_steps"]
-    cures = []
+    cures: list[tuple[dict[str, Any], str]] = []
     if rows > 1:
         fewer = max(n for n in range(1, rows) if rows % n == 0)
-        cures.append(
-            f"per_device_train_batch_size={fewer} gradient_accumulation_steps={accumulation * rows // fewer} (the same "
-            "training)"
-        )
+        batch = {"per_device_train_batch_size": fewer, "gradient_accumulation_steps": accumulation * rows // fewer}
+        cures.append((batch, "the same training"))
     if not recipe["gradient_checkpointing"]:
-        cures.append("gradient_checkpointing=true (the same training, slower)")
+        cures.append(({"gradient_checkpointing": True}, "the same training, slower"))
     if not recipe["use_peft"]:
-        cures.append("use_peft=true (LoRA)")
-    elif not recipe["load_in_4bit"]:
-        cures.append("load_in_4bit=true (QLoRA)")
-    if recipe["max_length"]:
-        cures.append(f"max_length={max(recipe['max_length'] // 2, 2)} (cuts or drops long rows)")
-    return "Try, in this order: " + "; ".join(cures) + "." if cures else "Take a smaller model or a larger GPU."
+        cures.append(({"use_peft": True}, "LoRA"))
+    if not recipe["load_in_4bit"]:
+        lora = {} if recipe["use_peft"] else {"use_peft": True}
+        cures.append(({**lora, "load_in_4bit": True}, "QLoRA"))
+    if recipe["max_length"] and recipe["max_length"] > _SHORTEST:
+        cures.append(({"max_length": max(recipe["max_length"] // 2, _SHORTEST)}, "cuts or drops long rows"))
+    return cures

@@ -15,6 +15,7 @@ from trl_plus.recipes.recipe import Recipe
 
 # What launchers number their processes with; the last two are MPI's
 _LAUNCHER_VARIABLES = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+_RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK")  # in the order in which accelerate reads them
 # Values of the configuration that differ between machines that run the same command with the same file
 _MACHINE_VARIABLES = {
     "num_machines": "TRL_PLUS_NUM_MACHINES",
@@ -70,6 +71,11 @@ class Launch:
 def launched(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether a launcher (trl-plus, accelerate, torchrun, MPI) started this process."""
     return any(name in environment for name in _LAUNCHER_VARIABLES)
+
+
+def is_main_process(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process is the one that prints and writes, as launchers number them."""
+    return next((environment[name] for name in _RANKS if name in environment), "0") == "0"
 
 
 def this_machine() -> Machine:

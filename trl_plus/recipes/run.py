@@ -2,17 +2,20 @@
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from trl_plus.checkpoint_files import set_aside, step_of
+from trl_plus.checkpoint_files import find, set_aside, step_of
 from trl_plus.comparison.prompts import Prompt, held_out_prompts
 from trl_plus.data.digests import held_out_digest
 from trl_plus.data.loading import Data, load
 from trl_plus.recipes.asked import Asked, check_started
-from trl_plus.recipes.checkpoints import find_checkpoint
+from trl_plus.recipes.checkpoints import find_checkpoint, resumed_folder
+from trl_plus.recipes.claim import claimed
 from trl_plus.recipes.errors import RecipeError
 from trl_plus.recipes.journal import COMMAND, Journal
+from trl_plus.recipes.launch import is_main_process
 from trl_plus.recipes.loading import build_trainer, check_data, load_processor
 from trl_plus.recipes.objects import RunObjects, build
 from trl_plus.recipes.quick_look import keep_preflight, look
@@ -26,11 +29,6 @@ from trl_plus.reporting.table import held_out_table
 from trl_plus.reporting.versions import versions
 
 Say = Callable[[Any], None]
-
-
-def is_main_process() -> bool:
-    """Whether this process is the one that prints and writes, as launchers number them."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def run(
@@ -54,10 +52,19 @@ def run(
     Raises:
         DataFound: preflight found errors in the sample.
         RecipeError, DataError: the run is refused, before the first step.
-        KeyboardInterrupt: SIGTERM or Ctrl-C; Stopped, a subclass, if a checkpoint was saved.
+        KeyboardInterrupt: SIGTERM or Ctrl-C; Stopped, a subclass, if a checkpoint or the trained model was saved.
     """
     if not is_main_process():
         say = _nothing
+    if resume is not None:
+        resumed_folder(resume, recipe["output_dir"])  # before the claim makes it
+    folder = Path(recipe["output_dir"]).expanduser()
+    with claimed(folder, say) if is_main_process() else nullcontext():
+        return _run(recipe, resume, say, asked, force, preflight)
+
+
+def _run(recipe: Recipe, resume: str | None, say: Say, asked: Asked | None, force: bool, preflight: bool) -> Report:
+    """The run from the reading of its data on."""
     checkpoint = resume and find_checkpoint(resume, recipe["output_dir"], recipe["max_steps"], say)
     objects = build(recipe)
     if checkpoint is not None:
@@ -88,37 +95,61 @@ def _train(
     checkpoint: str | None,
 ) -> Report:
     """The run from the loading of the weights on."""
-    from trl_plus.recipes.early_stopping import how_it_ended, step_of_weights
     from trl_plus.recipes.stopping import StopOnSignal
 
     folder, recipe, say = Path(objects.args.output_dir), objects.recipe, journal.say
     objects.args.eval_on_start = data.eval is not None and checkpoint is None
-    stop = StopOnSignal(str(folder), say)
-    trainer = _trainer(objects, data, processor, report, stop, journal)
-    check_started(asked, trainer.accelerator)
-    prompts = _sample_prompts(objects, data, trainer)
-    if checkpoint is not None:
-        if is_main_process():
-            go_on_with_tensorboard(trainer.callback_handler.callbacks, checkpoint)
-        report.recall(folder)
-    elif prompts:
-        report.generations = _samples(prompts, _answers(trainer, processor, prompts))
+    with StopOnSignal(str(folder), say) as stop:
+        trainer = _trainer(objects, data, processor, report, stop, journal)
+        check_started(asked, trainer.accelerator)
+        prompts = _sample_prompts(objects, data, trainer)
+        if checkpoint is not None:
+            if is_main_process():
+                go_on_with_tensorboard(trainer.callback_handler.callbacks, checkpoint)
+            report.recall(folder)
+        elif prompts:
+            report.generations = _samples(prompts, _answers(trainer, processor, prompts))
 
-    with stop:
-        report.train = dict(trainer.train(resume_from_checkpoint=checkpoint).metrics)
-        _check_steps(trainer, recipe)
-        report.step = step_of_weights(trainer)
-        for sentence in how_it_ended(trainer):
-            say(sentence)
-        trainer.save_model()
-        stop.done()
-    _evaluate(trainer, processor, prompts, report, recipe, say)
-    end_trackers(trainer)
-    if is_main_process():
-        report.save(folder)
-        say(f"Saved to {folder}.")
-    _finish(trainer, objects)
+        _fit(trainer, recipe, report, checkpoint, say)
+        if is_main_process():
+            report.save(folder)
+        stop.done(_left(objects, trainer, "its evaluation" if data.eval is not None else None))
+        _evaluate(trainer, processor, prompts, report, recipe, say)
+        end_trackers(trainer)
+        if is_main_process():
+            report.save(folder)
+            say(f"Saved to {folder}.")
+        stop.done(_left(objects, trainer, "its upload to the hub" if objects.args.push_to_hub else None))
+        _finish(trainer, objects)
     return report
+
+
+def _fit(trainer: Any, recipe: Recipe, report: Report, checkpoint: str | None, say: Say) -> None:
+    """Train and save the model. Of a run that was resumed at its end, the metrics of its training stay."""
+    from trl_plus.recipes.early_stopping import how_it_ended, step_of_weights
+
+    metrics = dict(trainer.train(resume_from_checkpoint=checkpoint).metrics)
+    _check_steps(trainer, recipe)
+    if report.train is None or step_of(Path(checkpoint or "")) != trainer.state.global_step:
+        report.train = metrics
+    report.step = step_of_weights(trainer)
+    for sentence in how_it_ended(trainer):
+        say(sentence)
+    trainer.save_model()
+
+
+def _left(objects: RunObjects, trainer: Any, missing: str | None) -> str:
+    """What an interrupted run says once its model is saved."""
+    folder = Path(objects.args.output_dir)
+    done = f"Interrupted after training: the model is saved in {folder}"
+    if missing is None:
+        return f"{done}."
+    newest = find(folder).newest
+    if newest is not None and step_of(newest) == trainer.state.global_step:
+        return f"{done}, but {missing} is missing: the same command with --resume makes up for it."
+    upload = "hub" in missing
+    cure = f"`hf upload {objects.args.hub_model_id or 'NAME'} {folder}`" if upload else f"`trl-plus evaluate {folder}`"
+    return f"{done}, but {missing} is missing: {cure} makes up for it."
 
 
 def _circumstances(objects: RunObjects, recipe: Recipe, checkpoint: str | None) -> dict[str, Any]:

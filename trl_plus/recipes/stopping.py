@@ -17,13 +17,13 @@ _ONE_PRESS_S = 1.0
 
 
 class Stopped(KeyboardInterrupt):
-    """The run was asked to stop and has saved a checkpoint; the message says which."""
+    """The run was asked to stop and has saved a checkpoint, or its model; the message says which."""
 
 
 class StopOnSignal(TrainerCallback):
     """While it is entered, the first signal lets the current step finish; a second Ctrl-C stops at once.
 
-    Before the first step and after `done`, a signal stops at once: nothing would be saved by waiting.
+    Before training and after `done`, a signal stops at once: nothing would be saved by waiting.
     """
 
     def __init__(self, output_dir: str, say: Callable[[Any], None]) -> None:
@@ -31,6 +31,7 @@ class StopOnSignal(TrainerCallback):
         self._asked_at: float | None = None
         self._training = False
         self._saving = False
+        self._after: str | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopOnSignal":
@@ -42,15 +43,17 @@ class StopOnSignal(TrainerCallback):
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def done(self) -> None:
-        """The model is saved."""
-        self._training = False
+    def done(self, after: str) -> None:
+        """The model is saved: from now on a signal stops at once and says `after`, as does one that came before."""
+        self._training, self._after = False, after
         if self._asked_at is not None:
-            raise KeyboardInterrupt
+            raise Stopped(after)
 
     def _handle(self, number: int, frame: Any) -> None:
         now = time.monotonic()
         leave_terminal(number)
+        if self._after is not None:
+            raise Stopped(self._after)
         if not self._training:
             raise KeyboardInterrupt
         if self._asked_at is None:

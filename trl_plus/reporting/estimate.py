@@ -6,8 +6,7 @@ from rich.table import Table
 
 from trl_plus.estimate.calibrate import Calibration
 from trl_plus.estimate.measure import GIB
-from trl_plus.estimate.run import Estimate
-from trl_plus.recipes.faults import less_memory
+from trl_plus.estimate.run import Cure, Estimate, Fit
 from trl_plus.reporting.console import say
 
 VERSION = 1
@@ -58,6 +57,8 @@ def as_json(estimate: Estimate, calibration: Calibration | None) -> dict[str, An
             "gradient_accumulation_steps": fit.accumulation,
             "peak_bytes": fit.peak,
             "tokens_per_device": fit.tokens,
+            "whole_step": fit.whole_step,
+            "cures": [{"overrides": cure.overrides, "peak_bytes": cure.peak} for cure in fit.cures],
         },
         "effective_batch": estimate.plan.effective_batch,
         "steps": estimate.plan.steps,
@@ -117,20 +118,41 @@ def _show_fit(estimate: Estimate) -> None:
     fit = estimate.fit
     if fit is None:
         return
-    limit = f"{fit.limit / GIB:.1f} GiB"
+    limit = f"{fit.limit / GIB:.2f} GiB"
     if fit.batch is None:
-        cures = less_memory(estimate.plan.objects.recipe)
-        say(f"A micro-batch of 1 needs {fit.peak / GIB:.2f} GiB, more than {limit}. {cures}")
+        say(f"A micro-batch of 1 needs {fit.peak / GIB:.2f} GiB, more than {limit}. {cures_text(fit)}")
         return
     without = "" if estimate.plan.objects.args.tokens_per_device is None else "without tokens_per_device, "
     say(
         f"Largest micro-batch within {limit}: {without}per_device_train_batch_size={fit.batch} "
         f"gradient_accumulation_steps={fit.accumulation} (the same training), {fit.peak / GIB:.2f} GiB."
+        + (" It is the whole step: more rows would be another effective batch." if fit.whole_step else "")
     )
     if fit.tokens is not None:
         say(
             f"Or by tokens, the same training as well: tokens_per_device={fit.tokens}, {fit.tokens_peak / GIB:.2f} GiB."
         )
+
+
+def cures_text(fit: Fit) -> str:
+    """The changes that fit, or how far each of those goes that do not."""
+    alone = [cure for cure in fit.cures if cure.remark]
+    fitting = [cure for cure in alone if cure.peak <= fit.limit]
+    if fitting:
+        return f"Each of these makes it fit: {_listed(fitting)}."
+    if not alone:
+        return "Nothing in the recipe lowers it: take a smaller model or a larger GPU."
+    said, together = f"None of these alone makes it fit: {_listed(alone)}.", fit.cures[-1]
+    if together.remark:  # there is one cure
+        return f"{said} Take a smaller model or a larger GPU."
+    size = f"{together.peak / GIB:.2f} GiB"
+    if together.peak <= fit.limit:
+        return f"{said} All of them do, {size}: {together.overrides}."
+    return f"{said} Nor do all of them, {size}: take a smaller model or a larger GPU."
+
+
+def _listed(cures: list[Cure]) -> str:
+    return "; ".join(f"{cure.overrides} ({cure.remark}), {cure.peak / GIB:.2f} GiB" for cure in cures)
 
 
 def _show_time(estimate: Estimate, calibration: Calibration) -> None:

@@ -50,13 +50,15 @@ class Report:
         part.replace(folder / FILE)
 
     def recall(self, folder: Path) -> None:
-        """Take over what the interrupted run measured before its first step, if that is known and on the same rows."""
+        """Take over what the interrupted run measured before its first step, if that is known and on the same rows, and
+        the metrics of a training that had come to its end."""
         try:
             content = json.loads((folder / FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError):  # never written, or by a version that could be cut short
             return
         if content["held_out_rows"] == self.held_out_rows and content["dataset"] == self.dataset:
             self.before = content["before"]
+        self.train = content["train"]
         self.generations = [Sample(sample["prompt"], sample["before"]) for sample in content["generations"]]
 
     def add_answers(self, prompts: Sequence[str], answers: Sequence[str]) -> None:

@@ -52,6 +52,9 @@ def recognise(row: Row, paired_method: bool) -> str | None:
         shape = None if name == _NEVER_SUGGESTED else shape_of(name, list(row))
         if shape is None:
             continue
+        columns = shape.columns(list(row)) or {}
+        if shape.in_form is not None and shape.in_form({field: row[column] for field, column in columns.items()}):
+            continue
         try:
             convert(shape, row, paired_method)
         except Unconvertible:

@@ -75,13 +75,23 @@ def sharegpt_completion(fields: Row, paired: bool) -> list[Row]:
     return [{**labelled(context, fields["completion"], fields["kto_tag"], "kto_tag"), **_tools(fields)}]
 
 
-def _renamed(fields: Row, sides: tuple[str, ...]) -> Row:
-    """The fields with the messages of the sides, and of a prompt that is no text, as {role, content}."""
+def _parts(fields: Row, sides: tuple[str, ...]) -> tuple[str, ...]:
+    """The fields that hold messages: the sides, and a prompt that is no text."""
     prompt = fields.get("prompt")
-    parts = sides if prompt is None or isinstance(prompt, str) else ("prompt", *sides)
-    if in_form(fields, parts):
-        raise WrongShape(f"`{'`, `'.join(parts)}` hold messages with {{role, content}} and the usual names of roles")
-    return {**fields, **{part: from_value(fields[part], part) for part in parts}}
+    return sides if prompt is None or isinstance(prompt, str) else ("prompt", *sides)
+
+
+def _renamed(fields: Row, sides: tuple[str, ...]) -> Row:
+    """The fields with their messages as {role, content}."""
+    return {**fields, **{part: from_value(fields[part], part) for part in _parts(fields, sides)}}
+
+
+def _pair_in_form(fields: Row) -> bool:
+    return "conversations" not in fields and in_form(fields, _parts(fields, ("chosen", "rejected")))
+
+
+def _completion_in_form(fields: Row) -> bool:
+    return in_form(fields, _parts(fields, ("completion",)))
 
 
 def _conversation(fields: Row) -> list[Message]:
@@ -203,9 +213,20 @@ _ALPACA = (("input",), ("system",), ("history",))
 
 HH = (Shape((("chosen",), ("rejected",)), hh, (("prompt",),)),)
 SHAREGPT = (
-    Shape((("chosen",), ("rejected",)), sharegpt_pair, (("conversations",), ("prompt",), ("system",), ("tools",))),
+    Shape(
+        (("chosen",), ("rejected",)),
+        sharegpt_pair,
+        (("conversations",), ("prompt",), ("system",), ("tools",)),
+        in_form=_pair_in_form,
+    ),
     Shape((("conversations",), _LABEL), sharegpt_labelled, (("system",), ("tools",)), labelled=True),
-    Shape((("completion",), _LABEL), sharegpt_completion, (("prompt",), ("system",), ("tools",)), labelled=True),
+    Shape(
+        (("completion",), _LABEL),
+        sharegpt_completion,
+        (("prompt",), ("system",), ("tools",)),
+        labelled=True,
+        in_form=_completion_in_form,
+    ),
 )
 OPENAI = (Shape((("input",), ("preferred_output",), ("non_preferred_output",)), openai),)
 ALPACA = (

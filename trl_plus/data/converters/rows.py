@@ -30,6 +30,7 @@ class Shape:
             missing there too. Every row has the same columns.
         many: whether a row may become several.
         labelled: whether labelled rows come out for every method.
+        in_form: whether a row, given as fields, needs no conversion; such rows are converted beside others that do.
         refuse: (field, its values in many rows -> why they cannot be used together, or None), for what no row shows.
     """
 
@@ -38,6 +39,7 @@ class Shape:
     also: tuple[tuple[str, ...], ...] = ()
     many: bool = False
     labelled: bool = False
+    in_form: Callable[[Row], bool] | None = None
     refuse: tuple[str, Callable[[Iterable[Any]], str | None]] | None = None
 
     def columns(self, available: Sequence[str]) -> dict[str, str] | None:
