@@ -147,3 +147,14 @@ def test_a_want_of_memory_names_what_takes_less(runs, monkeypatch):
     assert result.exit_code == 1
     assert "lower --batch-size (now 7)" in result.output
     assert "per_device_train_batch_size" not in result.output
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_four_bit_base(dtype, train_tiny, pair_rows):
+    """Where the processor has AVX512-bfloat16, bitsandbytes would repack the weights, and fail on these."""
+    keys = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "dtype": dtype}
+    run = train_tiny("simpo", pair_rows(8), pair_rows(6, 2), **keys)
+    result = call(run, "-n", 3, *SHORT, "--json")
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)["answers"]
+    assert [row["base"]["text"] for row in rows] != [row["tuned"]["text"] for row in rows]

@@ -66,9 +66,11 @@ def load_model(objects: RunObjects, name: str, quantized: bool, dtype: Any = Non
     if dtype is not None:
         kwargs["dtype"] = dtype
     try:
-        return create_model_from_path(name, **kwargs)
+        model = create_model_from_path(name, **kwargs)
     except (OSError, ValueError, ImportError) as error:
         raise RecipeError(f"The model {name} could not be loaded: {first_line(error)}") from error
+    keep_trainable(model)  # its 4-bit weights are those of training
+    return model
 
 
 def put_adapter(model: Any, weights: Weights, quantized: bool) -> Any:
@@ -98,7 +100,6 @@ def scorer(objects: RunObjects, model: Any) -> Scorer:
     from trl.trainer.utils import add_fused_lm_head
 
     args = objects.args
-    keep_trainable(model)
     inner = upstream.base_model(model)
     add_fused_lm_head(inner)
     CompletionHead(inner).statistics = False
