@@ -2,11 +2,11 @@
 
 import json
 import os
-import re
 import shutil
 import struct
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -131,8 +131,7 @@ def test_a_fresh_run_in_the_same_folder_is_another_one(recipe_file, tmp_path):
     pytest.importorskip("tensorboard", reason="TensorBoard is not installed")
     path = recipe_file(report_to="tensorboard", max_steps=1, eval_strategy="no", eval_steps=None)
     train(path)
-    journal = tmp_path / "out" / "journal.jsonl"
-    journal.write_text(re.sub(r'("time": ")\d{4}', r"\g<1>2001", journal.read_text()))  # a second is the unit
+    time.sleep(1.1)  # runs are told apart by the second in which they began
     train(path)
     assert len(scalars(tmp_path / "out")[1]) == 2
 

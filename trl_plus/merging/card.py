@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from peft import PeftConfig
 
@@ -29,3 +30,8 @@ def merged_card(objects: RunObjects, weights: Weights, name: str, dtype: str, de
         merged = merged_text(of_recipe, known.base, adapter, dtype, name, dequantized)
     assert merged is not None  # our own card has the place to write into
     return merged
+
+
+def write_card(folder: Path, *merged: Any) -> None:
+    """Writes `merged_card` into the folder of the merged model."""
+    (folder / CARD).write_text(merged_card(*merged), encoding="utf-8")

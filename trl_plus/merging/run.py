@@ -11,7 +11,7 @@ from trl_plus.data.files import DataError
 from trl_plus.evaluation.models import free, load_model, other_base, out_of_memory, put_adapter, scorer
 from trl_plus.evaluation.rows import HeldOut, held_out_rows
 from trl_plus.evaluation.scores import Scores, score_rows
-from trl_plus.merging.card import merged_card
+from trl_plus.merging.card import write_card
 from trl_plus.merging.destination import check_destination, check_space, whole
 from trl_plus.merging.weights import (
     DEQUANTIZED,
@@ -29,7 +29,6 @@ from trl_plus.recipes.loading import load_processor
 from trl_plus.recipes.objects import RunObjects, build
 from trl_plus.recipes.recipe import Recipe
 from trl_plus.recipes.runs import Weights
-from trl_plus.trainers.cards import CARD
 
 SAMPLES = 4  # sequences whose logits are compared
 ROWS = 200  # held-out rows that a quantized run's three models are scored on, at most
@@ -82,9 +81,7 @@ def merge(
         RecipeError, DataError: there is no adapter, the destination is taken, or something cannot be loaded.
         RunFault: the merged model's logits are not the adapter's, or the disk is full. Nothing is left behind.
     """
-    if not weights.adapter:
-        raise RecipeError(f"{weights.path} holds a full model: nothing has to be merged, it can be served as it is.")
-    path = check_destination(destination)
+    path = _checked(weights, destination)
     objects = build(recipe)
     base, quantized = _base(objects, base)
     processor = load_processor(objects)
@@ -107,8 +104,7 @@ def merge(
     with whole(path) as part:
         model.save_pretrained(part, max_shard_size=max_shard_size)
         processor.save_pretrained(part)
-        card = merged_card(objects, weights, path.name, name_of(written), quantized and base == DEQUANTIZED)
-        (part / CARD).write_text(card, encoding="utf-8")
+        write_card(part, objects, weights, path.name, name_of(written), quantized and base == DEQUANTIZED)
         del model
         free()
         read = load_model(objects, str(part), quantized=False, dtype="auto").float().eval()
@@ -125,6 +121,13 @@ def merge(
         rows=rows,
         scores=_compare(objects, weights, rows, base, read) if quantized and rows is not None else {},
     )
+
+
+def _checked(weights: Weights, destination: str) -> Path:
+    """Where the merged model goes, if there is something to merge."""
+    if not weights.adapter:
+        raise RecipeError(f"{weights.path} holds a full model: nothing has to be merged, it can be served as it is.")
+    return check_destination(destination)
 
 
 def name_of(dtype: torch.dtype) -> str:
