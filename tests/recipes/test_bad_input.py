@@ -49,6 +49,10 @@ def message(path, *overrides):
         ("load_in_4bit", True, "needs `use_peft: true`"),
         ("per_device_train_batch_size", 0, "must be at least 1"),
         ("gradient_accumulation_steps", 0, "must be at least 1"),
+        ("num_train_epochs", 0, "must be above 0"),
+        ("save_steps", 0, "must be above 0"),
+        ("max_steps", 0, "`max_steps` must be at least 1, got 0: remove it, or write -1"),
+        ("max_steps", -2, "must be at least 1"),
         ("learning_rate", -1.0, "must be at least 0"),
         ("test_split_size", 0.1, "without a list `datasets`"),
         ("eval_steps", 10, "without `eval_strategy: steps`"),
@@ -143,15 +147,17 @@ def test_combinations(write, keys, words):
         ("method: [simpo", "not valid YAML, line 1, column 15"),
         ("method: simpo\nbeta: 1\n\nbeta: 2", "line 4: `beta` is already given on line 2"),
         ("method: simpo\ndeepspeed: {a: 1, a: 2}", "`a` is already given"),
-        ("", "is empty"),
-        ("- method: simpo", "must be a YAML mapping"),
+        ("", "is empty: write at least `method: simpo`."),
+        ("- method: simpo", "must be a YAML mapping of `key: value` lines."),
         ("3: 4", "is not text"),
         ("method: simpo\n\tbeta: 1", "not valid YAML"),
         ("method: !!python/object:os.system {}", "not valid YAML"),
     ],
 )
 def test_not_yaml(write, text, words):
-    assert words in message(write(text))
+    said = message(write(text))
+    assert words in said
+    assert "not of its type" not in said
 
 
 def test_not_a_file(tmp_path):

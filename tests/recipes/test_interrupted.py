@@ -63,6 +63,18 @@ def test_a_stop_after_training_without_held_out_rows_misses_nothing(stopped_in_t
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["train"]["train_loss"] > 0
 
 
+def test_a_refused_run_leaves_the_earlier_one_resumable(recipe_file, tmp_path):
+    """What only the trainer refuses is refused when the weights are loaded, and changes nothing of the earlier run."""
+    execute(recipe_file(max_steps=1, num_train_epochs=None, max_eval_rows=0))
+    kept = (tmp_path / "out" / "recipe.resolved.yaml").read_text()
+    with pytest.raises(RecipeError, match="nope"):
+        execute(recipe_file(max_steps=1, num_train_epochs=None, lora_target_modules=["nope"]))
+    assert (tmp_path / "out" / "checkpoint-1").is_dir()
+    assert (tmp_path / "out" / "recipe.resolved.yaml").read_text() == kept
+    with pytest.raises(RecipeError, match="--resume= names no folder"):
+        execute("r.yaml", "")
+
+
 def test_a_folder_in_use_is_refused(recipe_file, tmp_path):
     hold = "import sys\nfrom pathlib import Path\nfrom trl_plus.recipes.claim import claimed\n"
     hold += "with claimed(Path('out'), print):\n    print('held', flush=True)\n    sys.stdin.read()"

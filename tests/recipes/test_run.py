@@ -114,9 +114,9 @@ def test_before_and_after_are_of_the_same_rows(recipe_file):
     assert execute(path, "newest", "max_eval_rows=2")[0].before is None
 
 
-def test_no_step_is_said(recipe_file):
-    path = recipe_file(num_train_epochs=-1)
-    with pytest.raises(RecipeError, match="no step was made"):
+def test_no_batch_is_said(recipe_file):
+    path = recipe_file(dataloader_drop_last=True, per_device_train_batch_size=64)
+    with pytest.raises(DataError, match="16 rows, fewer than the 64 of a batch, so `dataloader_drop_last` drops"):
         execute(path)
 
 

@@ -37,6 +37,8 @@ def resumed_folder(resume: str, output_dir: str) -> Path:
     Raises:
         RecipeError: there is none.
     """
+    if not resume.strip():
+        raise RecipeError("--resume= names no folder: write --resume for the newest checkpoint, or --resume PATH.")
     folder = Path(output_dir if resume == NEWEST else resume).expanduser()
     if folder.is_file():
         raise RecipeError(f"--resume: {folder} is a file: name a checkpoint folder.")

@@ -126,11 +126,24 @@ _AT_LEAST = {
 }
 
 
+_ABOVE_ZERO = ("num_train_epochs", "save_steps")
+
+
 def _too_small(entries: Mapping[str, Value], faulty: list[str]) -> Iterator[str]:
     for name, least in _AT_LEAST.items():
         entry = entries.get(name)
         if entry is not None and entry.value is not None and name not in faulty and entry.value < least:
             yield f"{entry.place}`{name}` must be at least {least}, got {entry.value}."
+    for name in _ABOVE_ZERO:
+        entry = entries.get(name)
+        if entry is not None and entry.value is not None and name not in faulty and entry.value <= 0:
+            yield f"{entry.place}`{name}` must be above 0, got {entry.value}."
+    steps = entries.get("max_steps")
+    if steps is not None and "max_steps" not in faulty and (steps.value == 0 or steps.value < -1):
+        yield (
+            f"{steps.place}`max_steps` must be at least 1, got {steps.value}: remove it, or write -1, to train for "
+            "`num_train_epochs`."
+        )
 
 
 def _missing(values: Mapping[str, Any]) -> Iterator[str]:

@@ -68,7 +68,7 @@ def build_trainer(objects: RunObjects, data: Data, processor: Any, callbacks: li
 
     Raises:
         RecipeError: the trainer refuses the model, the adapter or the rows.
-        DataError: no row is left after tokenization.
+        DataError: no row, or no batch, is left after tokenization.
     """
     from trl import get_peft_config, get_quantization_config
 
@@ -93,9 +93,21 @@ def build_trainer(objects: RunObjects, data: Data, processor: Any, callbacks: li
         raise RecipeError(f"{objects.recipe.label}: {error}") from error
     if hasattr(trainer.train_dataset, "__len__") and len(trainer.train_dataset) == 0:
         raise DataError(f"No row of {objects.data.label} fits into `max_length: {objects.args.max_length}`: raise it.")
+    _refuse_dropped_batch(trainer, objects)
     if objects.recipe["ignore_bias_buffers"]:
         ignore_bool_buffers(trainer.model)
     return trainer
+
+
+def _refuse_dropped_batch(trainer: Any, objects: RunObjects) -> None:
+    """`dataloader_drop_last` with fewer rows than a batch leaves none; transformers then fails in its own words."""
+    batch = objects.args.train_batch_size * objects.args.world_size
+    rows = len(trainer.train_dataset) if hasattr(trainer.train_dataset, "__len__") else batch
+    if objects.args.dataloader_drop_last and rows < batch:
+        raise DataError(
+            f"{objects.data.label} has {rows} rows, fewer than the {batch} of a batch, so `dataloader_drop_last` drops "
+            "them all: lower `per_device_train_batch_size`, or remove it."
+        )
 
 
 def _first_line(error: BaseException) -> str:

@@ -65,7 +65,9 @@ def run(
 
 def _run(recipe: Recipe, resume: str | None, say: Say, asked: Asked | None, force: bool, preflight: bool) -> Report:
     """The run from the reading of its data on."""
-    checkpoint = resume and find_checkpoint(resume, recipe["output_dir"], recipe["max_steps"], say)
+    checkpoint = None
+    if resume is not None:
+        checkpoint = find_checkpoint(resume, recipe["output_dir"], recipe["max_steps"], say)
     objects = build(recipe)
     if checkpoint is not None:
         check_same_run(objects.recipe, checkpoint, force, say)
@@ -75,14 +77,10 @@ def _run(recipe: Recipe, resume: str | None, say: Say, asked: Asked | None, forc
     report = Report(recipe.method.name, recipe["model_name_or_path"], objects.data.label)
     with journal.kept():
         if is_main_process():
-            write_resolved(objects.recipe, folder)
             journal.begin(checkpoint is None, **_circumstances(objects, recipe, checkpoint))
             _announce(objects, data, recipe, checkpoint, journal.say)
-            _set_aside(folder, checkpoint, journal.say)
-            if checkpoint is None:
-                keep_preflight(looked, folder)
         with told_to_trackers(objects.args, folder):
-            return _train(objects, data, processor, report, journal, asked, checkpoint)
+            return _train(objects, data, processor, report, journal, asked, checkpoint, looked)
 
 
 def _train(
@@ -93,6 +91,7 @@ def _train(
     journal: Journal,
     asked: Asked | None,
     checkpoint: str | None,
+    looked: Any,
 ) -> Report:
     """The run from the loading of the weights on."""
     from trl_plus.recipes.stopping import StopOnSignal
@@ -102,6 +101,8 @@ def _train(
     with StopOnSignal(str(folder), say) as stop:
         trainer = _trainer(objects, data, processor, report, stop, journal)
         check_started(asked, trainer.accelerator)
+        if is_main_process():
+            _take_over(folder, recipe, checkpoint, looked, say)
         prompts = _sample_prompts(objects, data, trainer)
         if checkpoint is not None:
             if is_main_process():
@@ -219,8 +220,13 @@ def _refuse_own_checkpoint(model: str, folder: Path, checkpoint: str | None) -> 
         raise RecipeError(f"`model_name_or_path` is a checkpoint inside {folder}: name another `output_dir`.")
 
 
-def _set_aside(folder: Path, checkpoint: str | None, say: Say) -> None:
-    earlier = set_aside(folder) if checkpoint is None else None
+def _take_over(folder: Path, recipe: Recipe, checkpoint: str | None, looked: Any, say: Say) -> None:
+    """The folder becomes this run's. Not before all that can refuse it: an earlier run there must stay resumable."""
+    write_resolved(recipe, folder)
+    if checkpoint is not None:
+        return
+    keep_preflight(looked, folder)
+    earlier = set_aside(folder)
     if earlier is not None:
         say(f"Moved the checkpoints of an earlier run to {earlier}.")
 

@@ -77,6 +77,8 @@ def parse(text: str, label: str) -> Document:
         values = loader.construct_document(root)
     except yaml.YAMLError as error:
         raise RecipeError(_describe(error, label)) from error
+    except RecipeError:  # a ValueError, too
+        raise
     except _BAD_SCALAR as error:
         raise RecipeError(f"{label} holds a value that is not of its type: {error}. Write it in quotes.") from error
     not_text = [key for key in values if not isinstance(key, str)]
