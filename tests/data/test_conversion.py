@@ -187,7 +187,7 @@ def test_rows_of_one_source_row_stay_on_one_side(write, mixed):
 
 
 def test_no_group_column_is_left(write):
-    path = write("rows.jsonl", [PAIR] * 4)
+    path = write("rows.jsonl", [{**PAIR, "prompt": [{"role": "user", "content": str(i)}]} for i in range(4)])
     for keys in ({"max_eval_rows": 0}, {}):
         raw = load_raw(request(path, "pairs_to_unpaired", paired=False, eval_fraction=0.5, **keys))
         data = load(raw.request)

@@ -3,10 +3,12 @@
 import re
 
 import pytest
+from datasets import Dataset, concatenate_datasets
 
 from trl_plus.data.files import DataError, is_local, split_files
 from trl_plus.data.formats import detect, prepare
 from trl_plus.data.loading import DataRequest, load
+from trl_plus.data.numbering import split_groups
 from trl_plus.data.reading import first_line
 
 USER, GOOD, BAD = (
@@ -58,6 +60,32 @@ def test_eval_fraction_is_seeded(write):
     assert (len(first.train), len(first.eval)) == (15, 5)
     assert not set(first.train["prompt"]) & set(first.eval["prompt"])
     assert load(request(path)).eval is None
+
+
+@pytest.mark.parametrize("prompt", [str, lambda i: [{"role": "user", "content": str(i)}]], ids=["text", "messages"])
+def test_no_prompt_is_trained_on_and_held_out(write, prompt):
+    """Several answers to a prompt are common: split by rows, held-out figures would say what was memorised."""
+    pair = TEXT_PAIR if prompt is str else PAIR
+    rows = [{**pair, "prompt": prompt(i % 8)} for i in range(24)]
+    data = load(request(write("rows.jsonl", rows), eval_fraction=0.25, seed=3))
+    assert (len(data.train), len(data.eval)) == (18, 6)  # six prompts and two
+    assert not set(map(repr, data.train["prompt"])) & set(map(repr, data.eval["prompt"]))
+
+
+def test_one_prompt_cannot_be_parted(write):
+    with pytest.raises(DataError, match=r"9 rows have 1 different prompts .*\. Hold out less, or name held-out rows"):
+        load(request(write("rows.jsonl", [PAIR] * 9), eval_fraction=0.25))
+
+
+def test_rows_that_share_a_prompt_or_a_source_stay_together():
+    rows = Dataset.from_dict({"prompt": list("abcdefgh"), "_source_group": [0, 0, 1, 1, 2, 2, 3, 3]})
+    rows = concatenate_datasets([rows, Dataset.from_dict({"prompt": ["b", "h"], "_source_group": [4, 4]})])
+    for seed in range(20):  # sources 0, 3 and 4 are one group: 4 holds a prompt of either
+        train, held_out = split_groups(rows, 0.4, seed)
+        sides = [set(part["prompt"]) for part in (train, held_out)]
+        assert sum(len(side) for side in sides) == 8
+        assert any(set("abgh") <= side for side in sides)
+        assert len(train) + len(held_out) == 10
 
 
 def test_eval_dataset(write):

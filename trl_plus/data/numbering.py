@@ -1,5 +1,6 @@
 """Columns that say where a row comes from."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -53,23 +54,56 @@ def without_groups(dataset: Any) -> Any:
 
 
 def split_groups(dataset: Any, test_size: float, seed: int | None) -> tuple[Any, Any]:
-    """Training rows and held-out rows: rows that were one row of the source stay together.
+    """Training rows and held-out rows: rows of one prompt, or of one row of the source, stay together.
+
+    A prompt that is trained on and held out would let held-out figures say what was memorised.
 
     Args:
-        test_size: share of the groups; of the rows, where nothing is grouped.
+        test_size: share of the groups; of the rows, where no two belong together.
         seed: None draws from NumPy's global state.
+
+    Raises:
+        DataError: too few groups for two parts.
     """
     import numpy as np
     from datasets import Dataset
 
-    if _GROUP not in dataset.column_names:
+    groups = _together(dataset)
+    dataset = without_groups(dataset)
+    count = len(np.unique(groups))
+    if (math.ceil(test_size * count) if test_size < 1 else test_size) >= count:
+        raise DataError(
+            f"The {len(dataset)} rows have {count} different prompts or sources, which stay on one side: holding out "
+            f"{test_size:g} leaves nothing to train on. Hold out less, or name held-out rows by `eval_dataset_name`."
+        )
+    if count == len(dataset):
         parts = dataset.train_test_split(test_size=test_size, seed=seed)
         return parts["train"], parts["test"]
-    groups = np.asarray(dataset[_GROUP][:])
     parts = Dataset.from_dict({_GROUP: np.unique(groups)}).train_test_split(test_size=test_size, seed=seed)
     held_out = np.isin(groups, parts["test"][_GROUP][:])
-    dataset = without_groups(dataset)
     return dataset.select(np.flatnonzero(~held_out)), dataset.select(np.flatnonzero(held_out))
+
+
+def _together(dataset: Any) -> Any:
+    """(rows,) int: equal for rows that `split_groups` must not part. A prompt inside `chosen` is not looked for."""
+    import numpy as np
+
+    keys = [name for name in (_GROUP, "prompt") if name in dataset.column_names]
+    leader = list(range(len(dataset)))  # a forest: each row's way leads to the first row of its group
+
+    def first_of(row: int) -> int:
+        while leader[row] != row:
+            leader[row] = row = leader[leader[row]]
+        return row
+
+    seen: dict[tuple[str, str], int] = {}
+    for start, batch in enumerate(dataset.select_columns(keys).iter(1000)) if keys else ():
+        for row in range(len(batch[keys[0]])):
+            at = 1000 * start + row
+            for name in keys:
+                a, b = first_of(at), first_of(seen.setdefault((name, repr(batch[name][row])), at))
+                leader[max(a, b)] = min(a, b)
+    return np.array([first_of(row) for row in range(len(dataset))])
 
 
 def _with_column(dataset: Any, column: str, constant: int | None, name: str) -> Any:
