@@ -54,7 +54,7 @@ def test_five_commands(quickstart, five):
     evaluated, compared, merged = list(five.values())[1:]
     accuracies = [float(x) for x in re.findall(r"^ *(?:base|tuned) +(\d\.\d+) \[", evaluated, re.MULTILINE)[:2]]
     assert accuracies[0] < 0.8 < accuracies[1]
-    alike = int(re.search(r"(\d+) of 20 prompts are answered alike", compared)[1])
+    alike = int(re.search(r"(\d+) of 20 prompts answered alike", compared)[1])
     assert 0 < alike < 20  # half of the training data corrects answers, the other half confirms them
     assert (folder_of(quickstart) / "answers.html").read_text().count('<article class="sample"') == 20
     assert "Wrote merged" in merged
