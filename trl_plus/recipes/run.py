@@ -6,13 +6,14 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from trl_plus.checkpoint_files import find, set_aside, step_of
+from trl_plus.checkpoint_files import find, step_of
 from trl_plus.comparison.prompts import Prompt, held_out_prompts
 from trl_plus.data.digests import held_out_digest
 from trl_plus.data.loading import Data, load
 from trl_plus.recipes.asked import Asked, check_started
 from trl_plus.recipes.checkpoints import find_checkpoint, resumed_folder
 from trl_plus.recipes.claim import claimed
+from trl_plus.recipes.earlier import holds_run, refuse_moved, set_aside
 from trl_plus.recipes.errors import RecipeError
 from trl_plus.recipes.journal import COMMAND, Journal
 from trl_plus.recipes.launch import is_main_process
@@ -77,9 +78,10 @@ def _run(recipe: Recipe, resume: str | None, say: Say, asked: Asked | None, forc
     report = Report(recipe.method.name, recipe["model_name_or_path"], objects.data.label)
     with journal.kept():
         if is_main_process():
-            journal.begin(checkpoint is None, **_circumstances(objects, recipe, checkpoint))
+            fresh = checkpoint is None
+            journal.begin(fresh, fresh and holds_run(folder), **_circumstances(objects, recipe, checkpoint))
             _announce(objects, data, recipe, checkpoint, journal.say)
-        with told_to_trackers(objects.args, folder):
+        with told_to_trackers(objects.args, folder, journal.began()):
             return _train(objects, data, processor, report, journal, asked, checkpoint, looked)
 
 
@@ -102,7 +104,7 @@ def _train(
         trainer = _trainer(objects, data, processor, report, stop, journal)
         check_started(asked, trainer.accelerator)
         if is_main_process():
-            _take_over(folder, recipe, checkpoint, looked, say)
+            _take_over(folder, recipe, checkpoint, looked, journal)
         prompts = _sample_prompts(objects, data, trainer)
         if checkpoint is not None:
             if is_main_process():
@@ -171,7 +173,8 @@ def _checked(objects: RunObjects, checkpoint: str | None, preflight: bool, say: 
     data = load(objects.data)
     processor = load_processor(objects)
     check_data(objects, data, processor)
-    _refuse_own_checkpoint(objects.model.model_name_or_path, Path(objects.args.output_dir), checkpoint)
+    if checkpoint is None:
+        refuse_moved(objects.recipe, Path(objects.args.output_dir))
     looked = look(objects, processor, say) if preflight and checkpoint is None else None
     return data, processor, looked
 
@@ -213,22 +216,15 @@ def _nothing(text: Any) -> None:
     """Says nothing."""
 
 
-def _refuse_own_checkpoint(model: str, folder: Path, checkpoint: str | None) -> None:
-    """A fresh run moves the checkpoints of its folder away: its model cannot be one of them."""
-    path = Path(model).expanduser()
-    if checkpoint is None and path.is_dir() and step_of(path) >= 0 and path.resolve().parent == folder.resolve():
-        raise RecipeError(f"`model_name_or_path` is a checkpoint inside {folder}: name another `output_dir`.")
-
-
-def _take_over(folder: Path, recipe: Recipe, checkpoint: str | None, looked: Any, say: Say) -> None:
+def _take_over(folder: Path, recipe: Recipe, checkpoint: str | None, looked: Any, journal: Journal) -> None:
     """The folder becomes this run's. Not before all that can refuse it: an earlier run there must stay resumable."""
+    earlier = set_aside(folder, full=not recipe["use_peft"]) if checkpoint is None else None
+    journal.take_over()
     write_resolved(recipe, folder)
-    if checkpoint is not None:
-        return
-    keep_preflight(looked, folder)
-    earlier = set_aside(folder)
+    if checkpoint is None:
+        keep_preflight(looked, folder)
     if earlier is not None:
-        say(f"Moved the checkpoints of an earlier run to {earlier}.")
+        journal.say(f"Moved the earlier run in {folder} to {earlier}.")
 
 
 def _announce(objects: RunObjects, data: Data, recipe: Recipe, checkpoint: str | None, say: Say) -> None:
