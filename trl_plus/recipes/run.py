@@ -82,7 +82,7 @@ def _run(recipe: Recipe, resume: str | None, say: Say, asked: Asked | None, forc
             journal.begin(fresh, fresh and holds_run(folder), **_circumstances(objects, recipe, checkpoint))
             _announce(objects, data, recipe, checkpoint, journal.say)
         with told_to_trackers(objects.args, folder, journal.began()):
-            return _train(objects, data, processor, report, journal, asked, checkpoint, looked)
+            return _train(objects, data, processor, report, journal, asked, checkpoint, looked, force)
 
 
 def _train(
@@ -94,6 +94,7 @@ def _train(
     asked: Asked | None,
     checkpoint: str | None,
     looked: Any,
+    force: bool,
 ) -> Report:
     """The run from the loading of the weights on."""
     from trl_plus.recipes.stopping import StopOnSignal
@@ -110,6 +111,8 @@ def _train(
             if is_main_process():
                 go_on_with_tensorboard(trainer.callback_handler.callbacks, checkpoint)
             report.recall(folder)
+            if force or Path(checkpoint).resolve().parent != folder.resolve():
+                report.forget_after()
         elif prompts:
             report.generations = _samples(prompts, _answers(trainer, processor, prompts))
 
@@ -133,9 +136,12 @@ def _fit(trainer: Any, recipe: Recipe, report: Report, checkpoint: str | None, s
 
     metrics = dict(trainer.train(resume_from_checkpoint=checkpoint).metrics)
     _check_steps(trainer, recipe)
-    if report.train is None or step_of(Path(checkpoint or "")) != trainer.state.global_step:
+    went_on, step = step_of(Path(checkpoint or "")) != trainer.state.global_step, step_of_weights(trainer)
+    if report.train is None or went_on:
         report.train = metrics
-    report.step = step_of_weights(trainer)
+    if went_on or report.step != step:
+        report.forget_after()
+    report.step = step
     for sentence in how_it_ended(trainer):
         say(sentence)
     trainer.save_model()
@@ -181,13 +187,14 @@ def _checked(objects: RunObjects, checkpoint: str | None, preflight: bool, say: 
 
 def _trainer(objects: RunObjects, data: Data, processor: Any, report: Report, stop: Any, journal: Journal) -> Any:
     """The trainer with our callbacks; the report learns how many rows are held out."""
-    from trl_plus.recipes.callbacks import use_short_progress
+    from trl_plus.recipes.callbacks import AlreadyFinished, use_short_progress
     from trl_plus.recipes.cards import card_of
     from trl_plus.recipes.early_stopping import best_model_callbacks
     from trl_plus.trainers.watch import LearningWatch
 
     callbacks = [*_records(report, journal, Path(objects.args.output_dir)), *best_model_callbacks(objects.options)]
-    trainer = build_trainer(objects, data, processor, [*callbacks, LearningWatch(journal.warn), stop])
+    callbacks += [AlreadyFinished(journal.say), LearningWatch(journal.warn), stop]
+    trainer = build_trainer(objects, data, processor, callbacks)
     trainer.card = card_of(objects)
     use_short_progress(trainer)
     if trainer.eval_dataset is not None:
@@ -251,15 +258,30 @@ def _answers(trainer: Any, processor: Any, prompts: list[Prompt]) -> list[str]:
 
 
 def _evaluate(trainer: Any, processor: Any, prompts: list[Prompt], report: Report, recipe: Recipe, say: Say) -> None:
-    """Held-out metrics and answers after training, and both tables."""
+    """Held-out metrics and answers after training, and both tables. Those that are known are not made again."""
     if trainer.eval_dataset is None:
         return
-    report.after = dict(trainer.evaluate())
+    texts = [prompt_text(prompt) for prompt in prompts]
+    known = _known(report, texts)
+    if known:
+        say("Its held-out figures are those of metrics.json.")
+        trainer.state.log_history.append({**(report.after or {}), "step": trainer.state.global_step})  # for the card
+    else:
+        report.after = dict(trainer.evaluate())
     if is_main_process():
         say(held_out_table(report.before, report.after, report.held_out_rows, recipe.method.reference))
     if prompts:
-        report.add_answers([prompt_text(prompt) for prompt in prompts], _answers(trainer, processor, prompts))
+        if not known:
+            report.add_answers(texts, _answers(trainer, processor, prompts))
         say(generations_table(report.generations))
+
+
+def _known(report: Report, texts: list[str]) -> bool:
+    """Whether the figures and answers after training are there already: the same on all processes."""
+    from accelerate.utils import broadcast_object_list
+
+    answered = [sample.prompt for sample in report.generations if sample.after is not None]
+    return bool(broadcast_object_list([report.after is not None and answered == texts])[0])
 
 
 def _finish(trainer: Any, objects: RunObjects) -> None:
