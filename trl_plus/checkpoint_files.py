@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 UNFINISHED = "_unfinished"  # the hub's upload leaves out what begins with an underscore
-EARLIER = "_earlier"
 REPLACED = "replaced-"  # before the name of a folder that makes room for a newer one
 STATE = "trainer_state.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -218,20 +217,6 @@ def rotate(folder: Path, newest: Path, best: str | None, limit: int | None) -> N
     too_many = len(by_age) - max(limit, sum(path.resolve() in kept for path in by_age))
     for path in [path for path in by_age if path.resolve() not in kept][: max(0, too_many)]:
         remove(path)
-
-
-def set_aside(folder: Path) -> Path | None:
-    """Moves the checkpoints of an earlier run to a folder of their own, where a later `--resume` overlooks them."""
-    put_back(folder)
-    old = checkpoints(folder)
-    if not old:
-        return None
-    number = next(n for n in range(1, 1_000_000) if not (folder / f"{EARLIER}-{n}").exists())
-    target = folder / f"{EARLIER}-{number}"
-    target.mkdir()
-    for path in old:
-        os.rename(path, target / path.name)
-    return target
 
 
 def _sync(path: Path) -> None:

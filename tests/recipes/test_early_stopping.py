@@ -135,6 +135,7 @@ def test_resumed_after_its_stop_it_makes_no_step_unless_it_may_wait_longer(recip
     whole = adapter(tmp_path / "out")
     (tmp_path / "out" / "adapter_model.safetensors").unlink()
     report, said = train(path, "newest")
+    assert f"Already finished at step {stop}: no step is left to make." in said
     assert report.step == best
     assert adapter(tmp_path / "out") == whole
     assert max(evaluations()) == stop

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from datetime import datetime, timezone
 
 import pytest
 
@@ -53,9 +54,9 @@ def test_what_is_said_and_logged_is_kept(journal, tmp_path, said):
     assert said == ["Too early.", "A \u2028 note.", {"no": "sentence"}, "Look!"]
 
 
-def begin_and_fail(journal, error):
+def begin_and_fail(journal, error, fresh=False, hold=False):
     with journal.kept():
-        journal.begin(False)
+        journal.begin(fresh, hold)
         raise error
 
 
@@ -73,6 +74,23 @@ def test_a_refused_run_leaves_the_journal_of_the_last_one(journal, tmp_path):
     with pytest.raises(ValueError), journal.kept():
         raise ValueError("refused before it began")
     assert events(tmp_path) == [{}]
+
+
+def test_events_are_held_until_the_folder_is_taken_over(journal, tmp_path):
+    earlier = '{"event": "begin", "time": "2026-01-02T03:04:05+00:00"}\n'
+    (tmp_path / "journal.jsonl").write_text(earlier)
+    with pytest.raises(ValueError):
+        begin_and_fail(journal, ValueError("refused by the trainer"), fresh=True, hold=True)
+    assert journal.began() > datetime(2026, 1, 3, tzinfo=timezone.utc)
+    assert (tmp_path / "journal.jsonl").read_text() == earlier
+    with journal.kept():
+        journal.begin(True, hold=True)
+        journal.say("Held.")
+        (tmp_path / "journal.jsonl").unlink()  # moved
+        journal.take_over()
+        journal.say("Written.")
+    kinds = [line.get("text", line["event"]) for line in events(tmp_path)]
+    assert kinds == ["begin", "Held.", "Written.", "end"]
 
 
 def test_fresh_and_resumed(tmp_path):
@@ -153,7 +171,7 @@ def test_a_run_and_its_report(recipe, tmp_path, monkeypatch):
     assert page.count("<figure") > 6
 
     monkeypatch.delenv(COMMAND)
-    train(recipe, preflight=False)  # another run in the same folder: nothing of the first is left
+    train(recipe, preflight=False)  # another run in the same folder: the first one is moved
     assert not (out / "preflight.json").exists()
     assert [line["event"] for line in events(out)].count("begin") == 1
     assert events(out)[0]["command"] is None

@@ -97,13 +97,6 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path):
     assert [files.step_of(path) for path in files.checkpoints(tmp_path)] == [8, 2]
 
 
-def test_an_earlier_run_is_set_aside(tmp_path):
-    checkpoint(tmp_path, 9)
-    assert files.set_aside(tmp_path).name == "_earlier-1"
-    assert files.find(tmp_path).newest is None
-    assert files.problem_of(tmp_path / "_earlier-1" / "checkpoint-9") is None
-
-
 @pytest.mark.parametrize(
     "words, refused",
     [

@@ -94,6 +94,25 @@ def test_resume_of_a_finished_run_makes_no_step(recipe_file, tmp_path):
         execute(path, "newest", "max_steps=2")
 
 
+def test_resume_of_a_finished_run_says_so_and_evaluates_what_is_not_known(recipe_file, tmp_path, monkeypatch):
+    from trl_plus import SimPOTrainer
+
+    path, measured, evaluate = recipe_file(max_steps=2, num_train_epochs=None), [], SimPOTrainer.evaluate
+    whole, said = execute(path)
+    assert not any("Already finished" in str(line) for line in said)
+    monkeypatch.setattr(SimPOTrainer, "evaluate", lambda *args, **keys: measured.append(1) or evaluate(*args, **keys))
+    kept = [(tmp_path / "out" / name).read_text() for name in ("metrics.json", "README.md")]
+    _, said = execute(path, "newest")
+    assert "Already finished at step 2: no step is left to make." in said
+    assert not measured
+    assert [(tmp_path / "out" / name).read_text() for name in ("metrics.json", "README.md")] == kept
+    for words, force in ((["max_eval_rows=3"], False), (["beta=9.0"], True)):
+        report = run(load_recipe(path, words), "newest", said.append, force=force)
+        assert len(measured) == 1
+        assert report.after["eval_rewards/margins"] != whole.after["eval_rewards/margins"]
+        measured.clear()
+
+
 def test_resume_after_a_crash_while_writing(recipe_file, tmp_path):
     path = recipe_file()
     execute(path)

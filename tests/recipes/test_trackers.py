@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import time
+from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -133,14 +134,14 @@ def test_a_fresh_run_in_the_same_folder_is_another_one(recipe_file, tmp_path):
     train(path)
     time.sleep(1.1)  # runs are told apart by the second in which they began
     train(path)
-    assert len(scalars(tmp_path / "out")[1]) == 2
+    folders = scalars(tmp_path / "out")[1]
+    assert {path.parents[1].name for path in folders} == {"out", "_earlier-1"}
+    assert len({path.name for path in folders}) == 2
 
 
 def test_any_folder_has_a_name_that_trackers_take(tmp_path):
     folder = tmp_path / "my run #1: 50%\u00e9"
-    folder.mkdir()
-    (folder / "journal.jsonl").write_text('{"event": "begin", "time": "2026-01-02T03:04:05+00:00"}\n')
-    assert run_id(folder) == "my-run--1--50---20260102-030405"
+    assert run_id(folder, datetime(2026, 1, 2, 3, 4, 5)) == "my-run--1--50---20260102-030405"
 
 
 @pytest.mark.parametrize("tracker", ["tensorboard", "wandb", "trackio"])

@@ -23,6 +23,7 @@ from trl_plus.cli.recipes import app as recipes
 from trl_plus.cli.report import EPILOG as REPORT_EPILOG
 from trl_plus.cli.report import report
 from trl_plus.cli.schema import schema
+from trl_plus.cli.streams import outlive_readers
 from trl_plus.cli.train import EPILOG as TRAIN_EPILOG
 from trl_plus.cli.train import train
 
@@ -71,4 +72,5 @@ def _options(
 
 def main() -> None:
     """Run the command line with the process's arguments."""
+    outlive_readers()
     app(args=normalise(sys.argv[1:]))

@@ -58,6 +58,17 @@ class JournalSteps(TrainerCallback):
         self.journal.step = state.global_step
 
 
+class AlreadyFinished(TrainerCallback):
+    """Says of a resumed run that no step is left. Put after what can stop the training before its first step."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step and (state.global_step >= state.max_steps or control.should_training_stop):
+            self.say(f"Already finished at step {state.global_step:,}: no step is left to make.")
+
+
 class FirstEvaluation(TrainerCallback):
     """Hands the metrics of the evaluation before the first step (`eval_on_start`) to `keep`, on the main process."""
 

@@ -32,13 +32,31 @@ class Journal:
     def __init__(self, folder: Path, writes: bool, say: Callable[[Any], None]) -> None:
         self.path, self.step = folder / FILE, 0
         self._say, self._writes, self._open = say, writes, False
+        self._held: list[str] | None = None
 
-    def begin(self, fresh: bool, **facts: Any) -> None:
-        """The run is accepted. A fresh one starts the file anew; a resumed one goes on in it."""
+    def begin(self, fresh: bool, hold: bool = False, **facts: Any) -> None:
+        """The run is accepted. A fresh one starts the file anew; a resumed one goes on in it.
+
+        Args:
+            hold: the file is another run's until `take_over`. A run that ends before it leaves no event.
+        """
         self._open = self._writes
-        if self._open and fresh:
+        if hold:
+            self._held = []
+        elif self._open and fresh:
             self.path.unlink(missing_ok=True)
         self._write("begin", **facts)
+
+    def take_over(self) -> None:
+        """The folder is this run's: events that were held are written."""
+        held, self._held = self._held, None
+        if held:
+            self._append("".join(held))
+
+    def began(self) -> datetime:
+        """When the run began, before it was ever resumed; now if nothing tells."""
+        known = _time_of(self._held[0]) if self._held else began_at(self.path)
+        return known or datetime.now(timezone.utc)
 
     def training(self, first: int, last: int) -> None:
         """Training begins after optimizer step `first`, and ends with step `last`."""
@@ -81,13 +99,35 @@ class Journal:
         if not self._open:
             return
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        line = json.dumps({"event": event, "time": now, "step": self.step, **values})
+        line = json.dumps({"event": event, "time": now, "step": self.step, **values}) + "\n"
+        if self._held is None:
+            self._append(line)
+        else:
+            self._held.append(line)
+
+    def _append(self, lines: str) -> None:
         try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+                file.write(lines)
         except OSError as error:  # a full disk must not hide the error that the run fails with
             self._open = False
             print(f"{self.path} cannot be written: {error.strerror}.", file=sys.stderr)
+
+
+def began_at(path: Path) -> datetime | None:
+    """When the run of a journal began; None if it does not tell."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            return _time_of(file.readline())
+    except (OSError, ValueError):
+        return None
+
+
+def _time_of(line: str) -> datetime | None:
+    try:
+        return datetime.fromisoformat(json.loads(line)["time"])
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 class _Handler(logging.Handler):

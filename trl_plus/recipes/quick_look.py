@@ -49,13 +49,12 @@ def look(objects: RunObjects, processor: Any, say: Callable[[Any], None]) -> Any
 
 
 def keep_preflight(result: Any | None, folder: Path) -> None:
-    """Write what preflight found into the folder of its run; None: what an earlier run found there goes."""
+    """Write what preflight found into the folder of its run; None where it was left out."""
     from trl_plus.reporting.preflight_json import json_text
 
-    path = folder / FILE
     if result is None:
-        path.unlink(missing_ok=True)
         return
+    path = folder / FILE
     part = path.with_name(f"{FILE}.part")
     part.write_text(json_text(result) + "\n", encoding="utf-8")
     part.replace(path)

@@ -6,13 +6,14 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from trl_plus.checkpoint_files import find, set_aside, step_of
+from trl_plus.checkpoint_files import find, step_of
 from trl_plus.comparison.prompts import Prompt, held_out_prompts
 from trl_plus.data.digests import held_out_digest
 from trl_plus.data.loading import Data, load
 from trl_plus.recipes.asked import Asked, check_started
 from trl_plus.recipes.checkpoints import find_checkpoint, resumed_folder
 from trl_plus.recipes.claim import claimed
+from trl_plus.recipes.earlier import holds_run, refuse_moved, set_aside
 from trl_plus.recipes.errors import RecipeError
 from trl_plus.recipes.journal import COMMAND, Journal
 from trl_plus.recipes.launch import is_main_process
@@ -77,10 +78,11 @@ def _run(recipe: Recipe, resume: str | None, say: Say, asked: Asked | None, forc
     report = Report(recipe.method.name, recipe["model_name_or_path"], objects.data.label)
     with journal.kept():
         if is_main_process():
-            journal.begin(checkpoint is None, **_circumstances(objects, recipe, checkpoint))
+            fresh = checkpoint is None
+            journal.begin(fresh, fresh and holds_run(folder), **_circumstances(objects, recipe, checkpoint))
             _announce(objects, data, recipe, checkpoint, journal.say)
-        with told_to_trackers(objects.args, folder):
-            return _train(objects, data, processor, report, journal, asked, checkpoint, looked)
+        with told_to_trackers(objects.args, folder, journal.began()):
+            return _train(objects, data, processor, report, journal, asked, checkpoint, looked, force)
 
 
 def _train(
@@ -92,6 +94,7 @@ def _train(
     asked: Asked | None,
     checkpoint: str | None,
     looked: Any,
+    force: bool,
 ) -> Report:
     """The run from the loading of the weights on."""
     from trl_plus.recipes.stopping import StopOnSignal
@@ -102,12 +105,14 @@ def _train(
         trainer = _trainer(objects, data, processor, report, stop, journal)
         check_started(asked, trainer.accelerator)
         if is_main_process():
-            _take_over(folder, recipe, checkpoint, looked, say)
+            _take_over(folder, recipe, checkpoint, looked, journal)
         prompts = _sample_prompts(objects, data, trainer)
         if checkpoint is not None:
             if is_main_process():
                 go_on_with_tensorboard(trainer.callback_handler.callbacks, checkpoint)
             report.recall(folder)
+            if force or Path(checkpoint).resolve().parent != folder.resolve():
+                report.forget_after()
         elif prompts:
             report.generations = _samples(prompts, _answers(trainer, processor, prompts))
 
@@ -131,9 +136,12 @@ def _fit(trainer: Any, recipe: Recipe, report: Report, checkpoint: str | None, s
 
     metrics = dict(trainer.train(resume_from_checkpoint=checkpoint).metrics)
     _check_steps(trainer, recipe)
-    if report.train is None or step_of(Path(checkpoint or "")) != trainer.state.global_step:
+    went_on, step = step_of(Path(checkpoint or "")) != trainer.state.global_step, step_of_weights(trainer)
+    if report.train is None or went_on:
         report.train = metrics
-    report.step = step_of_weights(trainer)
+    if went_on or report.step != step:
+        report.forget_after()
+    report.step = step
     for sentence in how_it_ended(trainer):
         say(sentence)
     trainer.save_model()
@@ -171,20 +179,22 @@ def _checked(objects: RunObjects, checkpoint: str | None, preflight: bool, say: 
     data = load(objects.data)
     processor = load_processor(objects)
     check_data(objects, data, processor)
-    _refuse_own_checkpoint(objects.model.model_name_or_path, Path(objects.args.output_dir), checkpoint)
+    if checkpoint is None:
+        refuse_moved(objects.recipe, Path(objects.args.output_dir))
     looked = look(objects, processor, say) if preflight and checkpoint is None else None
     return data, processor, looked
 
 
 def _trainer(objects: RunObjects, data: Data, processor: Any, report: Report, stop: Any, journal: Journal) -> Any:
     """The trainer with our callbacks; the report learns how many rows are held out."""
-    from trl_plus.recipes.callbacks import use_short_progress
+    from trl_plus.recipes.callbacks import AlreadyFinished, use_short_progress
     from trl_plus.recipes.cards import card_of
     from trl_plus.recipes.early_stopping import best_model_callbacks
     from trl_plus.trainers.watch import LearningWatch
 
     callbacks = [*_records(report, journal, Path(objects.args.output_dir)), *best_model_callbacks(objects.options)]
-    trainer = build_trainer(objects, data, processor, [*callbacks, LearningWatch(journal.warn), stop])
+    callbacks += [AlreadyFinished(journal.say), LearningWatch(journal.warn), stop]
+    trainer = build_trainer(objects, data, processor, callbacks)
     trainer.card = card_of(objects)
     use_short_progress(trainer)
     if trainer.eval_dataset is not None:
@@ -213,22 +223,15 @@ def _nothing(text: Any) -> None:
     """Says nothing."""
 
 
-def _refuse_own_checkpoint(model: str, folder: Path, checkpoint: str | None) -> None:
-    """A fresh run moves the checkpoints of its folder away: its model cannot be one of them."""
-    path = Path(model).expanduser()
-    if checkpoint is None and path.is_dir() and step_of(path) >= 0 and path.resolve().parent == folder.resolve():
-        raise RecipeError(f"`model_name_or_path` is a checkpoint inside {folder}: name another `output_dir`.")
-
-
-def _take_over(folder: Path, recipe: Recipe, checkpoint: str | None, looked: Any, say: Say) -> None:
+def _take_over(folder: Path, recipe: Recipe, checkpoint: str | None, looked: Any, journal: Journal) -> None:
     """The folder becomes this run's. Not before all that can refuse it: an earlier run there must stay resumable."""
+    earlier = set_aside(folder, full=not recipe["use_peft"]) if checkpoint is None else None
+    journal.take_over()
     write_resolved(recipe, folder)
-    if checkpoint is not None:
-        return
-    keep_preflight(looked, folder)
-    earlier = set_aside(folder)
+    if checkpoint is None:
+        keep_preflight(looked, folder)
     if earlier is not None:
-        say(f"Moved the checkpoints of an earlier run to {earlier}.")
+        journal.say(f"Moved the earlier run in {folder} to {earlier}.")
 
 
 def _announce(objects: RunObjects, data: Data, recipe: Recipe, checkpoint: str | None, say: Say) -> None:
@@ -255,15 +258,30 @@ def _answers(trainer: Any, processor: Any, prompts: list[Prompt]) -> list[str]:
 
 
 def _evaluate(trainer: Any, processor: Any, prompts: list[Prompt], report: Report, recipe: Recipe, say: Say) -> None:
-    """Held-out metrics and answers after training, and both tables."""
+    """Held-out metrics and answers after training, and both tables. Those that are known are not made again."""
     if trainer.eval_dataset is None:
         return
-    report.after = dict(trainer.evaluate())
+    texts = [prompt_text(prompt) for prompt in prompts]
+    known = _known(report, texts)
+    if known:
+        say("Its held-out figures are those of metrics.json.")
+        trainer.state.log_history.append({**(report.after or {}), "step": trainer.state.global_step})  # for the card
+    else:
+        report.after = dict(trainer.evaluate())
     if is_main_process():
         say(held_out_table(report.before, report.after, report.held_out_rows, recipe.method.reference))
     if prompts:
-        report.add_answers([prompt_text(prompt) for prompt in prompts], _answers(trainer, processor, prompts))
+        if not known:
+            report.add_answers(texts, _answers(trainer, processor, prompts))
         say(generations_table(report.generations))
+
+
+def _known(report: Report, texts: list[str]) -> bool:
+    """Whether the figures and answers after training are there already: the same on all processes."""
+    from accelerate.utils import broadcast_object_list
+
+    answered = [sample.prompt for sample in report.generations if sample.after is not None]
+    return bool(broadcast_object_list([report.after is not None and answered == texts])[0])
 
 
 def _finish(trainer: Any, objects: RunObjects) -> None:

@@ -3,37 +3,30 @@
 The trackers are transformers' (`report_to`); here they are only told which run it is.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import datetime
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from trl_plus.checkpoint_files import step_of
-from trl_plus.recipes.journal import FILE as JOURNAL
 
 TENSORBOARD_FOLDER = "runs"  # inside `output_dir`: transformers' place, and where the hub looks
 
 
-def run_id(folder: Path) -> str:
+def run_id(folder: Path, began: datetime) -> str:
     """What tells a run from others: the name of its folder, and when its journal begins.
 
     Characters that W&B refuses in an id are replaced.
     """
-    try:
-        with (folder / JOURNAL).open(encoding="utf-8") as file:
-            began = datetime.fromisoformat(json.loads(file.readline())["time"])
-    except (OSError, ValueError, KeyError):
-        began = datetime.now(timezone.utc)
     return f"{re.sub(r'[^A-Za-z0-9_.-]', '-', folder.resolve().name)[:80]}-{began:%Y%m%d-%H%M%S}"
 
 
 @contextmanager
-def told_to_trackers(args: Any, folder: Path) -> Iterator[None]:
+def told_to_trackers(args: Any, folder: Path, began: datetime) -> Iterator[None]:
     """Give the run a name, unless it has one, and put what trackers read into the environment while it is entered.
 
     Variables that are set already are left as they are, and with WANDB_RUN_ID its WANDB_RESUME.
@@ -41,7 +34,7 @@ def told_to_trackers(args: Any, folder: Path) -> Iterator[None]:
     if not args.report_to:
         yield
         return
-    identity = run_id(folder)
+    identity = run_id(folder, began)
     if args.run_name is None:
         args.run_name = identity
     told = {"TENSORBOARD_LOGGING_DIR": str(folder / TENSORBOARD_FOLDER / identity), "WANDB_PROJECT": args.project}

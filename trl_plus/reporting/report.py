@@ -50,16 +50,23 @@ class Report:
         part.replace(folder / FILE)
 
     def recall(self, folder: Path) -> None:
-        """Take over what the interrupted run measured before its first step, if that is known and on the same rows, and
-        the metrics of a training that had come to its end."""
+        """Take over what the run measured before it is resumed: before its first step and, of the rows that are held
+        out now, after its last; the metrics of a training that had come to its end."""
         try:
             content = json.loads((folder / FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError):  # never written, or by a version that could be cut short
             return
         if content["held_out_rows"] == self.held_out_rows and content["dataset"] == self.dataset:
             self.before = content["before"]
-        self.train = content["train"]
-        self.generations = [Sample(sample["prompt"], sample["before"]) for sample in content["generations"]]
+            if content.get("held_out_digest") == self.held_out_digest:
+                self.after = content["after"]
+        self.train, self.step = content["train"], content.get("step")
+        self.generations = [Sample(**sample) for sample in content["generations"]]
+
+    def forget_after(self) -> None:
+        """The weights are no longer those that were measured after training."""
+        self.after = None
+        self.generations = [Sample(sample.prompt, sample.before) for sample in self.generations]
 
     def add_answers(self, prompts: Sequence[str], answers: Sequence[str]) -> None:
         """Set the answers after training; those before it are kept where the prompt is the same."""
