@@ -66,6 +66,18 @@ def test_what_is_said(write, tmp_path):
     assert dry_run(write(), "sft_weight=-1").exit_code == 2
 
 
+def test_an_evaluation_strategy_without_held_out_rows(write, tmp_path, pair_rows):
+    """What the run would refuse, the dry run refuses in the same words."""
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in pair_rows(20)))
+    path = write(dataset_name=str(data), eval_strategy="steps", eval_steps=5)
+    result = dry_run(path)
+    assert result.exit_code == 2
+    assert "`eval_strategy: steps` needs held-out rows, but" in result.output
+    assert "set `eval_fraction: 0.05`" in result.output
+    assert dry_run(path, "eval_fraction=0.2").exit_code == 0
+
+
 def test_nothing_is_written(write, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert dry_run(write(output_dir="out")).exit_code == 0

@@ -8,6 +8,7 @@ from trl_plus.data.loading import Data, load
 from trl_plus.recipes.engines import config_file, read_config
 from trl_plus.recipes.errors import RecipeError
 from trl_plus.recipes.launch import launched, read_launch, this_machine
+from trl_plus.recipes.loading import check_held_out
 from trl_plus.recipes.objects import RunObjects, build
 from trl_plus.recipes.recipe import Recipe
 
@@ -50,6 +51,8 @@ def plan(recipe: Recipe, accelerate_config: str | None = None, num_processes: in
     processes, engine, refused = _launch(recipe, accelerate_config, num_processes)
     objects = build(recipe)
     data = load(objects.data) if objects.data.local else None
+    if data is not None:
+        check_held_out(objects, data)
     batch = objects.args.per_device_train_batch_size * objects.args.gradient_accumulation_steps * processes
     unchecked = [f"the model {recipe['model_name_or_path']}: its weights and tokenizer were not loaded"]
     if refused is not None:
