@@ -107,7 +107,8 @@ def build_trainer(objects: RunObjects, data: Data, processor: Any, callbacks: li
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "to be installed" not in str(error):  # a missing tracker's
             raise
-        raise RecipeError(f"{objects.recipe.label}: {error}") from error
+        named = "lora_target_modules" if str(error).startswith("Target modules") else str(error)  # PEFT names no key
+        raise RecipeError(f"{objects.recipe.place_of(named)}{error}") from error
     if hasattr(trainer.train_dataset, "__len__") and len(trainer.train_dataset) == 0:
         raise DataError(f"No row of {objects.data.label} fits into `max_length: {objects.args.max_length}`: raise it.")
     _refuse_dropped_batch(trainer, objects)
