@@ -1,12 +1,14 @@
 """`trl-plus preflight` and `preview`, and the look that `train` takes first: what they print and how they exit."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
 from trl_plus.cli import app
 from trl_plus.cli.arguments import normalise
+from trl_plus.recipes.quick_look import _named
 from trl_plus.reporting.preflight_json import schema
 
 
@@ -231,7 +233,13 @@ def test_no_preflight_trains_all_the_same(recipe, pair_rows, tmp_path):
 def test_warnings_do_not_stop_train(recipe, pair_rows):
     result = call("train", recipe(with_scores_reversed(pair_rows(24))))
     assert result.exit_code == 0, result.output
-    assert "1 warning in 24 train rows" in result.stdout
+    assert "1 warning in 24 train rows: D" in result.stdout
+
+
+def test_train_names_at_most_three_warnings():
+    found = [SimpleNamespace(code=f"D{number}", split="train", title="odd") for number in range(501, 506)]
+    assert _named(found) == "D501 train: odd; D502 train: odd; D503 train: odd; and 2 more"
+    assert _named(found[:1]) == "D501 train: odd"
 
 
 def test_the_look_changes_no_weight(recipe, tmp_path):

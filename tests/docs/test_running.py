@@ -191,3 +191,21 @@ def test_a_wrong_example_is_found():
     assert missing_lines("three 3\n...\none 1", printed) == "one 1"
     assert missing_lines("one 1.5\nthree 3", printed) == "one 1.5\nthree 3"
     assert missing_lines("on", printed) == "on"
+
+
+# -- data of one's own ------------------------------------------------------------------------------------------------
+
+
+def test_the_sequence_for_data_of_one_s_own(folder, monkeypatch):
+    """As printed, with a file of pairs that has no test split. The model is on the hub, so `train` is a dry run, and
+    `preflight` and `estimate` take the package's model instead."""
+    (code,) = [code for code in all_code() if code.page == "quickstart.md" and "dataset_name=pairs.jsonl" in code.text]
+    calls = commands(code, "trl-plus")
+    assert [words[1] for words in calls] == ["recipes", "preflight", "estimate", "train"]
+    rows = (ROOT / "trl_plus" / "quickstart" / "pairs_train.jsonl").read_text(encoding="utf-8").splitlines()
+    (folder / "pairs.jsonl").write_text("\n".join(rows[:60]) + "\n", encoding="utf-8")
+    (folder / "my.yaml").unlink(missing_ok=True)
+    for words in calls:
+        here = {"train": ["--dry-run"], "recipes": []}.get(words[1], ["model_name_or_path=bundled:quickstart/model"])
+        done = run([*words, *here], folder, monkeypatch)
+        assert done.exit_code == 0, f"{words}\n{done.output}"

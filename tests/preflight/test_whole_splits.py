@@ -60,6 +60,19 @@ def test_what_only_the_trainer_refuses(tmp_path):
     assert "keep_end" in result.findings[0].sentence
 
 
+# -- D111 -------------------------------------------------------------------------------------------------------------
+
+
+def test_an_evaluation_strategy_without_held_out_rows(tmp_path):
+    path = write(rendered(clean_samples(CHAT, 12), CHAT), tmp_path / "rows.jsonl")
+    toy = save_toy(tmp_path / "toy", build_toy())
+    keys = {"eval_strategy": "steps", "eval_steps": 5}
+    finding = only(preflight(open_toy(toy, str(path), "dpo", **keys), EVERYTHING), "D111")
+    assert (finding.severity, finding.split) == (Severity.ERROR, "eval")
+    assert "set `eval_fraction: 0.05`" in finding.sentence
+    assert not preflight(open_toy(toy, str(path), "dpo", eval_fraction=0.25, **keys), EVERYTHING).findings
+
+
 # -- D705 -------------------------------------------------------------------------------------------------------------
 
 
@@ -208,7 +221,7 @@ def test_every_code_has_a_test():
 
     planted = {planter.code for planter in PLANTERS}
     here = "".join(path.read_text(encoding="utf-8") for path in Path(inspect.getfile(only)).parent.glob("test_*.py"))
-    codes = {*every_check(), "D101", "D199"}
+    codes = {*every_check(), "D101", "D111", "D199"}
     assert {code for code in codes if code not in planted and f'"{code}"' not in here} == set()
     assert planted <= codes
 

@@ -66,6 +66,63 @@ def test_what_is_said(write, tmp_path):
     assert dry_run(write(), "sft_weight=-1").exit_code == 2
 
 
+def test_an_evaluation_strategy_without_held_out_rows(write, tmp_path, pair_rows):
+    """What the run would refuse, the dry run refuses in the same words."""
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in pair_rows(20)))
+    path = write(dataset_name=str(data), eval_strategy="steps", eval_steps=5)
+    result = dry_run(path)
+    assert result.exit_code == 2
+    assert "`eval_strategy: steps` needs held-out rows, but" in result.output
+    assert "set `eval_fraction: 0.05`" in result.output
+    assert dry_run(path, "eval_fraction=0.2").exit_code == 0
+
+
+def test_nothing_held_out_and_a_batch_that_no_epoch_fills_are_said(write, tmp_path, pair_rows):
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in pair_rows(20)))
+    path = write(dataset_name=str(data), per_device_train_batch_size=2)
+    held_out, batch = (
+        "Nothing is held out",
+        "batch of 24 rows is larger than the data (20 rows), so an epoch is one step",
+    )
+    output = dry_run(path, "gradient_accumulation_steps=12").output
+    assert held_out in output
+    assert batch in output
+    output = dry_run(path, "gradient_accumulation_steps=9", "eval_fraction=0.1").output
+    assert held_out not in output
+    assert "larger than the data" not in output
+
+
+@pytest.mark.parametrize(
+    "word, said",
+    [
+        ("report_to=tensorbord", "`report_to` is 'tensorbord': did you mean `tensorboard`? It must be one of azure_ml"),
+        ("report_to=[none,wandbb]", "`report_to` is 'wandbb': did you mean `wandb`?"),
+        ("attn_implementation=flash", "`attn_implementation` must be one of eager, flash_attention_"),
+        ("attn_implementation=spda", "`attn_implementation` is 'spda': did you mean `sdpa`?"),
+        ("label_smoothing=0.7", "`label_smoothing` must be at least 0 and below 0.5, got 0.7."),
+    ],
+)
+def test_what_only_the_libraries_know_is_refused_with_its_place(write, word, said):
+    result = dry_run(write(), word)
+    assert result.exit_code == 2
+    assert f"error: command line: {said}" in result.output
+    key, value = word.split("=")
+    inner = [item.strip() for item in value.strip("[]").split(",")] if "[" in value else value
+    inner = float(inner) if key == "label_smoothing" else inner
+    result = dry_run(write(**{key: inner}))
+    assert result.exit_code == 2
+    assert f"r.yaml: {said}" in result.output
+
+
+@pytest.mark.parametrize(
+    "word", ["report_to=none", "report_to=all", "attn_implementation=org/kernel", "attn_implementation=sdpa"]
+)
+def test_known_names_pass(write, word):
+    assert dry_run(write(), word).exit_code == 0
+
+
 def test_nothing_is_written(write, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert dry_run(write(output_dir="out")).exit_code == 0

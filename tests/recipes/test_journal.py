@@ -51,7 +51,7 @@ def test_what_is_said_and_logged_is_kept(journal, tmp_path, said):
         ("begin", 0, None), ("training", 0, None), ("note", 0, "A \u2028 note."), ("warning", 4, "Look!"),
         ("note", 4, "Reference: none."), ("warning", 4, "Odd."), ("end", 4, "finished")
     ]  # fmt: skip
-    assert said == ["Too early.", "A \u2028 note.", {"no": "sentence"}, "Look!"]
+    assert said == ["Too early.", "A \u2028 note.", {"no": "sentence"}, "Look!", "Reference: none.", "Odd."]
 
 
 def begin_and_fail(journal, error, fresh=False, hold=False):

@@ -186,8 +186,11 @@ def test_labelled_rows(recipe_file, unpaired_rows, tmp_path):
 
 def test_no_held_out_rows(recipe_file):
     path = recipe_file(dataset_name="data/train.jsonl", max_steps=1, num_train_epochs=None)
-    report, _ = execute(path)
+    report, said = execute(path)
     assert report.before is report.after is None
+    assert sum("Nothing is held out" in str(line) for line in said) == 1
+    _, said = execute(path, None, "max_eval_rows=0")  # asked for
+    assert not [line for line in said if "Nothing is held out" in str(line)]
     with pytest.raises(DataError, match="eval_fraction"):
         execute(path, None, "eval_strategy=steps")
 
@@ -208,6 +211,30 @@ def test_refused_before_the_model_is_loaded(recipe_file, tiny_model_dir, tmp_pat
         execute(path)
     with pytest.raises(RecipeError, match="could not be loaded"):
         execute(recipe_file(model_name_or_path="trl-plus-tests/no-such-model"), None, "dataset_name=data/test.jsonl")
+
+
+def test_what_the_command_line_gave_is_not_blamed_on_the_file(recipe_file):
+    path = recipe_file(max_steps=1, num_train_epochs=None)
+    with pytest.raises(RecipeError, match=r"^command line: Target modules .*nope"):
+        execute(path, None, "lora_target_modules=nope")
+    with pytest.raises(RecipeError, match=r"^command line: `eval_fraction` must be below 1"):
+        execute(path, None, "eval_fraction=2")
+
+
+def test_a_batch_that_no_epoch_fills_is_said(recipe_file):
+    words = ("max_steps=1", "num_train_epochs=null", "max_eval_rows=0", "save_strategy=no", "save_steps=null")
+    _, said = execute(recipe_file(), None, "gradient_accumulation_steps=5", *words)
+    assert [line for line in said if "batch of 20 rows is larger than the data (16 rows)" in str(line)]
+    _, said = execute(recipe_file(), None, "gradient_accumulation_steps=4", *words)
+    assert not [line for line in said if "larger than the data" in str(line)]
+
+
+def test_the_reference_is_said(recipe_file):
+    """Also where the log-probabilities of a precomputed one are kept."""
+    path = recipe_file(method="dpo", max_steps=1, num_train_epochs=None, precompute_ref_log_probs=True)
+    _, said = execute(path)
+    assert "Reference: the model with its adapter switched off, its log-probabilities precomputed." in said
+    assert [line for line in said if str(line).startswith("Reference log-probabilities of the train dataset: ")]
 
 
 def test_configurations_refuse(recipe_file):

@@ -17,8 +17,9 @@ from trl_plus.preflight.statistics import split_statistics
 from trl_plus.preflight.tally import Found, Summary, Tally, joined
 from trl_plus.preflight.target import Target
 from trl_plus.preflight.workers import examine_in_processes
+from trl_plus.recipes.loading import nothing_to_evaluate
 
-COLUMNS_CODE, REFUSED_CODE = "D101", "D199"
+COLUMNS_CODE, HELD_OUT_CODE, REFUSED_CODE = "D101", "D111", "D199"
 _EMPTY = np.zeros(0, np.int64)
 WORTH_PROCESSES = 5000  # rows from which starting processes, some seconds each, is worth it
 Advance = Callable[[str, int, int | None], None]
@@ -59,6 +60,9 @@ def preflight(source: Source, extent: Extent, advance: Advance | None = None) ->
         notes=list(source.raw.notes),
     )
     result.findings += left_out(source.raw)
+    unevaluated = nothing_to_evaluate(source.target.args, source.label) if _evaluates_nothing(source) else None
+    if unevaluated is not None:
+        result.findings.append(_whole(HELD_OUT_CODE, unevaluated, "eval"))
     if source.problem:
         result.findings.append(_whole(COLUMNS_CODE, source.problem))
         return result
@@ -73,6 +77,10 @@ def preflight(source: Source, extent: Extent, advance: Advance | None = None) ->
     result.findings.sort(key=lambda finding: (finding.severity.rank, finding.code, finding.split))
     result.seconds = time.perf_counter() - begun
     return result
+
+
+def _evaluates_nothing(source: Source) -> bool:
+    return source.raw.eval is None and source.target.args is not None
 
 
 def _nothing(split: str, done: int, total: int | None) -> None:
@@ -169,6 +177,10 @@ REFUSALS = {
     COLUMNS_CODE: (
         "the columns are not those that the method needs",
         "Rename the columns, or name the format of the data with `converter`.",
+    ),
+    HELD_OUT_CODE: (
+        "there are no held-out rows for `eval_strategy`",
+        "Hold some out with `eval_fraction`, name others with `eval_dataset_name`, or remove `eval_strategy`.",
     ),
     REFUSED_CODE: ("the trainer refuses the rows", "Do as its message says."),
 }

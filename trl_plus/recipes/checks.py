@@ -42,7 +42,7 @@ def problems(method: Method, entries: Mapping[str, Value], needs_data: bool = Tr
     found += _contradictions(method, entries)
     if not wrong:
         found += [f"{entries[name].place}{text}" for name, text in best_model_problems(method, values)]
-    found += _too_small(entries, [*unknown, *wrong])
+    found += _out_of_range(entries, [*unknown, *wrong])
     found += _missing(values)
     if not found:  # paths are looked up only in a recipe that says what they are for
         found += _paths(entries, needs_data)
@@ -123,21 +123,37 @@ _AT_LEAST = {
     "weight_decay": 0,
     "lora_r": 1,
     "early_stopping_patience": 1,
+    "early_stopping_threshold": 0,
+    "tokens_per_device": 1,
+    "max_nonfinite_skips": 0,
+    "eval_fraction": 0,
+    "max_eval_rows": 0,
+    "report_generations": 0,
+    "sft_weight": 0,
+    "cpo_alpha": 0,
+    "desirable_weight": 0,
+    "undesirable_weight": 0,
 }
 
 
 _ABOVE_ZERO = ("num_train_epochs", "save_steps")
+_BELOW_ONE = ("eval_fraction",)
 
 
-def _too_small(entries: Mapping[str, Value], faulty: list[str]) -> Iterator[str]:
+def _out_of_range(entries: Mapping[str, Value], faulty: list[str]) -> Iterator[str]:
+    numbers = {name: entry for name, entry in entries.items() if entry.value is not None and name not in faulty}
     for name, least in _AT_LEAST.items():
-        entry = entries.get(name)
-        if entry is not None and entry.value is not None and name not in faulty and entry.value < least:
+        entry = numbers.get(name)
+        if entry is not None and entry.value < least:
             yield f"{entry.place}`{name}` must be at least {least}, got {entry.value}."
     for name in _ABOVE_ZERO:
-        entry = entries.get(name)
-        if entry is not None and entry.value is not None and name not in faulty and entry.value <= 0:
+        entry = numbers.get(name)
+        if entry is not None and entry.value <= 0:
             yield f"{entry.place}`{name}` must be above 0, got {entry.value}."
+    for name in _BELOW_ONE:
+        entry = numbers.get(name)
+        if entry is not None and entry.value >= 1:
+            yield f"{entry.place}`{name}` must be below 1, got {entry.value}."
     steps = entries.get("max_steps")
     if steps is not None and "max_steps" not in faulty and (steps.value == 0 or steps.value < -1):
         yield (

@@ -1,6 +1,5 @@
 """What a run would do, as far as it can be known without the hub and without model weights."""
 
-import math
 import os
 from dataclasses import dataclass
 
@@ -8,8 +7,10 @@ from trl_plus.data.loading import Data, load
 from trl_plus.recipes.engines import config_file, read_config
 from trl_plus.recipes.errors import RecipeError
 from trl_plus.recipes.launch import launched, read_launch, this_machine
+from trl_plus.recipes.loading import check_held_out
 from trl_plus.recipes.objects import RunObjects, build
 from trl_plus.recipes.recipe import Recipe
+from trl_plus.recipes.sizes import planned_steps, size_notes
 
 _PLACEHOLDER = 8  # GPUs, where a configuration means all of them and this machine has none: TRL's files say 8
 
@@ -23,6 +24,7 @@ class Plan:
         engine: "ddp", "fsdp" or "deepspeed"; None where nothing would be launched.
         effective_batch: rows per optimizer step over all processes.
         data: the loaded data; None where it is on the hub.
+        size_notes: what its reader should know of the size of the run.
         steps: optimizer steps; None where the number of rows is not known.
         unchecked: what only the run itself will show.
         notes_shown: how many of the recipe's notes were there before the objects were built.
@@ -33,6 +35,7 @@ class Plan:
     engine: str | None
     effective_batch: int
     data: Data | None
+    size_notes: list[str]
     steps: int | None
     unchecked: list[str]
     notes_shown: int
@@ -50,6 +53,8 @@ def plan(recipe: Recipe, accelerate_config: str | None = None, num_processes: in
     processes, engine, refused = _launch(recipe, accelerate_config, num_processes)
     objects = build(recipe)
     data = load(objects.data) if objects.data.local else None
+    if data is not None:
+        check_held_out(objects, data)
     batch = objects.args.per_device_train_batch_size * objects.args.gradient_accumulation_steps * processes
     unchecked = [f"the model {recipe['model_name_or_path']}: its weights and tokenizer were not loaded"]
     if refused is not None:
@@ -58,7 +63,9 @@ def plan(recipe: Recipe, accelerate_config: str | None = None, num_processes: in
         unchecked.append(f"what the rows hold: `trl-plus preflight {recipe.argument}` does")
     else:
         unchecked.append(f"the dataset {objects.data.label}: it is on the hub and was not downloaded")
-    return Plan(objects, processes, engine, batch, data, _steps(objects, data, batch), unchecked, len(recipe.notes))
+    notes = [] if data is None else size_notes(objects, data, batch)
+    steps = planned_steps(objects, data, batch)
+    return Plan(objects, processes, engine, batch, data, notes, steps, unchecked, len(recipe.notes))
 
 
 def _launch(recipe: Recipe, config: str | None, number: int | None) -> tuple[int, str | None, str | None]:
@@ -71,15 +78,3 @@ def _launch(recipe: Recipe, config: str | None, number: int | None) -> tuple[int
         return launch.processes, launch.engine, None
     except RecipeError as error:
         return number or written.get("num_processes") or _PLACEHOLDER, None, str(error)
-
-
-def _steps(objects: RunObjects, data: Data | None, batch: int) -> int | None:
-    """Optimizer steps of the run, counted as transformers does: a last short batch is a step."""
-    if objects.args.max_steps > 0:
-        return int(objects.args.max_steps)
-    if data is None or not hasattr(data.train, "__len__"):
-        return None
-    rows = len(data.train)
-    if data.format.paired and not objects.recipe.method.paired:
-        rows *= 2  # each pair becomes two labelled rows
-    return math.ceil(objects.args.num_train_epochs * math.ceil(rows / batch))

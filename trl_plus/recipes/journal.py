@@ -75,7 +75,8 @@ class Journal:
         self._write("warning", text=text)
 
     def heard(self, text: str) -> None:
-        """Write down what the trainers have logged."""
+        """Print and write down what the trainers have logged: Python prints nothing that a handler takes."""
+        self._say(text)
         self._write("note" if text.startswith(_FACT) else "warning", text=text)
 
     @contextmanager

@@ -56,11 +56,28 @@ def check_data(objects: RunObjects, data: Data, processor: Any) -> None:
             "chat template: use an instruction-tuned model, or set `chat_template_path` to a .jinja file or to a model "
             "whose template fits."
         )
-    if data.eval is None and objects.args.eval_strategy != "no":
-        raise DataError(
-            f"`eval_strategy: {objects.args.eval_strategy.value}` needs held-out rows, but {objects.data.label} has no "
-            "test split: set `eval_fraction: 0.05` or `eval_dataset_name`, or remove `eval_strategy`."
-        )
+    check_held_out(objects, data)
+
+
+def check_held_out(objects: RunObjects, data: Data) -> None:
+    """Refuse an evaluation strategy without held-out rows.
+
+    Raises:
+        DataError: that is so.
+    """
+    problem = nothing_to_evaluate(objects.args, objects.data.label) if data.eval is None else None
+    if problem is not None:
+        raise DataError(problem)
+
+
+def nothing_to_evaluate(args: Any, label: str) -> str | None:
+    """What is wrong with a training configuration if nothing of the data called `label` is held out."""
+    if args.eval_strategy == "no":
+        return None
+    return (
+        f"`eval_strategy: {args.eval_strategy.value}` needs held-out rows, but {label} has no test split: set "
+        "`eval_fraction: 0.05` or `eval_dataset_name`, or remove `eval_strategy`."
+    )
 
 
 def build_trainer(objects: RunObjects, data: Data, processor: Any, callbacks: list[Any]) -> Any:
@@ -90,7 +107,8 @@ def build_trainer(objects: RunObjects, data: Data, processor: Any, callbacks: li
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "to be installed" not in str(error):  # a missing tracker's
             raise
-        raise RecipeError(f"{objects.recipe.label}: {error}") from error
+        named = "lora_target_modules" if str(error).startswith("Target modules") else str(error)  # PEFT names no key
+        raise RecipeError(f"{objects.recipe.place_of(named)}{error}") from error
     if hasattr(trainer.train_dataset, "__len__") and len(trainer.train_dataset) == 0:
         raise DataError(f"No row of {objects.data.label} fits into `max_length: {objects.args.max_length}`: raise it.")
     _refuse_dropped_batch(trainer, objects)

@@ -5,6 +5,7 @@ from typing import Any
 
 from trl_plus.data.loading import DataRequest
 from trl_plus.recipes.errors import RecipeError
+from trl_plus.recipes.known_names import check_names
 from trl_plus.recipes.options import RunOptions
 from trl_plus.recipes.recipe import Recipe
 
@@ -30,10 +31,11 @@ def build(recipe: Recipe) -> RunObjects:
     """Instantiate the configurations of a recipe, with their own validation.
 
     Raises:
-        RecipeError: a configuration refuses a value, or the installed TRL or transformers lacks a key.
+        RecipeError: a configuration refuses a value, or the installed TRL or transformers lacks a key or a name.
     """
     import trl_plus
 
+    check_names(recipe)
     options = _instance(RunOptions, recipe.group("RunOptions"), recipe)
     recipe = _with_precision(recipe)
     from trl import ModelConfig
@@ -98,7 +100,7 @@ def _instance(cls: type, values: dict[str, Any], recipe: Recipe) -> Any:
         return cls(**values)
     except TypeError as error:
         raise RecipeError(
-            f"{recipe.label}: the installed versions of TRL and transformers refuse it: {error}."
+            f"{recipe.place_of(str(error))}the installed versions of TRL and transformers refuse it: {error}."
         ) from error
     except (ValueError, ImportError) as error:
-        raise RecipeError(f"{recipe.label}: {error}") from error
+        raise RecipeError(f"{recipe.place_of(str(error))}{error}") from error

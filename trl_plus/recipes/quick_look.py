@@ -7,6 +7,7 @@ from typing import Any
 from trl_plus.recipes.objects import RunObjects
 
 ROWS = 200
+NAMED = 3  # warnings that `train` names
 FILE = "preflight.json"  # in the folder of a run: what the look found, as `trl-plus preflight --json` prints it
 
 
@@ -39,10 +40,10 @@ def look(objects: RunObjects, processor: Any, say: Callable[[Any], None]) -> Any
                 ]
             )
         )
-    warnings = result.count(Severity.WARNING)
+    warnings = [finding for finding in result.findings if finding.severity is Severity.WARNING]
     if warnings:
-        kinds = f"{warnings} warning{'s' if warnings > 1 else ''}"
-        say(f"Preflight: no errors and {kinds} in {looked} rows; `{command}` shows them.")
+        kinds = f"{len(warnings)} warning{'s' if len(warnings) > 1 else ''}"
+        say(f"Preflight: no errors and {kinds} in {looked} rows: {_named(warnings)}. `{command}` shows them.")
     else:
         say(f"Preflight: no errors and no warnings in {looked} rows.")
     return result
@@ -58,6 +59,12 @@ def keep_preflight(result: Any | None, folder: Path) -> None:
     part = path.with_name(f"{FILE}.part")
     part.write_text(json_text(result) + "\n", encoding="utf-8")
     part.replace(path)
+
+
+def _named(warnings: list[Any]) -> str:
+    """The first findings by code and title."""
+    named = [f"{found.code} {found.split}: {found.title}" for found in warnings[:NAMED]]
+    return "; ".join(named) + (f"; and {len(warnings) - NAMED} more" if len(warnings) > NAMED else "")
 
 
 def _rows(found: Any) -> str:

@@ -1,6 +1,7 @@
 """A recipe: one YAML file, its method's preset and the command line, validated and merged."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,6 +51,15 @@ class Recipe:
     def origin(self, name: str) -> str:
         """Where a key's value comes from; "default" if it was not given."""
         return self.origins.get(name, DEFAULT)
+
+    def place_of(self, text: str) -> str:
+        """Where a value that a message of another library speaks of was given, as the beginning of that message.
+
+        The message may name its key in backticks, bare, or not at all; a line of the file is not known any more.
+        """
+        named = re.findall(r"`(\w+)`", text) or re.findall(r"\w+", text)
+        typed = any(self.origins.get(name) == COMMAND_LINE for name in named)
+        return f"{COMMAND_LINE if typed else self.label}: "
 
     def group(self, name: str) -> dict[str, Any]:
         """The given values that one configuration class receives, with `bundled:` values resolved to paths."""

@@ -22,6 +22,7 @@ from trl_plus.recipes.objects import RunObjects, build
 from trl_plus.recipes.quick_look import keep_preflight, look
 from trl_plus.recipes.recipe import Recipe, write_resolved
 from trl_plus.recipes.resume import check_same_run
+from trl_plus.recipes.sizes import size_notes
 from trl_plus.recipes.trackers import end_trackers, go_on_with_tensorboard, told_to_trackers
 from trl_plus.reporting.devices import devices
 from trl_plus.reporting.generations import generate, generations_table, prompt_text
@@ -235,7 +236,9 @@ def _take_over(folder: Path, recipe: Recipe, checkpoint: str | None, looked: Any
 
 
 def _announce(objects: RunObjects, data: Data, recipe: Recipe, checkpoint: str | None, say: Say) -> None:
-    for note in (*objects.recipe.notes[len(recipe.notes) :], *data.notes):
+    args = objects.args
+    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    for note in (*objects.recipe.notes[len(recipe.notes) :], *data.notes, *size_notes(objects, data, batch)):
         say(note)
     if checkpoint is not None:
         say(f"Resuming from {checkpoint}.")

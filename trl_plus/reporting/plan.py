@@ -25,7 +25,7 @@ def show_plan(plan: Plan) -> None:
     if plan.data is not None:
         held_out = "none" if plan.data.eval is None else f"{len(plan.data.eval)} rows"
         say(f"Data: {plan.data.format}; {len(plan.data.train)} rows to train on, held out: {held_out}.")
-        for note in plan.data.notes:
+        for note in (*plan.data.notes, *plan.size_notes):
             say(note)
     if plan.steps is not None:
         say(f"Optimizer steps: {plan.steps}.")

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from trl_plus.compat import TRLKTOConfig
 from trl_plus.configs import CPOConfig, ORPOConfig, SimPOConfig
-from trl_plus.trainers.rates import unknown_rate
+from trl_plus.trainers.rates import adapter_of, unknown_rate
 
 logger = logging.getLogger("trl_plus")
 Log = dict[str, float]
@@ -26,6 +26,8 @@ PINNED = 1e-6  # nats: a z_ref up to here is 0
 UNMOVED = 0.05  # nats: a log-ratio to the reference below this is none
 CHANCE = 0.6  # reward accuracy up to here is no sign that anything was learned
 FALL = 0.2  # share of their first level by which chosen log-probabilities must have fallen
+STILL = 1e-3  # share of the held-out loss at step 0 by which loss and margin may differ and have not moved
+FEWEST = 20  # optimizer steps from which the end of a run says whether it learned anything
 ONE_LABEL = 0.1  # share of one-label steps that is no accident
 
 
@@ -39,6 +41,8 @@ class Setup:
         warmup: optimizer steps of warm-up.
         rows: per-device rows of an optimizer step.
         learning_rate: the configured peak.
+        last: the optimizer step that the run ends with.
+        lora: the model has a LoRA adapter.
     """
 
     method: str
@@ -46,6 +50,8 @@ class Setup:
     warmup: int
     rows: int
     learning_rate: float
+    last: int = 0
+    lora: bool = False
 
     @property
     def reference(self) -> bool:
@@ -66,6 +72,24 @@ def stuck(logs: list[Log], setup: Setup) -> str | None:
         f"where it began, {why}: raise learning_rate (now {setup.learning_rate:g}), and check that parameters are "
         "trainable and that the better and the worse completions differ."
     )
+
+
+def unmoved(before: Log, now: Log, setup: Setup) -> str | None:
+    """Held-out loss and margin are those of step 0. The rows are the same, so there is no noise to allow for."""
+    if moved(before, now) or now["step"] < (FEWEST if now["step"] == setup.last else setup.warmup + SETTLED):
+        return None
+    modules = ", or, with LoRA on some modules only, write `lora_target_modules: all-linear`" if setup.lora else ""
+    return (
+        f"The model is not learning: the held-out loss did not move in {now['step']:.0f} steps "
+        f"({before['eval_loss']:.4f} -> {now['eval_loss']:.4f}): raise learning_rate (now {setup.learning_rate:g})"
+        f"{modules}."
+    )
+
+
+def moved(before: Log, now: Log) -> bool:
+    """Whether the held-out loss, or the margin that it is made of, differs from what it was."""
+    names = ("eval_loss", "eval_rewards/margins")
+    return any(abs(now.get(name, 0.0) - before.get(name, 0.0)) > STILL * abs(before["eval_loss"]) for name in names)
 
 
 def pinned_reference_point(logs: list[Log], setup: Setup) -> str | None:
@@ -123,6 +147,7 @@ RULES: tuple[Callable[[list[Log], Setup], str | None], ...] = (
     falling_together,
 )
 
+_EARLY = "unmoved before the end"
 _REWARDS = ("rewards/chosen", "rewards/rejected")
 _CURE_OF_FALLING = {
     "DPO": "lower learning_rate, add the likelihood of the chosen side (`loss_type: [sigmoid, sft]` with "
@@ -177,9 +202,10 @@ def method_of(args: Any) -> str:
 class LearningWatch(TrainerCallback):
     """Watches a run's log and says each finding once, on the main process.
 
-    It finds a loss stuck at its start, a z_ref pinned at 0, steps of one label, chosen log-probabilities that fall
-    together with the rejected ones, and, before the first step, a learning rate far outside the method's known range.
-    Our trainers add one by themselves. A resumed run reads the log of its first part again and does not repeat itself.
+    It finds a training or held-out loss stuck at its start, a z_ref pinned at 0, steps of one label, chosen
+    log-probabilities that fall together with the rejected ones, and, before the first step, a learning rate far outside
+    the method's known range. Our trainers add one by themselves. A resumed run reads the log of its first part again
+    and does not repeat itself.
 
     Args:
         say: prints a sentence; the logger `trl_plus` by default.
@@ -193,6 +219,7 @@ class LearningWatch(TrainerCallback):
         self.setup, self.said = setup, set[str]()
         self.logs: list[Log] = []
         self.count = 0  # of all logs, forgotten ones included
+        self.before: Log | None = None  # the evaluation before the first step
         for log in logs:
             self._observe(log, lambda sentence: None)
 
@@ -203,6 +230,8 @@ class LearningWatch(TrainerCallback):
             warmup=args.get_warmup_steps(state.max_steps),
             rows=args.per_device_train_batch_size * args.gradient_accumulation_steps,
             learning_rate=args.learning_rate,
+            last=state.max_steps,
+            lora=adapter_of(model) == "LORA",
         )
         self._begin(state.log_history, setup)
         sentence = unknown_rate(setup.method, args, model) if model is not None and not state.global_step else None
@@ -214,7 +243,9 @@ class LearningWatch(TrainerCallback):
             self._observe({**logs, "step": state.global_step}, self.say)
 
     def _observe(self, log: Log, say: Callable[[str], None]) -> None:
-        """Take in one log event of training; evaluations and the summary at the end are none."""
+        """Take in one log event of training or evaluation; the summary at the end is neither."""
+        if "eval_loss" in log and "step" in log:
+            self._observe_held_out(log, say)
         if "loss" not in log or "step" not in log or not any(name.startswith("rewards/") for name in log):
             return
         self.logs.append(log)
@@ -223,7 +254,7 @@ class LearningWatch(TrainerCallback):
             del self.logs[KEPT // 2]
         if log.get("kl", 0.0) > PINNED:  # this log may be forgotten later
             self.said.add(pinned_reference_point.__name__)
-        if self.count % WINDOW:
+        if self.count % WINDOW and log["step"] != self.setup.last:
             return
         for rule in RULES:
             if rule.__name__ in self.said:
@@ -232,3 +263,18 @@ class LearningWatch(TrainerCallback):
             if sentence is not None:
                 self.said.add(rule.__name__)
                 say(sentence)
+
+    def _observe_held_out(self, log: Log, say: Callable[[str], None]) -> None:
+        """Take in one evaluation. What stands still is said once, and once more at the end of the run."""
+        if log["step"] == 0:
+            self.before = log
+        if self.before is None or unmoved.__name__ in self.said:
+            return
+        if moved(self.before, log):  # later evaluations are of a model that has learned something
+            self.said.add(unmoved.__name__)
+            return
+        at_end = log["step"] == self.setup.last
+        sentence = unmoved(self.before, log, self.setup)
+        if sentence is not None and (at_end or _EARLY not in self.said):
+            self.said.add(unmoved.__name__ if at_end else _EARLY)
+            say(sentence)
