@@ -68,12 +68,22 @@ def test_no_prompt_is_trained_on_and_held_out(write, prompt):
     pair = TEXT_PAIR if prompt is str else PAIR
     rows = [{**pair, "prompt": prompt(i % 8)} for i in range(24)]
     data = load(request(write("rows.jsonl", rows), eval_fraction=0.25, seed=3))
-    assert (len(data.train), len(data.eval)) == (18, 6)  # six prompts and two
+    assert (len(data.train), len(data.eval)) == (18, 6)  # six prompts and two: here the share is met
     assert not set(map(repr, data.train["prompt"])) & set(map(repr, data.eval["prompt"]))
 
 
+def test_a_repeated_prompt_moves_its_own_rows_only(write):
+    """The draw of the other rows stays as it is: a seed means the same rows whatever else the data repeats."""
+    rows = [{**TEXT_PAIR, "prompt": str(i)} for i in range(40)]
+    plain = load(request(write("plain.jsonl", rows), eval_fraction=0.25, seed=3))
+    rows[7] = {**rows[7], "prompt": "3"}
+    again = load(request(write("again.jsonl", rows), eval_fraction=0.25, seed=3))
+    assert set(plain.eval["prompt"]) ^ set(again.eval["prompt"]) <= {"3", "7"}
+    assert not set(again.train["prompt"]) & set(again.eval["prompt"])
+
+
 def test_one_prompt_cannot_be_parted(write):
-    with pytest.raises(DataError, match=r"9 rows have 1 different prompts .*\. Hold out less, or name held-out rows"):
+    with pytest.raises(DataError, match="The 9 rows have one prompt"):
         load(request(write("rows.jsonl", [PAIR] * 9), eval_fraction=0.25))
 
 

@@ -178,7 +178,7 @@ def test_labelled_rows(recipe_file, unpaired_rows, tmp_path):
     (tmp_path / "kto.jsonl").write_text("".join(json.dumps(row) + "\n" for row in unpaired_rows(12)))
     path = recipe_file(method="kto", dataset_name="kto.jsonl", eval_fraction=0.25, max_steps=1, num_train_epochs=None)
     report, said = execute(path)
-    assert report.held_out_rows == 4  # of twelve rows, those of whole prompts
+    assert report.held_out_rows == 2  # a quarter of twelve, in whole prompts of two
     assert any("held out" in str(line) for line in said)
     with pytest.raises(DataError, match="use `method: kto`"):
         execute(path, None, "method=simpo")

@@ -1,6 +1,5 @@
 """Columns that say where a row comes from."""
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -56,36 +55,59 @@ def without_groups(dataset: Any) -> Any:
 def split_groups(dataset: Any, test_size: float, seed: int | None) -> tuple[Any, Any]:
     """Training rows and held-out rows: rows of one prompt, or of one row of the source, stay together.
 
-    A prompt that is trained on and held out would let held-out figures say what was memorised.
+    A prompt that is trained on and held out would let held-out figures say what was memorised. Rows (of the source) are
+    drawn; what the draw parts is put together again, so that rows with a prompt of their own stay where they fell.
 
     Args:
-        test_size: share of the groups; of the rows, where no two belong together.
+        test_size: share of the rows; about that where rows share a prompt.
         seed: None draws from NumPy's global state.
 
     Raises:
-        DataError: too few groups for two parts.
+        DataError: all rows have one prompt.
     """
     import numpy as np
     from datasets import Dataset
 
     groups = _together(dataset)
-    dataset = without_groups(dataset)
-    count = len(np.unique(groups))
-    if (math.ceil(test_size * count) if test_size < 1 else test_size) >= count:
+    grouped = _GROUP in dataset.column_names
+    units, first = np.unique(dataset[_GROUP][:] if grouped else np.arange(len(dataset)), return_index=True)
+    drawn = Dataset.from_dict({"first": first}).train_test_split(test_size=test_size, seed=seed)
+    train, test = (np.asarray(drawn[name]["first"][:]) for name in ("train", "test"))
+    held_out = np.isin(dataset[_GROUP][:], units[np.isin(first, test)]) if grouped else np.isin(first, test)
+    held_out = np.isin(groups, _held_out(groups, held_out, np.concatenate([test, train])))
+    if held_out.all():
         raise DataError(
-            f"The {len(dataset)} rows have {count} different prompts or sources, which stay on one side: holding out "
-            f"{test_size:g} leaves nothing to train on. Hold out less, or name held-out rows by `eval_dataset_name`."
+            f"The {len(dataset)} rows have one prompt, so nothing would be left to train on: remove `eval_fraction`, "
+            "or name held-out rows by `eval_dataset_name`."
         )
-    if count == len(dataset):
-        parts = dataset.train_test_split(test_size=test_size, seed=seed)
-        return parts["train"], parts["test"]
-    parts = Dataset.from_dict({_GROUP: np.unique(groups)}).train_test_split(test_size=test_size, seed=seed)
-    held_out = np.isin(groups, parts["test"][_GROUP][:])
-    return dataset.select(np.flatnonzero(~held_out)), dataset.select(np.flatnonzero(held_out))
+    order = np.arange(len(dataset)) if grouped else np.concatenate([train, test])
+    held_out, dataset = held_out[order], without_groups(dataset)
+    return dataset.select(order[~held_out]), dataset.select(order[held_out])
+
+
+def _held_out(groups: Any, drawn: Any, order: Any) -> list[int]:
+    """The groups that are held out: those that were drawn whole, and parted ones until as many rows are held out.
+
+    Args:
+        groups: (rows,) int, the group of each row.
+        drawn: (rows,) bool, the rows that were drawn.
+        order: rows in random order, in which parted groups are asked.
+    """
+    import numpy as np
+
+    size, of_drawn = np.bincount(groups), np.bincount(groups, weights=drawn)
+    chosen = [int(group) for group in np.flatnonzero((of_drawn == size) & (size > 0))]
+    held, parted = int(size[chosen].sum()), (of_drawn > 0) & (of_drawn < size)
+    for group in groups[order]:
+        if parted[group] and (not chosen or held + size[group] <= drawn.sum()):
+            chosen.append(int(group))
+            held += int(size[group])
+        parted[group] = False
+    return chosen
 
 
 def _together(dataset: Any) -> Any:
-    """(rows,) int: equal for rows that `split_groups` must not part. A prompt inside `chosen` is not looked for."""
+    """(rows,) int: for each row the first of those that belong together. A prompt inside `chosen` is not looked for."""
     import numpy as np
 
     keys = [name for name in (_GROUP, "prompt") if name in dataset.column_names]
