@@ -42,6 +42,18 @@ def test_an_incomplete_checkpoint_is_passed_over(tmp_path, name, damage, word):
         find_checkpoint(str(newer), str(tmp_path))
 
 
+def test_a_checkpoint_that_does_not_exist(tmp_path):
+    wanted = str(tmp_path / "checkpoint-99")
+    with pytest.raises(RecipeError, match=r"checkpoint-99 does not exist: start without --resume\.$"):
+        find_checkpoint(wanted, "out")
+    for step in range(1, 8):
+        checkpoint(tmp_path, step)
+    with pytest.raises(RecipeError) as refused:
+        find_checkpoint(wanted, "out")
+    names = ", ".join(f"checkpoint-{step}" for step in (7, 6, 5, 4, 3))
+    assert str(refused.value).endswith(f"does not exist: name one that {tmp_path} holds, {names} or 2 more.")
+
+
 def test_half_written_state(tmp_path):
     cut(checkpoint(tmp_path, 3) / "trainer_state.json")
     with pytest.raises(

@@ -86,6 +86,7 @@ def _compare(
     as_json: bool,
 ) -> None:
     from trl_plus.comparison.blind import refuse_existing
+    from trl_plus.comparison.prompts import read_prompts
     from trl_plus.recipes.quiet import quiet_libraries
     from trl_plus.recipes.runs import open_run
     from trl_plus.reporting.pages import check_writable
@@ -96,6 +97,8 @@ def _compare(
         if path is not None:
             check_writable(path, option)  # before minutes are spent on answers
     recipe, weights = open_run(run, overrides, needs_data=False)
+    if prompts is not None:
+        read_prompts(prompts, count)
     quiet_libraries()  # before the libraries are imported
 
     from trl_plus.comparison.answers import Sampling

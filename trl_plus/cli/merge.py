@@ -47,12 +47,13 @@ def merge(
 
     Any key of the run's recipe can be set after it: model_name_or_path=PATH where the base model lies elsewhere.
     """
-    from trl_plus.merging.destination import check_destination, shard_size
+    from trl_plus.merging.destination import check_adapter, check_destination, shard_size
     from trl_plus.recipes.quiet import quiet_libraries
     from trl_plus.recipes.runs import open_run
 
     with exit_codes():
         recipe, weights = open_run(run, context.args, needs_data=False)
+        check_adapter(weights)
         check_destination(destination)
         size = shard_size(max_shard_size)
         quiet_libraries()  # before the libraries are imported

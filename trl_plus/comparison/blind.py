@@ -104,8 +104,8 @@ def score_sheet(sheet: Path) -> Score:
     Raises:
         DataError: a file is missing, or rows are not filled, missing, twice there or changed; they are named.
     """
-    key = {str(line.get("id")): line for line in _lines(key_path(sheet), "the key that was written with the sheet")}
     filled = _lines(sheet, "a sheet that --blind has written")
+    key = {str(line.get("id")): line for line in _lines(key_path(sheet), "the key that was written with the sheet")}
     identical = sum(bool(line.get("identical")) for line in key.values())
     _check(sheet, filled, key)
     counts = {"win": 0, "loss": 0, "tie": identical}

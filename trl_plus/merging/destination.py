@@ -1,4 +1,4 @@
-"""The folder that a merged model goes into. Standard library only."""
+"""What a merge needs before torch is imported: an adapter, and a folder that the merged model goes into."""
 
 import re
 import shutil
@@ -9,6 +9,13 @@ from pathlib import Path
 
 from trl_plus.data.files import as_path
 from trl_plus.recipes.errors import RecipeError, RunFault
+from trl_plus.recipes.runs import Weights
+
+
+def check_adapter(weights: Weights) -> None:
+    """Raises a RecipeError where there is nothing to merge."""
+    if not weights.adapter:
+        raise RecipeError(f"{weights.path} holds a full model: nothing has to be merged, it can be served as it is.")
 
 
 def check_destination(name: str) -> Path:

@@ -12,7 +12,7 @@ from trl_plus.evaluation.models import free, load_model, other_base, out_of_memo
 from trl_plus.evaluation.rows import HeldOut, held_out_rows
 from trl_plus.evaluation.scores import Scores, score_rows
 from trl_plus.merging.card import write_card
-from trl_plus.merging.destination import check_destination, check_space, whole
+from trl_plus.merging.destination import check_adapter, check_destination, check_space, whole
 from trl_plus.merging.weights import (
     DEQUANTIZED,
     ORIGINAL,
@@ -81,7 +81,8 @@ def merge(
         RecipeError, DataError: there is no adapter, the destination is taken, or something cannot be loaded.
         RunFault: the merged model's logits are not the adapter's, or the disk is full. Nothing is left behind.
     """
-    path = _checked(weights, destination)
+    check_adapter(weights)
+    path = check_destination(destination)
     objects = build(recipe)
     base, quantized = _base(objects, base)
     processor = load_processor(objects)
@@ -121,13 +122,6 @@ def merge(
         rows=rows,
         scores=_compare(objects, weights, rows, base, read) if quantized and rows is not None else {},
     )
-
-
-def _checked(weights: Weights, destination: str) -> Path:
-    """Where the merged model goes, if there is something to merge."""
-    if not weights.adapter:
-        raise RecipeError(f"{weights.path} holds a full model: nothing has to be merged, it can be served as it is.")
-    return check_destination(destination)
 
 
 def name_of(dtype: torch.dtype) -> str:

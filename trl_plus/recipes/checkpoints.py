@@ -8,6 +8,7 @@ from typing import Any
 from trl_plus import checkpoint_files as files
 from trl_plus.recipes.errors import RecipeError
 
+_NAMED = 5  # checkpoints that an error names
 NEWEST = "newest"  # the value of `--resume` without a path
 
 
@@ -43,8 +44,15 @@ def resumed_folder(resume: str, output_dir: str) -> Path:
     if folder.is_file():
         raise RecipeError(f"--resume: {folder} is a file: name a checkpoint folder.")
     if not folder.is_dir():
-        raise RecipeError(f"--resume: the folder {folder} does not exist: start without --resume.")
+        others = files.checkpoints(folder.parent) if files.step_of(folder) >= 0 else []
+        cure = f"name one that {folder.parent} holds, {_named(others)}" if others else "start without --resume"
+        raise RecipeError(f"--resume: the folder {folder} does not exist: {cure}.")
     return folder
+
+
+def _named(folders: list[Path]) -> str:
+    more = len(folders) - _NAMED
+    return ", ".join(path.name for path in folders[:_NAMED]) + (f" or {more} more" if more > 0 else "")
 
 
 def _complete(resume: str, output_dir: str, say: Callable[[Any], None]) -> Path:

@@ -62,8 +62,11 @@ class Source:
     bundled: bool
 
 
-def find_recipe(argument: str) -> Source:
+def find_recipe(argument: str, runs: bool = False) -> Source:
     """The file that the argument of `trl-plus train` names: a path first, then a bundled recipe.
+
+    Args:
+        runs: the command takes the folder of a run as well, and its message says so.
 
     Raises:
         RecipeError: it is neither.
@@ -76,10 +79,9 @@ def find_recipe(argument: str) -> Source:
     # recipes/NAME.yaml is how the README spells a bundled recipe; any other folder means a file of the user's
     if path.suffix in ("", ".yaml", ".yml") and str(path.parent) in (".", "recipes") and path.stem in recipe_names():
         return Source(recipe_path(path.stem), f"{BUNDLED}{path.stem}", bundled=True)
-    raise RecipeError(
-        f"There is no file {argument}{_nearest(path.stem)}: give the path of a YAML file, or the name of a bundled "
-        "recipe (`trl-plus recipes list`)."
-    )
+    bundled = "the name of a bundled recipe (`trl-plus recipes list`)"
+    cures = f"{bundled}, or the `output_dir` of a run" if runs else f"or {bundled}"
+    raise RecipeError(f"There is no file {argument}{_nearest(path.stem)}: give the path of a YAML file, {cures}.")
 
 
 def _nearest(stem: str) -> str:

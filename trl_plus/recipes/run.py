@@ -266,13 +266,13 @@ def _evaluate(trainer: Any, processor: Any, prompts: list[Prompt], report: Repor
         return
     texts = [prompt_text(prompt) for prompt in prompts]
     known = _known(report, texts)
+    after = (report.after or {}) if known else dict(trainer.evaluate())
+    report.after = after
     if known:
         say("Its held-out figures are those of metrics.json.")
-        trainer.state.log_history.append({**(report.after or {}), "step": trainer.state.global_step})  # for the card
-    else:
-        report.after = dict(trainer.evaluate())
+        trainer.state.log_history.append({**after, "step": trainer.state.global_step})  # for the card
     if is_main_process():
-        say(held_out_table(report.before, report.after, report.held_out_rows, recipe.method.reference))
+        say(held_out_table(report.before, after, report.held_out_rows, recipe.method.reference))
     if prompts:
         if not known:
             report.add_answers(texts, _answers(trainer, processor, prompts))

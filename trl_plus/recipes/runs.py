@@ -8,6 +8,7 @@ from pathlib import Path
 from trl_plus.checkpoint_files import checkpoints, step_of
 from trl_plus.data.files import as_path
 from trl_plus.recipes.errors import RecipeError
+from trl_plus.recipes.package_data import find_recipe
 from trl_plus.recipes.recipe import RESOLVED, Recipe, load_recipe
 
 _ADAPTER, _MODEL = "adapter_config.json", "config.json"
@@ -112,6 +113,7 @@ def open_tuned(argument: str, model: str | None, overrides: Sequence[str]) -> tu
     if is_run(argument):
         recipe, own = open_run(argument, overrides)
         return recipe, own if model is None else named_weights(model)
+    find_recipe(argument, runs=True)
     recipe = load_recipe(argument, overrides)
     trained = weights_in(Path(recipe["output_dir"]).expanduser())
     return recipe, trained if model is None else named_weights(model)
