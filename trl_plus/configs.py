@@ -50,6 +50,11 @@ class _Checks(SpeedOptions):
     def _check_common(self) -> None:
         if self.overlong not in OVERLONG_CHOICES:
             raise ValueError(f"`overlong` must be one of {', '.join(OVERLONG_CHOICES)}, got {self.overlong!r}.")
+        if self._method != "SimPO" and "simpo" in self.loss_type:
+            raise ValueError(
+                "`loss_type` simpo is a method of its own: use SimPOConfig and SimPOTrainer, in a recipe "
+                "`method: simpo`."
+            )
         self._check_speed()
         if self.nonfinite not in ("stop", "skip"):
             raise ValueError(f"`nonfinite` must be 'stop' or 'skip', got {self.nonfinite!r}.")

@@ -166,3 +166,14 @@ def test_rows_that_a_converter_leaves_out_are_a_finding(bad, severity, tmp_path)
     for finding in found:
         assert [example.row for example in finding.examples] == [0, 8, 16]
         assert "all completions have the same score" in finding.examples[0].detail
+
+
+def test_an_evaluation_strategy_without_held_out_rows(tmp_path):
+    path = write(rendered(clean_samples(CHAT, 12), CHAT), tmp_path / "rows.jsonl")
+    toy = save_toy(tmp_path / "toy", build_toy())
+    keys = {"eval_strategy": "steps", "eval_steps": 5}
+    (finding,) = preflight(open_toy(toy, str(path), "dpo", **keys), EVERYTHING).findings
+    assert finding.code == "D111"
+    assert (finding.severity, finding.split) == (Severity.ERROR, "eval")
+    assert "set `eval_fraction: 0.05`" in finding.sentence
+    assert not preflight(open_toy(toy, str(path), "dpo", eval_fraction=0.25, **keys), EVERYTHING).findings

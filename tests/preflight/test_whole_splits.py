@@ -60,19 +60,6 @@ def test_what_only_the_trainer_refuses(tmp_path):
     assert "keep_end" in result.findings[0].sentence
 
 
-# -- D111 -------------------------------------------------------------------------------------------------------------
-
-
-def test_an_evaluation_strategy_without_held_out_rows(tmp_path):
-    path = write(rendered(clean_samples(CHAT, 12), CHAT), tmp_path / "rows.jsonl")
-    toy = save_toy(tmp_path / "toy", build_toy())
-    keys = {"eval_strategy": "steps", "eval_steps": 5}
-    finding = only(preflight(open_toy(toy, str(path), "dpo", **keys), EVERYTHING), "D111")
-    assert (finding.severity, finding.split) == (Severity.ERROR, "eval")
-    assert "set `eval_fraction: 0.05`" in finding.sentence
-    assert not preflight(open_toy(toy, str(path), "dpo", eval_fraction=0.25, **keys), EVERYTHING).findings
-
-
 # -- D705 -------------------------------------------------------------------------------------------------------------
 
 
