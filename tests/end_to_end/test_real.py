@@ -71,7 +71,7 @@ def test_pairs(recipe, tmp_path):
 
 
 def test_truly_unpaired_rows(tmp_path):
-    metrics, log = train("kto_lora", "demo_unpaired_en.jsonl", tmp_path, max_length=160, dataset_train_split="train")
+    metrics, log = train("kto_lora", "demo_unpaired_en.jsonl", tmp_path, max_length=160, max_eval_rows=60)
     assert all(math.isfinite(entry["loss"]) for entry in log)
     assert all(entry["z_ref"] >= 0 for entry in log)
     assert metrics["held_out_rows"] > 0
@@ -94,10 +94,10 @@ def call(*words):
 
 
 def test_evaluate_agrees_with_the_run(tmp_path):
-    metrics, _ = train("dpo_lora", "llmbar.jsonl", tmp_path)
+    metrics, _ = train("dpo_lora", "llmbar.jsonl", tmp_path, max_eval_rows=40)
     found = json.loads(call("evaluate", tmp_path, "--json"))
     tuned, after = found["pairs"]["models"]["tuned"]["reward"], metrics["after"]
-    assert found["rows"] == metrics["held_out_rows"] == 16
+    assert found["rows"] == metrics["held_out_rows"] >= 10  # of forty, those that fit into 112 tokens
     assert tuned["margin"]["value"] == pytest.approx(after["eval_rewards/margins"], abs=1e-6)
     assert tuned["accuracy"]["value"] == pytest.approx(after["eval_rewards/accuracies"], abs=1e-6)
     assert len(found["lengths"]["buckets"]) >= 2
