@@ -56,7 +56,7 @@ def test_the_quickstart_as_one_json_object():
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     jsonschema.validate(found, SCHEMA)
-    assert found["steps"] == 60
+    assert found["steps"] == 90
     assert found["memory"]["peak_bytes"] == sum(found["memory"]["components_bytes"].values())
     assert found["fit"]["per_device_train_batch_size"] == 16
 
