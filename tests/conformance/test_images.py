@@ -1,12 +1,12 @@
 """Rows with images: a tiny LLaVA gives the same numbers through TRL's DPOTrainer and ours."""
 
+import PIL.Image
 import pytest
 import torch
 from datasets import Dataset, Features, Image, Sequence, Value
 
 from tests.conftest import build_tokenizer
 
-pil = pytest.importorskip("PIL.Image")
 SIDE, PATCH = 28, 14
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
@@ -54,7 +54,7 @@ def build(processor, seed):
 
 def with_images(rows):
     """One image of one colour per row, in front of the prompt."""
-    images = [pil.new("RGB", (40, 30), (30 * i, 255 - 30 * i, 90)) for i in range(len(rows))]
+    images = [PIL.Image.new("RGB", (40, 30), (30 * i, 255 - 30 * i, 90)) for i in range(len(rows))]
     message = [{"role": Value("string"), "content": Value("string")}]
     features = Features({"images": Sequence(Image()), "prompt": message, "chosen": message, "rejected": message})
     return Dataset.from_list([row | {"images": [image]} for row, image in zip(rows, images, strict=True)], features)

@@ -2,6 +2,7 @@
 
 import json
 
+import jsonschema
 import pytest
 from typer.testing import CliRunner
 
@@ -51,7 +52,6 @@ def call(*words):
 
 
 def test_the_quickstart_as_one_json_object():
-    jsonschema = pytest.importorskip("jsonschema")
     result = call("recipes/quickstart.yaml", "--json", "--memory", "2", "--device", "cpu")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
@@ -86,7 +86,6 @@ def test_the_whole_step_bounds_the_micro_batch():
 
 def test_only_cures_that_fit_are_proposed(monkeypatch):
     """The process itself, which nothing lowers, is taken away, so that the cures of a tiny model count."""
-    pytest.importorskip("bitsandbytes")
     monkeypatch.setattr("trl_plus.estimate.measure.PROCESS_BYTES", {"cpu": 0, "cuda": 0})
     text = said_within(0.012)
     assert "Each of these makes it fit: load_in_4bit=true (QLoRA), 0.01 GiB." in text

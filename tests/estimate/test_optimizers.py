@@ -35,7 +35,6 @@ def test_torch_and_transformers(optim, tmp_path):
     ["adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "lion_8bit", "lion_32bit", "rmsprop_bnb"],
 )
 def test_bitsandbytes(optim, tmp_path):
-    pytest.importorskip("bitsandbytes")
     found, real = real_bytes(optim, tmp_path)
     assert found == real
 

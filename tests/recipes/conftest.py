@@ -23,33 +23,46 @@ def write(tmp_path):
 
 
 @pytest.fixture
-def recipe_file(tmp_path, tiny_model_dir, pair_rows, monkeypatch):
-    """Writes a recipe for 16 training and 6 held-out pairs in ./data, and works in a folder of its own."""
+def recipe_of(tmp_path, tiny_model_dir, pair_rows, monkeypatch):
+    """recipe_of(16, 6, **keys) -> writer of recipes for so many training and held-out pairs in ./data.
+
+    Works in a folder of its own. The writer's keys go before those given here; None leaves a key out.
+    """
     monkeypatch.chdir(tmp_path)
-    rows = pair_rows(22)
-    (tmp_path / "data").mkdir()
-    for split, part in (("train", rows[:16]), ("test", rows[16:])):
-        (tmp_path / "data" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
 
-    def _write(**keys):
-        values = {
-            "method": "simpo",
-            "model_name_or_path": tiny_model_dir,
-            "dataset_name": "./data",
-            "output_dir": "out",
-            "learning_rate": 1e-2,
-            "per_device_train_batch_size": 4,
-            "num_train_epochs": 2,
-            "use_peft": True,
-            "lora_r": 4,
-            "gradient_checkpointing": False,
-            "logging_steps": 1,
-            "save_steps": 3,
-            "disable_tqdm": True,
-            "use_cpu": True,
-            **keys,
-        }
-        (tmp_path / "r.yaml").write_text("".join(f"{k}: {json.dumps(v)}\n" for k, v in values.items() if v is not None))
-        return "r.yaml"
+    def _of(train, held_out, **defaults):
+        rows = pair_rows(train + held_out)
+        (tmp_path / "data").mkdir()
+        for split, part in (("train", rows[:train]), ("test", rows[train:])):
+            (tmp_path / "data" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
 
-    return _write
+        def _write(**keys):
+            values = {
+                "method": "simpo",
+                "model_name_or_path": tiny_model_dir,
+                "dataset_name": "./data",
+                "output_dir": "out",
+                "learning_rate": 1e-2,
+                "per_device_train_batch_size": 4,
+                "use_peft": True,
+                "lora_r": 4,
+                "gradient_checkpointing": False,
+                "logging_steps": 1,
+                "disable_tqdm": True,
+                "use_cpu": True,
+                **defaults,
+                **keys,
+            }
+            lines = [f"{name}: {json.dumps(value)}\n" for name, value in values.items() if value is not None]
+            (tmp_path / "r.yaml").write_text("".join(lines))
+            return "r.yaml"
+
+        return _write
+
+    return _of
+
+
+@pytest.fixture
+def recipe_file(recipe_of):
+    """Writes a recipe of two epochs."""
+    return recipe_of(16, 6, num_train_epochs=2, save_steps=3)

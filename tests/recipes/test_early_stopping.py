@@ -24,38 +24,10 @@ METRIC = "eval_rewards/accuracies"
 
 
 @pytest.fixture
-def recipe_file(tmp_path, tiny_model_dir, pair_rows, monkeypatch):
-    """Writes a recipe of up to 20 steps on 8 training and 8 held-out pairs, and works in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-    rows = pair_rows(16)
-    (tmp_path / "data").mkdir()
-    for split, part in (("train", rows[:8]), ("test", rows[8:])):
-        (tmp_path / "data" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
-
-    def _write(**keys):
-        values = {
-            "method": "simpo",
-            "model_name_or_path": tiny_model_dir,
-            "dataset_name": "./data",
-            "output_dir": "out",
-            "learning_rate": 5e-3,
-            "lr_scheduler_type": "constant",
-            "per_device_train_batch_size": 4,
-            "max_steps": 20,
-            "use_peft": True,
-            "lora_r": 4,
-            "gradient_checkpointing": False,
-            "report_generations": 0,
-            "logging_steps": 1,
-            "disable_tqdm": True,
-            "use_cpu": True,
-            **KEYS,
-            **keys,
-        }
-        (tmp_path / "r.yaml").write_text("".join(f"{k}: {json.dumps(v)}\n" for k, v in values.items() if v is not None))
-        return "r.yaml"
-
-    return _write
+def recipe_file(recipe_of):
+    """Writes a recipe of up to 20 steps."""
+    steps = {"max_steps": 20, "learning_rate": 5e-3, "lr_scheduler_type": "constant", "report_generations": 0}
+    return recipe_of(8, 8, **steps, **KEYS)
 
 
 def train(path, resume=None, *overrides):

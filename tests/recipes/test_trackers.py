@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from trl_plus.recipes import RecipeError, load_recipe
 from trl_plus.recipes.faults import check_machine
@@ -22,39 +23,9 @@ ONCE = {"train_runtime", "train_samples_per_second", "train_steps_per_second", "
 
 
 @pytest.fixture
-def recipe_file(tmp_path, tiny_model_dir, pair_rows, monkeypatch):
-    """Writes a recipe of six steps on 12 training and 4 held-out pairs, and works in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-    rows = pair_rows(16)
-    (tmp_path / "data").mkdir()
-    for split, part in (("train", rows[:12]), ("test", rows[12:])):
-        (tmp_path / "data" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
-
-    def _write(**keys):
-        values = {
-            "method": "simpo",
-            "model_name_or_path": tiny_model_dir,
-            "dataset_name": "./data",
-            "output_dir": "out",
-            "learning_rate": 1e-2,
-            "per_device_train_batch_size": 4,
-            "max_steps": 6,
-            "eval_strategy": "steps",
-            "eval_steps": 3,
-            "save_steps": 4,
-            "use_peft": True,
-            "lora_r": 4,
-            "gradient_checkpointing": False,
-            "report_generations": 0,
-            "logging_steps": 1,
-            "disable_tqdm": True,
-            "use_cpu": True,
-            **keys,
-        }
-        (tmp_path / "r.yaml").write_text("".join(f"{k}: {json.dumps(v)}\n" for k, v in values.items()))
-        return "r.yaml"
-
-    return _write
+def recipe_file(recipe_of):
+    """Writes a recipe of six steps."""
+    return recipe_of(12, 4, max_steps=6, eval_strategy="steps", eval_steps=3, save_steps=4, report_generations=0)
 
 
 def train(path, resume=None, *overrides):
@@ -84,12 +55,9 @@ def same(found, wanted):
 
 def scalars(folder):
     """(name, step) -> values in every event file under a folder; and the folders that hold any."""
-    accumulator = pytest.importorskip(
-        "tensorboard.backend.event_processing.event_accumulator", reason="TensorBoard is not installed"
-    )
     found, folders = {}, {path.parent for path in folder.rglob("events.out.tfevents*")}
     for place in folders:
-        events = accumulator.EventAccumulator(str(place), size_guidance={"scalars": 0})
+        events = EventAccumulator(str(place), size_guidance={"scalars": 0})
         events.Reload()
         for name in events.Tags()["scalars"]:
             for event in events.Scalars(name):
@@ -99,7 +67,6 @@ def scalars(folder):
 
 @pytest.mark.parametrize("method", ["simpo", "kto"])
 def test_tensorboard_holds_what_metrics_jsonl_holds(recipe_file, method, tmp_path):
-    pytest.importorskip("tensorboard", reason="TensorBoard is not installed")
     train(recipe_file(method=method, report_to="tensorboard", run_name="my run"))
     found, folders = scalars(tmp_path / "out")
     same(found, logged())
@@ -114,7 +81,6 @@ def test_tensorboard_holds_what_metrics_jsonl_holds(recipe_file, method, tmp_pat
 
 def test_a_resumed_run_goes_on_in_tensorboard(recipe_file, tmp_path):
     """Killed at step 6 and resumed from step 4: one line, without the steps that were made twice."""
-    pytest.importorskip("tensorboard", reason="TensorBoard is not installed")
     path = recipe_file(report_to="tensorboard")
     train(path)
     for name in ("checkpoint-6", "metrics.json"):
@@ -129,7 +95,6 @@ def test_a_resumed_run_goes_on_in_tensorboard(recipe_file, tmp_path):
 
 
 def test_a_fresh_run_in_the_same_folder_is_another_one(recipe_file, tmp_path):
-    pytest.importorskip("tensorboard", reason="TensorBoard is not installed")
     path = recipe_file(report_to="tensorboard", max_steps=1, eval_strategy="no", eval_steps=None)
     train(path)
     time.sleep(1.1)  # runs are told apart by the second in which they began
@@ -153,7 +118,6 @@ def test_a_missing_tracker_is_named_before_anything_is_loaded(recipe_file, track
 
 @pytest.mark.slow
 def test_several_processes_write_once(recipe_file, tmp_path):
-    pytest.importorskip("tensorboard", reason="TensorBoard is not installed")
     path = recipe_file(report_to="tensorboard", max_steps=2, per_device_train_batch_size=2)
     command = [sys.executable, "-m", "trl_plus.cli", "train", path, "--num-processes", "2", "--no-preflight"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

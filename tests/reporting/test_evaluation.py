@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import jsonschema
 import numpy as np
 import pytest
 from rich.console import Console
@@ -13,8 +14,6 @@ from trl_plus.evaluation.run import Evaluation
 from trl_plus.evaluation.scores import Scores
 from trl_plus.reporting.evaluation_json import as_json, json_text, schema
 from trl_plus.reporting.evaluation_table import evaluation_report
-
-jsonschema = pytest.importorskip("jsonschema")
 
 
 def make_rows(pairs, paired=True, sources=None):

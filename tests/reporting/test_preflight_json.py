@@ -3,13 +3,12 @@
 import json
 import math
 
+import jsonschema
 import numpy as np
 import pytest
 
 from trl_plus.preflight.findings import Lengths, Split
 from trl_plus.reporting.preflight_json import SCHEMA_VERSION, as_json, json_text, schema
-
-jsonschema = pytest.importorskip("jsonschema")
 
 
 def strict(node):

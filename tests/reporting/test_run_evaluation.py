@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jsonschema
 import pytest
 from typer.testing import CliRunner
 
@@ -48,7 +49,6 @@ def stale(run):
 
 
 def test_it_is_kept_as_it_is_printed(evaluated):
-    jsonschema = pytest.importorskip("jsonschema")
     run, printed = evaluated
     kept = json.loads((run / "evaluation.json").read_text())
     assert kept == printed

@@ -34,7 +34,6 @@ def trained_adapter(path):
 
 
 def qlora(path):
-    pytest.importorskip("bitsandbytes")
     four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
     return {"model": loaded(path, quantization_config=four_bits), "peft_config": LORA}
 

@@ -98,8 +98,9 @@ def _held_out(groups: Any, drawn: Any, order: Any) -> list[int]:
     size, of_drawn = np.bincount(groups), np.bincount(groups, weights=drawn)
     chosen = [int(group) for group in np.flatnonzero((of_drawn == size) & (size > 0))]
     held, parted = int(size[chosen].sum()), (of_drawn > 0) & (of_drawn < size)
+    wanted = int(drawn.sum())
     for group in groups[order]:
-        if parted[group] and (not chosen or held + size[group] <= drawn.sum()):
+        if parted[group] and (not chosen or held + size[group] <= wanted):
             chosen.append(int(group))
             held += int(size[group])
         parted[group] = False

@@ -27,7 +27,7 @@ from trl_plus.trainers import upstream
 
 logger = logging.getLogger("trl_plus")
 CHUNK_BYTES = 2**26
-# A pass without gradient keeps no activations: so many times the work of a training micro-batch takes no more memory
+# A pass without gradient keeps no activations. How many training micro-batches it scores at once is ours, not measured
 WITHOUT_GRADIENT = 4
 
 
