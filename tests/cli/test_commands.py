@@ -223,4 +223,4 @@ def test_options_take_underscores_for_dashes():
     assert {("train", "--dry-run"), ("compare", "--max-new-tokens")} <= seen
     done = CliRunner().invoke(app, ["train", "simpo_lora", "--dry_run", "--learning_rate", "2e-6", "--use_cpu"])
     assert done.exit_code == 0, done.output
-    assert re.search(r"learning_rate\W+2e-06\W+command line", done.output)
+    assert re.search(r"learning_rate\W+2\.0e-06\W+command line", done.output)
