@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from trl_plus.cli import app
@@ -145,7 +146,7 @@ def test_env():
 
 def test_resume_with_and_without_a_path():
     assert normalise(["train", "r", "--resume"]) == ["train", "r", "--resume=newest"]
-    assert normalise(["train", "r", "--resume", "--dry_run"]) == ["train", "r", "--resume=newest", "--dry-run"]
+    assert normalise(["train", "r", "--resume", "--dry_run"]) == ["train", "r", "--resume=newest", "--dry_run"]
     assert normalise(["train", "r", "--resume", "a=b"]) == ["train", "r", "--resume=newest", "a=b"]
     assert normalise(["train", "r", "--resume", "out/checkpoint-1"]) == ["train", "r", "--resume", "out/checkpoint-1"]
     assert normalise(["train", "r", "--resume=x", "--beta_x=1"]) == ["train", "r", "--resume=x", "--beta_x=1"]
@@ -206,3 +207,20 @@ def test_module_entry_point():
 def test_wheel_ships_the_recipes():
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     assert '"recipes" = "trl_plus/recipes/bundled"' in text
+
+
+def test_options_take_underscores_for_dashes():
+    """Every option of every command; a key of the recipe keeps its underscores."""
+    group = typer.main.get_command(app)
+    parent, seen = group.make_context("trl-plus", ["env"], resilient_parsing=True), set()
+    for name, command in group.commands.items():
+        for param in command.params:
+            for option in (option for option in param.opts if "-" in option[2:]):
+                words = ["nowhere", "--" + option[2:].replace("-", "_")] + ([] if param.is_flag else ["7"])
+                context = command.make_context(name, words, parent=parent, resilient_parsing=True)
+                assert context.args == [], option
+                seen.add((name, option))
+    assert {("train", "--dry-run"), ("compare", "--max-new-tokens")} <= seen
+    done = CliRunner().invoke(app, ["train", "simpo_lora", "--dry_run", "--learning_rate", "2e-6", "--use_cpu"])
+    assert done.exit_code == 0, done.output
+    assert re.search(r"learning_rate\W+2\.0e-06\W+command line", done.output)

@@ -22,7 +22,7 @@ def test_takes_less_than_two_minutes(run):
 
 
 def test_the_bar_ends_at_100_percent(run):
-    """A finding of the review: the bar must count optimizer steps."""
+    """The bar must count optimizer steps."""
     counts = re.findall(r"(\d+)%\|[^|]*\| (\d+)/90 ", run[1])
     assert counts[-1] == ("100", "90")
 

@@ -44,7 +44,7 @@ def test_simpo():
 
 
 def test_orpo_odds_are_faithful():
-    """A finding of the review: the odds must be those of the length-normalised likelihood, p / (1 - p)."""
+    """The odds must be those of the length-normalised likelihood, p / (1 - p)."""
     # exp(Mw) = 0.5 has odds 1, exp(Ml) = 0.2 has odds 0.25: the odds ratio is 4
     chosen, rejected = one(math.log(0.25), 0.0), one(math.log(0.2))
     assert O.log_odds_ratio(chosen, rejected).item() == pytest.approx(math.log(4))

@@ -118,7 +118,7 @@ def test_unpaired_ignores_padding_and_row_order(name):
 
 
 def test_gamma_zero_is_gamma_zero():
-    """A finding of the review: `gamma or default` turned a gamma of 0 into the default."""
+    """A `gamma or default` turned a gamma of 0 into the default."""
     chosen, rejected = _random(seed=1), _random(seed=2)
     by_hand = -torch.nn.functional.logsigmoid(2.0 * (chosen.mean - rejected.mean))
     torch.testing.assert_close(O.simpo(chosen, rejected, beta=2.0, gamma=0.0), by_hand)

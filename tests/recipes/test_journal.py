@@ -42,16 +42,26 @@ def test_what_is_said_and_logged_is_kept(journal, tmp_path, said):
         journal.say({"no": "sentence"})
         journal.step = 4
         journal.warn("Look!")
-        logger.warning("Reference: %s.", "none")
+        logger.warning("Reference: %s.", "none", extra={"note": True})
+        logger.warning("Reference log-probabilities are not kept.")  # a warning, whatever its first word
         logger.warning("Odd.")
         logger.info("Nothing.")
     logger.warning("Too late.")
     found = [(line["event"], line["step"], line.get("text") or line.get("outcome")) for line in events(tmp_path)]
     assert found == [
         ("begin", 0, None), ("training", 0, None), ("note", 0, "A \u2028 note."), ("warning", 4, "Look!"),
-        ("note", 4, "Reference: none."), ("warning", 4, "Odd."), ("end", 4, "finished")
+        ("note", 4, "Reference: none."), ("warning", 4, "Reference log-probabilities are not kept."),
+        ("warning", 4, "Odd."), ("end", 4, "finished")
     ]  # fmt: skip
-    assert said == ["Too early.", "A \u2028 note.", {"no": "sentence"}, "Look!", "Reference: none.", "Odd."]
+    assert said == [
+        "Too early.",
+        "A \u2028 note.",
+        {"no": "sentence"},
+        "Look!",
+        "Reference: none.",
+        "Reference log-probabilities are not kept.",
+        "Odd.",
+    ]
 
 
 def begin_and_fail(journal, error, fresh=False, hold=False):

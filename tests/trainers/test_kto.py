@@ -1,4 +1,4 @@
-"""Unpaired KTO with one z_ref for the effective batch (a finding of the review), drawn from rows of other prompts."""
+"""Unpaired KTO with one z_ref for the effective batch, drawn from rows of other prompts."""
 
 import random
 

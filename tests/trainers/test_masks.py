@@ -1,4 +1,4 @@
-"""Response-only masks in every loss (a finding of the review): no prompt token contributes to any term."""
+"""Response-only masks in every loss: no prompt token contributes to any term."""
 
 import pytest
 import torch

@@ -45,7 +45,7 @@ def test_refused(method, config, message, tmp_path):
 
 
 def test_gamma_zero_is_zero(tmp_path):
-    """A finding of the review: `gamma or default` made a gamma of 0 the default."""
+    """A `gamma or default` made a gamma of 0 the default."""
     for config in ({"gamma": 0.0}, {"gamma_beta_ratio": 0.0}):
         assert trl_plus.SimPOConfig(str(tmp_path), use_cpu=True, bf16=False, **config).target_margin == 0.0
     assert trl_plus.SimPOConfig(str(tmp_path), use_cpu=True, bf16=False).target_margin == 1.0

@@ -1,10 +1,11 @@
-"""The last assistant message is the response (a finding of the review), and nothing is cut or dropped in silence."""
+"""The last assistant message is the response, and nothing is cut or dropped in silence."""
 
 import logging
 
 import pytest
 from datasets import Dataset, IterableDataset
 
+from trl_plus.data.lengths import LengthReport
 from trl_plus.data.responses import split_response
 
 
@@ -216,3 +217,10 @@ def test_several_evaluation_sets(make_trainer, pair_rows):
     metrics = trainer.evaluate()
     assert {"eval_a_loss", "eval_b_loss", "eval_a_rewards/margins"} <= metrics.keys()
     assert metrics["eval_a_loss"] != metrics["eval_b_loss"]
+
+
+def test_cut_completions_are_counted_in_words():
+    of_pairs = LengthReport(5, 0, {"chosen": 2, "rejected": 1}, 1).sentence("train", 9)
+    assert "2 chosen and 1 rejected completions cut" in of_pairs
+    of_labelled_rows = LengthReport(5, 0, {"completion": 3}, 0).sentence("train", 9)
+    assert ": 3 completions cut" in of_labelled_rows

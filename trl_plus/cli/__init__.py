@@ -5,7 +5,7 @@ import sys
 import typer
 
 from trl_plus._version import __version__
-from trl_plus.cli.arguments import normalise
+from trl_plus.cli.arguments import normalise, with_dashes
 from trl_plus.cli.compare import EPILOG as COMPARE_EPILOG
 from trl_plus.cli.compare import compare
 from trl_plus.cli.env import env
@@ -39,6 +39,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
+    context_settings={"token_normalize_func": with_dashes},  # the commands inherit it
 )
 # overrides are any key of the recipe, so Typer leaves options that it does not know alone
 _OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}

@@ -1,34 +1,23 @@
-"""What Typer cannot express: `--resume` with an optional path, and `_` for `-` in our own options."""
+"""Arguments that Typer cannot express: `--resume` with an optional path."""
 
 from collections.abc import Sequence
 
 from trl_plus.recipes.checkpoints import NEWEST
 
-_OURS = (
-    "dry-run",
-    "accelerate-config",
-    "num-processes",
-    "no-preflight",
-    "num-proc",
-    "with-model",
-    "max-shard-size",
-    "max-new-tokens",
-    "batch-size",
-)
-_OPTIONS = {f"--{name.replace('-', '_')}": f"--{name}" for name in _OURS}
-
 
 def normalise(words: Sequence[str]) -> list[str]:
-    """The words of the command line, `--resume` without a path written as `--resume=newest`.
+    """Return the words of the command line with `--resume` without a path written as `--resume=newest`.
 
-    What follows `--resume` is its path unless it is an option or an override (`KEY=VALUE`).
+    The word after `--resume` is its path unless it is an option or an override (`KEY=VALUE`).
     """
     out: list[str] = []
     for index, word in enumerate(words):
         following = words[index + 1] if index + 1 < len(words) else "-"
-        if word == "--resume" and (following.startswith("-") or "=" in following):
-            out.append(f"--resume={NEWEST}")
-        else:
-            option, equals, value = word.partition("=")
-            out.append(_OPTIONS.get(option, option) + equals + value)
+        bare = word == "--resume" and (following.startswith("-") or "=" in following)
+        out.append(f"--resume={NEWEST}" if bare else word)
     return out
+
+
+def with_dashes(option: str) -> str:
+    """Return the name of an option as it is declared: `--dry_run` is `--dry-run`. Click leaves other words alone."""
+    return option.replace("_", "-")

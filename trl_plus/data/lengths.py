@@ -24,9 +24,10 @@ class LengthReport:
         if self.dropped:
             parts.append(f"{self.dropped} of {self.rows} rows dropped (the prompt leaves no room, or overlong: drop)")
         if any(self.cut.values()):
-            sides = " and ".join(f"{count} {side}" for side, count in self.cut.items())
+            sides = " and ".join(f"{count} {side}" for side, count in self.cut.items() if side != "completion")
+            completions = f"{sides} completions" if sides else f"{self.cut['completion']} completions"
             lost = ", their end-of-sequence token with them" if end_is_cut else " from the front"
-            parts.append(f"{sides} completions cut{lost}")
+            parts.append(f"{completions} cut{lost}")
         if self.one_sided:
             parts.append(f"{self.one_sided} of these rows on one side only")
         return f"{name} data, max_length {max_length}: {'; '.join(parts)}." if parts else None

@@ -15,7 +15,6 @@ from typing import Any
 FILE = "journal.jsonl"
 COMMAND = "TRL_PLUS_COMMAND"  # environment variable: the command line that started the run, for every process of it
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
-_FACT = "Reference"  # the trainers say as a warning which reference they use, so that it is seen; it is none
 
 
 class Journal:
@@ -70,14 +69,9 @@ class Journal:
             self._write("note", text=what)
 
     def warn(self, text: str) -> None:
-        """Print a sentence about something that looks wrong, and write it down as such."""
+        """Print a sentence about something that looks wrong, and record it as a warning."""
         self._say(text)
         self._write("warning", text=text)
-
-    def heard(self, text: str) -> None:
-        """Print and write down what the trainers have logged: Python prints nothing that a handler takes."""
-        self._say(text)
-        self._write("note" if text.startswith(_FACT) else "warning", text=text)
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -132,12 +126,18 @@ def _time_of(line: str) -> datetime | None:
 
 
 class _Handler(logging.Handler):
+    """Prints and records the log of the trainers: Python prints nothing that a handler takes.
+
+    A fact that users of Python must see is logged as a warning with `extra={"note": True}`; here it is a note.
+    """
+
     def __init__(self, journal: Journal) -> None:
         super().__init__(logging.WARNING)
         self.journal = journal
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.journal.heard(record.getMessage())
+        record_event = self.journal.say if getattr(record, "note", False) else self.journal.warn
+        record_event(record.getMessage())
 
 
 def _first_line(error: BaseException) -> str:

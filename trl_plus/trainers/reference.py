@@ -26,7 +26,7 @@ class StartCheck:
     def name_reference(self) -> None:
         """Says once which reference it is, as a warning: a plain sentence, seen without any set-up of logging."""
         if self.accelerator.is_main_process:
-            logger.warning("Reference: %s.", self.reference_name())
+            logger.warning("Reference: %s.", self.reference_name(), extra={"note": True})
 
     def reference_name(self) -> str:
         if self.reference_is_given:

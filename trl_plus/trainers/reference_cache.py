@@ -146,7 +146,9 @@ class KeptReference:
         path = where / f"{self.reference_key(dataset)}.safetensors"
         columns = self._from_main(read(path, len(dataset)) if main else None)
         if main and columns is not None:
-            logger.warning("Reference log-probabilities of the %s dataset: read from %s.", name, path)
+            logger.warning(
+                "Reference log-probabilities of the %s dataset: read from %s.", name, path, extra={"note": True}
+            )
         if columns is None:
             columns = self._compute_columns(dataset, compute)
             if main:
@@ -210,6 +212,8 @@ def keep(path: Path, columns: dict[str, Tensor], name: str) -> None:
     """Writes the file, or says why the next run will compute again."""
     try:
         write(path, columns)
-        logger.warning("Reference log-probabilities of the %s dataset: computed, and kept in %s.", name, path)
+        logger.warning(
+            "Reference log-probabilities of the %s dataset: computed, and kept in %s.", name, path, extra={"note": True}
+        )
     except OSError as error:
         logger.warning("Reference log-probabilities of the %s dataset: computed, and not kept (%s).", name, error)
