@@ -1,12 +1,18 @@
-"""The LM head on completion tokens only, where TRL's fused head would score every position.
+"""The LM head on completion tokens only, proved against the model's own logits, which take its place where it is wrong.
 
 On CUDA (Triton) TRL's fused LM head projects only the positions that a label asks for. Elsewhere it projects prompts
 and padding too, tile by tile, and recomputes each tile in the backward pass. On a CPU plain matrix products over the
 completion tokens are faster and, in chunks, need no more memory (benchmarks/compare.py).
+
+Both multiply the backbone's last states by a weight. A model whose logits are something else (a transform, a cap, a
+scale that no table knows) would be trained on wrong log-probabilities. So the first batch compares them with the
+log-softmax of the logits of the model's own forward.
 """
 
 import functools
+import logging
 import types
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +21,18 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers.utils import ModelOutput
 
+from trl_plus import head_proof
+from trl_plus.layout_proof import evaluating
+
+logger = logging.getLogger("trl_plus")
+
 # Elements of a chunk of logits: 64 Mi are 256 MB in float32
 CHUNK_ELEMENTS = 2**26
 # Configuration entries of models that transform their logits; TRL's head knows how, so it stays in charge of them
 TRANSFORMED_LOGITS = (
     "final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier",
 )  # fmt: skip
+COMPLETIONS, FUSED, OWN = "completions", "fused", "own"  # ways to log-probabilities: ours, TRL's, the model's logits
 
 
 @dataclass
@@ -31,6 +43,8 @@ class HeadOutput(ModelOutput):
     entropy: Tensor | None = None
     mean_logits: Tensor | None = None
     is_top1: Tensor | None = None
+    log_sum_sq_probs: Tensor | None = None
+    aux_loss: Tensor | None = None
 
 
 class CompletionHead:
@@ -38,44 +52,200 @@ class CompletionHead:
 
     Args:
         model: the model without its PEFT wrapper.
+        fast: False if the loss reads `log_sum_sq_probs`, which the head on completion tokens does not compute.
 
     Attributes:
-        statistics: whether entropy, mean logit and top-1 hits are computed along (off for a reference).
+        statistics: True if entropy, mean logit and top-1 hits are computed, too (off for a reference).
+        agree: turns a reason against a way into that of all processes; every process calls it at its first batch.
+        is_main: False on a process that must not log.
     """
 
-    def __init__(self, model: Any) -> None:
-        self.statistics = True
+    def __init__(self, model: Any, fast: bool = True) -> None:
+        self.statistics, self.is_main = True, True
+        self.agree: Callable[[str | None], str | None] = lambda reason: reason
         config = model.config.get_text_config()
-        self._supported = all(getattr(config, name, None) is None for name in TRANSFORMED_LOGITS)
-        upstream_forward = model.forward
+        self._fast = fast and all(getattr(config, name, None) is None for name in TRANSFORMED_LOGITS)
+        self._squares = not fast
+        self._reasons: dict[str, str | None] = {}  # way -> why it is wrong for this model, None if it is proved
+        self._keeps = False  # the model's own forward takes `logits_to_keep`, and it means what it says
+        self._warned = False
+        self._upstream = upstream_forward = model.forward
 
         @functools.wraps(type(model).forward)  # `generate` validates its arguments against the signature
         def forward(module: Any, *args: Any, labels: Tensor | None = None, fused_lm_head: bool = False, **kwargs: Any):
             if labels is not None:
                 kwargs["labels"] = labels
-            if fused_lm_head and self._takes(module, kwargs):
-                return self._forward(module, *args, **kwargs)
-            return upstream_forward(*args, **kwargs, **({"fused_lm_head": True} if fused_lm_head else {}))
+            if not fused_lm_head:
+                return upstream_forward(*args, **kwargs)
+            if args:
+                return upstream_forward(*args, **kwargs, fused_lm_head=True)
+            way = self._way(module, kwargs)
+            if way not in self._reasons and not _is_laid_out(kwargs):
+                self._prove(module, way, kwargs)
+            return self._run(self._proved(way, module), module, kwargs)
 
         model.forward = types.MethodType(forward, model)
 
-    def _takes(self, module: Any, kwargs: dict[str, Any]) -> bool:
-        plain = self._supported and not kwargs.get("output_router_logits")
-        head = module.get_output_embeddings()
-        return plain and isinstance(head, torch.nn.Linear) and head.weight.device.type == "cpu"
+    # -- which way ----------------------------------------------------------------------------------------------------
 
-    def _forward(
-        self, module: Any, *args: Any, labels: Tensor | None = None, shift_labels: Tensor | None = None, **kwargs: Any
+    def _way(self, module: Any, kwargs: dict[str, Any]) -> str:
+        head = module.get_output_embeddings()
+        plain = self._fast and not kwargs.get("output_router_logits") and head is not None
+        # TRL's head multiplies by `weight`: an adapter on the head has more to it, and its module is called
+        return (
+            COMPLETIONS
+            if plain and not (isinstance(head, torch.nn.Linear) and head.weight.device.type != "cpu")
+            else FUSED
+        )
+
+    def _proved(self, way: str, module: Any) -> str:
+        """The way, or the model's own logits if it is wrong or was not proved."""
+        reason = self._reasons.get(way, "it is first called with rows in another layout")
+        if reason is None:
+            return way
+        if self.is_main and not self._warned:
+            self._warned = True
+            logger.warning(
+                "Log-probabilities are taken from the logits of %s itself, which needs more time and memory than a "
+                "fused LM head: %s.",
+                type(module).__name__,
+                reason,
+            )
+        return OWN
+
+    @torch.compiler.disable
+    @torch.no_grad()
+    def _prove(self, module: Any, way: str, kwargs: dict[str, Any]) -> None:
+        """Compare every way that this model may take with its own logits, on one row.
+
+        Draws no random numbers and leaves no trace. Every process makes the same passes and takes the same ways.
+
+        Raises:
+            ValueError: the model cannot be trained on preferences.
+        """
+        if kwargs.get(head_proof.CACHED) is not None:
+            self._reasons[way] = "its rows come with cached states, which a proof would change"
+            return
+        statistics, self.statistics = self.statistics, False
+        try:
+            with evaluating(module):
+                row, targets, twice = head_proof.one_row(*_without_labels(kwargs))
+                refusal, logits = self._own_of_row(module, row, twice)
+                refusal = self.agree(refusal)
+                if refusal is not None:
+                    raise ValueError(f"{type(module).__name__} cannot be trained on preferences: {refusal}.")
+                for each in self._ways(module, way):
+                    self._reasons[each] = self.agree(self._reason_against(each, module, row, targets, logits))
+                self._keeps = self.agree(None if self._takes_positions(row, logits) else "it does not") is None
+        finally:
+            self.statistics = statistics
+
+    def _own_of_row(self, module: Any, row: dict[str, Any], twice: bool) -> tuple[str | None, Tensor]:
+        """Why the model's own forward is of no use, or None; and its logits."""
+        try:
+            logits, _ = head_proof.own_logits(self._upstream, row)
+        except (ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
+            return f"its own forward fails on a row ({_short(error)})", torch.empty(0)
+        if twice and head_proof.sees_ahead(logits, module):
+            return (
+                "its log-probability of a token depends on tokens after it. Use a decoder (a configuration with "
+                "`is_decoder` needs it to be true)"
+            ), logits
+        return None, logits
+
+    def _ways(self, module: Any, way: str) -> list[str]:
+        """The ways of a run: a mixture of experts takes TRL's when its router's loss is asked for."""
+        routed = hasattr(module.config.get_text_config(), "output_router_logits")
+        return sorted({way, FUSED} if routed else {way})
+
+    def _reason_against(
+        self, way: str, module: Any, row: dict[str, Any], targets: Tensor, logits: Tensor
+    ) -> str | None:
+        """Why a way is wrong for this model, as the rest of a sentence, or None if it is proved."""
+        reason = head_proof.outside_of_head(module, weight_only=way == FUSED)
+        if reason is not None:
+            return reason
+        try:
+            found = self._run(way, module, row | {"labels": targets}).log_probs
+            gap = head_proof.difference(found, logits, targets)
+        except Exception as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            return f"a fused head does not take it ({_short(error)})"
+        if head_proof.exceeds(gap, module):
+            return f"with a fused head its log-probabilities differ by up to {float(gap.max()):.2g} nats"
+        return None
+
+    def _takes_positions(self, row: dict[str, Any], logits: Tensor) -> bool:
+        """True if `logits_to_keep` gives the logits of the positions that it names."""
+        if all(reason is None for reason in self._reasons.values()) or not isinstance(row.get("input_ids"), Tensor):
+            return False
+        keep = torch.arange(0, logits.size(1), 2, device=logits.device)
+        try:
+            kept, _ = head_proof.own_logits(self._upstream, row, keep)
+        except Exception as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            return False
+        return kept.shape == logits[:, keep].shape and torch.allclose(kept, logits[:, keep], rtol=1e-3, atol=1e-4)
+
+    # -- the ways -----------------------------------------------------------------------------------------------------
+
+    def _run(self, way: str, module: Any, kwargs: dict[str, Any]) -> Any:
+        if way == FUSED:
+            return self._upstream(**kwargs, fused_lm_head=True)
+        return self._on_completions(module, **kwargs) if way == COMPLETIONS else self._on_own_logits(**kwargs)
+
+    def _on_completions(
+        self, module: Any, labels: Tensor | None = None, shift_labels: Tensor | None = None, **kwargs: Any
     ) -> HeadOutput:
-        hidden = module.base_model(*args, **kwargs).last_hidden_state
+        hidden = module.base_model(**kwargs).last_hidden_state
         if shift_labels is None:
             hidden, labels = hidden[:, :-1], labels[:, 1:]
         else:
             labels = shift_labels
         mask = labels != -100
         parts = completion_log_probs(hidden[mask], labels[mask], module.get_output_embeddings(), self.statistics)
-        placed = [None if part is None else part.new_zeros(mask.shape).masked_scatter(mask, part) for part in parts]
-        return HeadOutput(*placed)
+        return _placed(parts, mask)
+
+    def _on_own_logits(
+        self, labels: Tensor | None = None, shift_labels: Tensor | None = None, **kwargs: Any
+    ) -> HeadOutput:
+        keep = None
+        after = shift_labels if shift_labels is not None else labels[:, 1:]
+        mask = after != -100
+        if self._keeps and shift_labels is None:
+            keep = mask.any(0).nonzero()[:, 0]
+        logits, output = head_proof.own_logits(self._upstream, kwargs, keep)
+        if keep is not None:
+            picked = logits[mask[:, keep]]
+        else:
+            picked = logits[:, -labels.size(1) :][:, :-1][mask] if shift_labels is None else logits[mask]
+        parts = _of_logits(picked, after[mask], self.statistics, self._squares)
+        placed = _placed(parts, mask)
+        placed.aux_loss = getattr(output, "aux_loss", None) if kwargs.get("output_router_logits") else None
+        return placed
+
+
+def _is_laid_out(kwargs: dict[str, Any]) -> bool:
+    """True if the labels are of predictors alone, which the backbone picks: there is no row to compare."""
+    shifted, ids = kwargs.get("shift_labels"), kwargs.get("input_ids")
+    return shifted is not None and (ids is None or shifted.shape != ids.shape)
+
+
+def _without_labels(kwargs: dict[str, Any]) -> tuple[dict[str, Any], Tensor]:
+    """The inputs of a call, and its labels by position (those of predictors shifted back)."""
+    inputs = {name: value for name, value in kwargs.items() if name not in ("labels", "shift_labels")}
+    labels, shifted = kwargs.get("labels"), kwargs.get("shift_labels")
+    return inputs, labels if shifted is None else shifted.roll(1, dims=1)
+
+
+def _placed(parts: tuple[Tensor | None, ...], mask: Tensor) -> HeadOutput:
+    return HeadOutput(*(None if x is None else x.new_zeros(mask.shape).masked_scatter(mask, x) for x in parts))
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error) or '-').splitlines()[0][:120]}"
 
 
 def completion_log_probs(
@@ -102,12 +272,17 @@ def completion_log_probs(
 
 
 def _chunk(hidden: Tensor, targets: Tensor, head: torch.nn.Linear, statistics: bool) -> tuple[Tensor | None, ...]:
-    logits = head(hidden)
+    return _of_logits(head(hidden), targets, statistics)
+
+
+def _of_logits(logits: Tensor, targets: Tensor, statistics: bool, squares: bool = False) -> tuple[Tensor | None, ...]:
+    """Log-probability, entropy, mean logit, top-1 hit and (`squares`) log(sum p^2) of logits (N, V), each (N,)."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     log_probs = logits.log_softmax(-1)
     chosen = log_probs.gather(1, targets[:, None])[:, 0]
-    if not statistics:
-        return chosen, None, None, None
     with torch.no_grad():
+        summed = (2 * log_probs).logsumexp(-1) if squares else None
+        if not statistics:
+            return chosen, None, None, None, summed
         entropy = -(log_probs.exp() * log_probs).sum(-1)
-        return chosen, entropy, logits.mean(-1), logits.argmax(-1) == targets
+        return chosen, entropy, logits.mean(-1), logits.argmax(-1) == targets, summed

@@ -94,8 +94,10 @@ class PreferenceTrainer(
         self.check_token_budget()
         self.wrap_collator()
         keep_trainable(self.model)
-        models = (self.model, self.ref_model) if self.own_head else ()
-        self._heads = [CompletionHead(upstream.base_model(model)) for model in models if model is not None]
+        models = [upstream.base_model(model) for model in (self.model, self.ref_model) if model is not None]
+        self._heads = [CompletionHead(model, fast=self.own_head) for model in models]
+        for head in self._heads:
+            head.agree, head.is_main = self._agree, self.accelerator.is_main_process
         self.install_layouts()
         if not any(isinstance(callback, LearningWatch) for callback in self.callback_handler.callbacks):
             self.add_callback(LearningWatch())
