@@ -1,6 +1,6 @@
 """Whether a layout gives the log-probabilities of plain rows, asked of the model itself on the run's own rows."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,29 +15,48 @@ TOLERANCE, TOLERANCE_16_BIT = 1e-3, 5e-2
 GROUPS = 2  # groups of rows that are scored both ways, besides one that is longer than the attention window
 
 
-def reason_against(row_layout: RowLayout, layout: str, batch: dict[str, Any], labels: Tensor) -> str | None:
+Agree = Callable[[str | None], str | None]
+
+
+def reason_against(
+    row_layout: RowLayout, layout: str, batch: dict[str, Any], labels: Tensor, agree: Agree = lambda reason: reason
+) -> str | None:
     """Why this batch's model cannot use `layout`, as the rest of a sentence, or None where it is proved right.
 
     Draws no random numbers and leaves no trace: the model is in evaluation mode and without gradient.
+
+    Args:
+        agree: turns the reason of this process into that of all of them. It is called before the passes and after
+            them, by every process: where the weights are cut across processes, all make the same passes or none.
     """
+    reason = agree(_reason_of_batch(row_layout, layout, batch, labels))
+    return reason if reason is not None else agree(_reason_of_passes(row_layout, layout, batch, labels))
+
+
+def _reason_of_batch(row_layout: RowLayout, layout: str, batch: dict[str, Any], labels: Tensor) -> str | None:
+    """What can be found without a pass."""
     reason = known_reason(row_layout.model)
     if reason is not None:
         return reason
     unknown = unknown_inputs(batch) - {"shift_labels"}
     if unknown:
         return f"rows carry what no layout knows ({', '.join(sorted(unknown))})"
-    ids, mask = batch["input_ids"], batch["attention_mask"]
-    if plan_rows(ids, mask, layout) is None:
+    if plan_rows(batch["input_ids"], batch["attention_mask"], layout) is None:
         return "rows are not padded on the right"
-    few = few_rows(ids, mask, labels, window_of(row_layout.model.config))
+    return None
+
+
+def _reason_of_passes(row_layout: RowLayout, layout: str, batch: dict[str, Any], labels: Tensor) -> str | None:
+    """What two passes on a few rows find."""
+    few = few_rows(batch["input_ids"], batch["attention_mask"], labels, window_of(row_layout.model.config))
     try:
         gap = difference(row_layout, layout, *few)
     except Unsupported as error:
         return f"the model's attention {error}"
-    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+    except Exception as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        return f"the model does not take it ({type(error).__name__}: {str(error).splitlines()[0][:120]})"
+        return f"the model does not take it ({type(error).__name__}: {(str(error) or '-').splitlines()[0][:120]})"
     half = in_16_bits(row_layout.model)
     found = float(gap.mean() if half else gap.max()) if gap.numel() else 0.0
     if not found <= (TOLERANCE_16_BIT if half else TOLERANCE):

@@ -17,7 +17,7 @@ from transformers.masking_utils import eager_mask
 
 from trl_plus.attention import cuda, dense, segments
 from trl_plus.attention.options import Options
-from trl_plus.attention.proof import Unsupported, prove_gradient
+from trl_plus.attention.proof import Unsupported, or_zeros, prove_gradient
 from trl_plus.batching.layouts import Plan
 
 KNOWN = ("sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
@@ -49,8 +49,12 @@ def _with_layouts(before: Callable, name: str) -> Callable:
             if getattr(attention_mask, "shape", None) == (1, 1, 1, 1) and query.size(2) > 1:
                 raise Unsupported("does not get the mask that its model was given")
             return before(module, query, key, value, attention_mask, **kwargs)
-        _refuse(kwargs)
         query, key, value = as_autocast(query, key, value)
+        output = or_zeros(lambda: laid_out(module, query, key, value, plan, kwargs), query, value)
+        return output.transpose(1, 2).contiguous(), None
+
+    def laid_out(module: Any, query: Tensor, key: Tensor, value: Tensor, plan: Plan, kwargs: dict[str, Any]) -> Tensor:
+        _refuse(kwargs)
         options = Options(
             scaling=kwargs.get("scaling"),
             dropout=kwargs.get("dropout", 0.0),
@@ -64,7 +68,7 @@ def _with_layouts(before: Callable, name: str) -> Callable:
         else:
             attend = backend(query, value, plan, options)
         prove_gradient(attend, query, key, value, plan, options)
-        return attend(query, key, value, plan, options).transpose(1, 2).contiguous(), None
+        return attend(query, key, value, plan, options)
 
     attention.before_layouts = before
     return attention

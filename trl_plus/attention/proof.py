@@ -12,7 +12,7 @@ from trl_plus.batching.layouts import Plan
 
 # Relative distance (L2) that a kernel's gradient may have from one computed in float32
 TOLERANCE, TOLERANCE_16_BIT = 1e-3, 5e-2
-_proving = False
+_faults: list[Exception] | None = None  # of the proof that runs; None outside one
 
 
 class Unsupported(Exception):
@@ -21,13 +21,30 @@ class Unsupported(Exception):
 
 @contextmanager
 def proving() -> Iterator[None]:
-    """Within this context `prove_gradient` compares; outside it does nothing."""
-    global _proving
-    _proving = True
+    """Within this context `prove_gradient` compares, and a layer that fails is raised at the end.
+
+    Where weights are cut across processes, a process that leaves a pass early would leave the others waiting for its
+    part of the next layer. So a pass goes on, with zeros, and the first error is raised when all passes are made.
+    """
+    global _faults
+    _faults = []
     try:
         yield
+        if _faults:
+            raise _faults[0]
     finally:
-        _proving = False
+        _faults = None
+
+
+def or_zeros(attend: Callable[[], Tensor], query: Tensor, value: Tensor) -> Tensor:
+    """The output of `attend()` for these queries; within a proof an error is kept and the output is zero."""
+    try:
+        return attend()
+    except Exception as error:
+        if _faults is None:
+            raise
+        _faults.append(error)
+        return query.new_zeros(*query.shape[:-1], value.size(-1))
 
 
 def prove_gradient(attend: Callable, query: Tensor, key: Tensor, value: Tensor, plan: Plan, options: Options) -> None:
@@ -36,7 +53,7 @@ def prove_gradient(attend: Callable, query: Tensor, key: Tensor, value: Tensor, 
     The gradient is that of half the squared output, so nothing is drawn. Once per plan and kind of layer.
     """
     proved = plan.cache.setdefault("proved", set())
-    if not _proving or attend is segments.attend or options in proved:
+    if _faults is None or attend is segments.attend or options in proved:
         return
     proved.add(options)
     real = (plan.group >= 0)[:, None, :, None]  # a kernel may give anything for padding

@@ -4,7 +4,7 @@ import logging
 from typing import Any
 
 import torch
-from accelerate.utils import reduce
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from trl_plus.layout_proof import reason_against
@@ -66,15 +66,20 @@ class RowLayouts:
         row_layout.before_batch = None
         wanted = getattr(self.args, "layout", "auto")
         layout = FASTEST if wanted == "auto" else wanted
-        reason = reason_against(row_layout, layout, batch, labels)
-        if self.accelerator.num_processes > 1:
-            right = reduce(torch.tensor(float(reason is None), device=self.args.device), reduction="mean")
-            if right.item() < 1 and reason is None:
-                reason = "another process found it wrong"
+        reason = reason_against(row_layout, layout, batch, labels, self._agree)
         if reason is None:
             row_layout.layout = layout
         else:
             self._fall_back(wanted, reason)
+
+    def _agree(self, reason: str | None) -> str | None:
+        """This process's reason, or that of the first process that has one. Every process has to call it."""
+        if self.accelerator.num_processes == 1:
+            return reason
+        reasons = [found for found in gather_object([reason]) if found is not None]
+        if not reasons:
+            return None
+        return reason if reason is not None else f"another process finds that {reasons[0]}"
 
     def _fall_back(self, wanted: str, reason: str) -> None:
         if wanted != "auto":

@@ -243,8 +243,19 @@ def is_peft(model: Any) -> bool:
     return is_peft_model(model)
 
 
+def plain_model(model: Any) -> Any:
+    """The model inside what DDP, FSDP1 or DeepSpeed put round it, with its PEFT wrapper if it has one.
+
+    The `config` of a DeepSpeedEngine is DeepSpeed's. FSDP2 wraps nothing: it changes the class of the model itself.
+    """
+    from accelerate.utils import extract_model_from_parallel
+
+    return extract_model_from_parallel(model)
+
+
 def base_model(model: Any) -> Any:
-    """The causal language model inside a PEFT wrapper, or the model itself."""
+    """The causal language model inside an engine and a PEFT wrapper, or the model itself."""
+    model = plain_model(model)
     return model.get_base_model() if is_peft(model) else model
 
 
