@@ -62,7 +62,12 @@ class CompletionHead:
     def _takes(self, module: Any, kwargs: dict[str, Any]) -> bool:
         plain = self._supported and not kwargs.get("output_router_logits")
         head = module.get_output_embeddings()
-        return plain and isinstance(head, torch.nn.Linear) and head.weight.device.type == "cpu"
+        linear = getattr(head, "original_module", head)  # PEFT's `modules_to_save` keeps two of them
+        if not plain or not isinstance(linear, torch.nn.Linear):
+            return False
+        # FSDP2 cuts a head that is a unit of its own. TRL's head gathers its weight by hand, and the gradient of that
+        # is not summed over the processes; called as a module it is
+        return head.weight.device.type == "cpu" or hasattr(head.weight, "full_tensor")
 
     def _forward(
         self, module: Any, *args: Any, labels: Tensor | None = None, shift_labels: Tensor | None = None, **kwargs: Any
