@@ -27,6 +27,8 @@ def outside_of_head(model: Any, weight_only: bool) -> str | None:
         return "it has no LM head that transformers knows"
     if weight_only and not isinstance(head, torch.nn.Linear):
         return f"its LM head is a {type(head).__name__}"
+    if weight_only and is_cut(head):
+        return "its LM head is cut across processes"
     inside = {id(parameter) for part in (backbone, head) for parameter in part.parameters()}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and id(parameter) not in inside:
@@ -36,6 +38,11 @@ def outside_of_head(model: Any, weight_only: bool) -> str | None:
         if id(module) not in modules and isinstance(module, torch.nn.Dropout) and module.p > 0:
             return f"`{name}` draws dropout between its backbone and its logits"
     return None
+
+
+def is_cut(head: Any) -> bool:
+    """Return True if the weight of an LM head is a DTensor, of which this process holds a part."""
+    return hasattr(head.weight, "full_tensor")
 
 
 def own_logits(forward: Callable, kwargs: Mapping[str, Any], keep: Tensor | None = None) -> tuple[Tensor, Any]:

@@ -90,13 +90,16 @@ class CompletionHead:
 
     def _way(self, module: Any, kwargs: dict[str, Any]) -> str:
         head = module.get_output_embeddings()
-        plain = self._fast and not kwargs.get("output_router_logits") and head is not None
-        # TRL's head multiplies by `weight`: an adapter on the head has more to it, and its module is called
-        return (
-            COMPLETIONS
-            if plain and not (isinstance(head, torch.nn.Linear) and head.weight.device.type != "cpu")
-            else FUSED
-        )
+        if (
+            not self._fast
+            or kwargs.get("output_router_logits")
+            or not isinstance(getattr(head, "weight", None), Tensor)
+        ):
+            return FUSED
+        # TRL's head multiplies by `weight`. An adapter on the head has more to it. Where FSDP2 cuts the head, TRL gathers
+        # its weight by hand, and the gradient of that is not summed over the processes. There the module is called
+        called = not isinstance(head, torch.nn.Linear) or head_proof.is_cut(head)
+        return COMPLETIONS if called or head.weight.device.type == "cpu" else FUSED
 
     def _proved(self, way: str, module: Any) -> str:
         """The way, or the model's own logits if it is wrong or was not proved."""

@@ -14,6 +14,7 @@ from trl_plus.recipes.recipe import RESOLVED, Recipe, load_recipe
 _ADAPTER, _MODEL = "adapter_config.json", "config.json"
 # What holds weights; `training_args.bin` lies beside them and holds none
 _ADAPTER_WEIGHTS = ("adapter_model*.safetensors", "adapter_model*.bin")
+_FSDP_SHARDS = "pytorch_model_fsdp_0"  # of accelerate, with `fsdp_state_dict_type: SHARDED_STATE_DICT`
 _MODEL_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 
 
@@ -47,6 +48,20 @@ def weights_in(folder: Path) -> Weights | None:
     return None
 
 
+def refuse_shards(folder: Path) -> None:
+    """Raises a RecipeError if the weights of a folder are there, but in the shards of DeepSpeed or FSDP."""
+    if (folder / "zero_to_fp32.py").is_file():
+        raise RecipeError(
+            f"{folder} holds its weights in shards of DeepSpeed. Fix: `cd {folder} && python zero_to_fp32.py . . "
+            "--safe_serialization` makes them whole; `zero3_save_16bit_model: true` saves them whole."
+        )
+    if (folder / _FSDP_SHARDS).is_dir():
+        raise RecipeError(
+            f"{folder} holds its weights in shards of FSDP. Fix: use the folder of the finished run, whose model is "
+            "whole; `fsdp_state_dict_type: FULL_STATE_DICT` saves whole checkpoints."
+        )
+
+
 def named_weights(name: str) -> Weights:
     """The weights that `--model` names.
 
@@ -58,6 +73,7 @@ def named_weights(name: str) -> Weights:
         return Weights(name, adapter=None)
     found = weights_in(folder)
     if found is None:
+        refuse_shards(folder)
         raise RecipeError(f"{name} holds neither an adapter nor a model: name a folder with {_ADAPTER} or {_MODEL}.")
     return found
 
@@ -83,6 +99,7 @@ def open_run(argument: str, overrides: Sequence[str] = (), needs_data: bool = Tr
         )
     weights = weights_in(folder)
     if weights is None:
+        refuse_shards(folder)
         saved = checkpoints(folder)
         cure = f"name a checkpoint, {saved[0]} for example" if saved else "train it first"
         raise RecipeError(f"{argument} holds no trained weights: {cure}.")

@@ -1,6 +1,5 @@
 """What paired and unpaired trainers share: construction, the reference's scores, metrics, and an exact eval loss."""
 
-import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -24,6 +23,7 @@ from trl_plus.trainers.metrics import Meters
 from trl_plus.trainers.nonfinite import NonFiniteSteps
 from trl_plus.trainers.reference_cache import KeptReference
 from trl_plus.trainers.rows import PreferenceRows
+from trl_plus.trainers.sharded import frozen_copy
 from trl_plus.trainers.throughput import Throughput
 from trl_plus.trainers.token_budget import TokenBudget
 from trl_plus.trainers.watch import LearningWatch
@@ -123,15 +123,11 @@ class PreferenceTrainer(
 
         TRL would load the checkpoint named in the model's config again, which is another model if this one was edited
         in memory and no model at all if it was built there. Adapters need none: they are switched off. A model given
-        as a path is loaded twice by TRL, which is right. Under ZeRO-3 the parameters are partitioned and cannot be
-        copied, so TRL's way stays.
+        as a path is loaded twice by TRL, which is right.
         """
         if not isinstance(model, PreTrainedModel) or peft_config is not None or upstream.is_peft(model):
             return None
-        plugin = args.deepspeed_plugin
-        if plugin is not None and plugin.zero_stage == 3:
-            return None
-        return copy.deepcopy(model).eval().requires_grad_(False)
+        return frozen_copy(model)
 
     # -- scores -----------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """Checkpoints of our trainers: saved whole or not at all, and gone on from as if nothing had happened.
 
-Works over what every engine writes, since the folder as a whole is renamed; saves by DeepSpeed and FSDP were not run.
+Works over what every engine writes, since the folder as a whole is renamed (tests/engines).
 """
 
 import json
@@ -38,6 +38,21 @@ def untouched_random_state() -> Iterator[None]:
         np.random.set_state(numpy)
 
 
+def refuse_evaluation_alone(trainer: Any) -> None:
+    """Raises a ValueError where the engine can cut the weights for training only, and has not done so yet."""
+    if trainer.is_deepspeed_enabled:
+        stage = trainer.accelerator.state.deepspeed_plugin.zero_stage
+        engine = f"DeepSpeed ZeRO-{stage}" if stage < 3 and trainer.deepspeed is None else None
+    else:
+        cut = any(hasattr(parameter, "full_tensor") for parameter in trainer.model.parameters())
+        engine = "FSDP2" if getattr(trainer.accelerator, "is_fsdp2", False) and not cut else None
+    if engine is not None:
+        raise ValueError(
+            f"{engine} prepares a model for training only, so it cannot be evaluated before `train` was called: set "
+            "`eval_on_start: true` to evaluate before the first step, or evaluate it in a process without an engine."
+        )
+
+
 class SafeCheckpoints:
     """Mixed in before a trainer and above `upstream.Seams`, whose hooks it overrides."""
 
@@ -52,11 +67,20 @@ class SafeCheckpoints:
                 logger.warning("Passed over %s.", reason)
             if found.newest is not None:
                 resume_from_checkpoint = str(found.newest)
+        self.forget_engine()
         self.random_state_is_loaded = False
         self._resume_from = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
+    def forget_engine(self) -> None:
+        """DeepSpeed's engine of an earlier `evaluate` or `train`: transformers would train with it, and it cannot."""
+        if self.is_deepspeed_enabled and self.deepspeed is not None:
+            self.deepspeed.destroy()
+            self.model_wrapped, self.deepspeed = self.model, None
+
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.is_in_train:
+            refuse_evaluation_alone(self)
         with untouched_random_state():
             return super().evaluate(*args, **kwargs)
 
@@ -105,6 +129,19 @@ class SafeCheckpoints:
                 if path.resolve() != Path(self.state.best_model_checkpoint).resolve():
                     files.remove(path)
         self.accelerator.wait_for_everyone()  # each process lists the checkpoints next
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """transformers' `save_model`. Under FSDP the model is saved whole, also where checkpoints are saved in shards:
+        transformers would write nothing then."""
+        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled and not _internal_call else None
+        kind = plugin.state_dict_type if plugin is not None else None
+        if kind is None or kind.name == "FULL_STATE_DICT":
+            return super().save_model(output_dir, _internal_call)
+        plugin.set_state_dict_type("FULL_STATE_DICT")
+        try:
+            return super().save_model(output_dir, _internal_call)
+        finally:
+            plugin.set_state_dict_type(kind.name)
 
     def save_files(self, folder: str, write: Any) -> None:
         """A model saved beside other files: each of its files is written elsewhere and then moved."""

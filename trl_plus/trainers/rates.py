@@ -39,9 +39,14 @@ def unknown_rate(method: str, args: Any, model: Any) -> str | None:
     )
 
 
+def size_of(parameter: Any) -> int:
+    """Elements of a parameter. DeepSpeed ZeRO-3 leaves an empty tensor in its place; FSDP2 keeps its shape."""
+    return getattr(parameter, "ds_numel", parameter.numel())
+
+
 def parameters(model: Any) -> int:
-    """The number of a model's parameters; under DeepSpeed ZeRO-3 a parameter here is only a part of the whole one."""
-    return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())
+    """The number of a model's parameters, over all processes that hold parts of them."""
+    return sum(size_of(parameter) for parameter in model.parameters())
 
 
 def adapter_of(model: Any) -> str:

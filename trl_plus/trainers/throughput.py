@@ -8,6 +8,7 @@ from torch import Tensor
 
 from trl_plus.trainers import upstream
 from trl_plus.trainers.metrics import COMPUTED_TOKENS, TIMED_TOKENS
+from trl_plus.trainers.rates import parameters, size_of
 
 
 class Throughput:
@@ -66,11 +67,11 @@ class Throughput:
         return found
 
     def _flops_per_token(self) -> float:
-        model = upstream.base_model(self.accelerator.unwrap_model(self.model))
-        embedding = model.get_input_embeddings().weight.numel()
+        model = upstream.base_model(self.model)
+        embedding = size_of(model.get_input_embeddings().weight)
         frozen = any(not p.requires_grad for p in model.parameters())
         passes = 3 - frozen + (self.ref_model is not None or (upstream.is_peft(self.model) and self.has_reference))
-        return 2.0 * (model.num_parameters() - embedding) * passes
+        return 2.0 * (parameters(model) - embedding) * passes
 
     @property
     def has_reference(self) -> bool:

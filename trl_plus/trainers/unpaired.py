@@ -1,7 +1,7 @@
 """KTOTrainer: TRL's, with one reference point z_ref for the whole effective batch and freely shuffled rows."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -41,6 +41,23 @@ Rows = Dataset | IterableDataset
 def has_images(dataset: Any) -> bool:
     first = next(iter(dataset), {}) if dataset is not None else {}
     return "image" in first or "images" in first
+
+
+class FirstOf:
+    """A data loader that calls `first` before its rows. An engine has the weights ready by then, and not before."""
+
+    def __init__(self, loader: Any, first: Callable[[], None]) -> None:
+        self._loader, self._first = loader, first
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        self._first()
+        return iter(self._loader)
 
 
 class KTOTrainer(StartCheck, PreferenceTrainer, trl.KTOTrainer):
@@ -218,11 +235,13 @@ class KTOTrainer(StartCheck, PreferenceTrainer, trl.KTOTrainer):
         return [list(range(start, min(start + size, len(pairs)))) for start in range(0, len(pairs), size)]
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.needs_z_ref:
+        def measure_z_ref() -> None:
             self.model.eval()
             self._eval_z_ref = self.z_ref(self.without_repeats(batch) for batch in dataloader)
+
         try:
-            return super().evaluation_loop(dataloader, *args, **kwargs)
+            rows = FirstOf(dataloader, measure_z_ref) if self.needs_z_ref else dataloader
+            return super().evaluation_loop(rows, *args, **kwargs)
         finally:
             self._eval_z_ref = None
 

@@ -4,12 +4,14 @@
 the hooks and never a private method.
 """
 
+import copy
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel, is_peft_model
 
 from trl_plus.attention import EAGER, register
 from trl_plus.scoring import model_inputs
@@ -238,18 +240,11 @@ class Seams:
 
 
 def is_peft(model: Any) -> bool:
-    from accelerate.utils import is_peft_model
-
     return is_peft_model(model)
 
 
 def plain_model(model: Any) -> Any:
-    """The model inside what DDP, FSDP1 or DeepSpeed put round it, with its PEFT wrapper if it has one.
-
-    The `config` of a DeepSpeedEngine is DeepSpeed's. FSDP2 wraps nothing: it changes the class of the model itself.
-    """
-    from accelerate.utils import extract_model_from_parallel
-
+    """The model inside DDP, FSDP1 or DeepSpeed (whose `config` is another), with its PEFT wrapper if it has one."""
     return extract_model_from_parallel(model)
 
 
@@ -257,6 +252,11 @@ def base_model(model: Any) -> Any:
     """The causal language model inside an engine and a PEFT wrapper, or the model itself."""
     model = plain_model(model)
     return model.get_base_model() if is_peft(model) else model
+
+
+def build_again(model: Any) -> Any:
+    """A model of the same class and configuration with other weights. Under ZeRO-3 they are cut at once."""
+    return type(model)._from_config(copy.deepcopy(model.config), dtype=model.dtype)
 
 
 def ignore_bool_buffers(model: Any) -> None:
