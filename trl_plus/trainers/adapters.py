@@ -1,16 +1,17 @@
-"""Adapters and quantized weights: the reference that a base is, and what TRL and bitsandbytes must not do to them."""
+"""Adapters and quantized weights: switching an adapter, copying one, and keeping both trainable."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from trl_plus.trainers.upstream import is_peft
+from torch import Tensor
 
-
-def drop_reference_adapter(model: Any) -> None:
-    """Deletes the copy of a pretrained adapter that TRL makes as a reference."""
-    if is_peft(model) and "ref" in model.peft_config:
-        model.delete_adapter("ref")
+REF = "ref"  # TRL's name for the copy of a given adapter
+# Initialisations of LoRA that take from the base weights what they put into the adapter: without the adapter the model
+# is not what it was
+_MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_INSIDE = {"base_layer", "original_module"}  # what a layer of PEFT wraps
 
 
 def keep_trainable(model: Any) -> None:
@@ -25,14 +26,20 @@ def keep_trainable(model: Any) -> None:
 
 
 def adapter_layers(model: Any) -> list[Any] | None:
-    """The modules that `reference_adapter` has to switch; None where the adapter is no matter of single layers."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
+    """The modules that `reference_adapter` has to switch; None if the adapter does not consist of single layers."""
+    from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
-    config = model.peft_config[model.active_adapter]
-    if config.is_prompt_learning or config.is_adaption_prompt:
-        return None
+    tuner = type(model.base_model)
+    if getattr(tuner, "disable_adapter_layers", None) is not BaseTuner.disable_adapter_layers:
+        return None  # virtual tokens, LLaMA-Adapter, X-LoRA's gates
     return [module for module in model.modules() if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
+
+
+def adapter_tensors(layer: Any) -> dict[str, Tensor]:
+    """Parameters and buffers of one layer that belong to adapters, and not to the module that it wraps."""
+    tensors = dict(layer.named_parameters()) | dict(layer.named_buffers())
+    return {name: tensor for name, tensor in tensors.items() if not _INSIDE & set(name.split("."))}
 
 
 @contextmanager
@@ -43,8 +50,8 @@ def reference_adapter(model: Any, layers: list[Any]) -> Iterator[None]:
     switch itself, and weights of an adapter that were frozen on purpose would be trainable afterwards. No gradient is
     taken here, so only what the forward pass looks at is set. TRL trains one adapter, the same in all layers.
     """
-    if "ref" in model.peft_config:
-        name, value = "_active_adapter", ["ref"]
+    if REF in model.peft_config:
+        name, value = "_active_adapter", [REF]
     else:
         name, value = "_disable_adapters", True
     before = [getattr(layer, name) for layer in layers]
@@ -55,3 +62,107 @@ def reference_adapter(model: Any, layers: list[Any]) -> Iterator[None]:
     finally:
         for layer, kept in zip(layers, before, strict=True):
             setattr(layer, name, kept)
+
+
+@contextmanager
+def switched_off(model: Any) -> Iterator[None]:
+    """PEFT's own context for adapters that are not single layers; `requires_grad` is afterwards as it was before."""
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+# -- the copy of a given adapter ------------------------------------------------------------------------------------
+
+
+def check_given(model: Any, reference: bool) -> None:
+    """Refuses a PEFT model that cannot be trained as it is, or whose copy would be mistaken for another adapter."""
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            f"No weight of the model is trainable: its adapter {model.active_adapter!r} was loaded for inference. "
+            "Fix: load it with `PeftModel.from_pretrained(model, path, is_trainable=True)`."
+        )
+    if any(getattr(module, "merged", False) for module in adapter_layers(model) or ()):
+        raise ValueError("The adapter is merged into its base, so it would not be trained. Fix: call "
+                         "`model.unmerge_adapter()` before building the trainer.")  # fmt: skip
+    if not reference or REF not in model.peft_config:
+        return
+    if not getattr(model, "reference_is_a_copy", False):
+        raise ValueError(
+            f"The model already has an adapter called {REF!r}, the name of the reference's copy of the trained adapter. "
+            f"Fix: `model.delete_adapter({REF!r})` to take the adapter as given as the reference, or pass the model "
+            "that you mean as `ref_model`."
+        )
+    model.delete_adapter(REF)  # an earlier trainer's
+
+
+def holds_a_copy(model: Any) -> bool:
+    """Whether PEFT can hold a second adapter like the active one without touching the base or the first one.
+
+    True for LoRA in its usual forms. Of every other kind of adapter the first values are kept instead.
+    """
+    name = model.active_adapter
+    if not isinstance(name, str) or model.peft_type != "LORA":
+        return False
+    config = model.peft_config[name]
+    layers = adapter_layers(model) or []
+    alone = all(getattr(layer, "active_adapters", [name]) in ([name], []) for layer in layers)
+    return alone and config.bias == "none" and not config.layer_replication
+
+
+def add_copy(model: Any) -> None:
+    """Adds the adapter "ref", like the active one and frozen; `fill_copy` gives it its weights."""
+    config = copy.deepcopy(model.peft_config[model.active_adapter])
+    config.init_lora_weights, config.inference_mode = True, True  # another initialisation may change the base weights
+    for option in ("loftq_config", "eva_config", "corda_config", "lora_ga_config"):
+        if getattr(config, option, None):
+            setattr(config, option, {} if option == "loftq_config" else None)
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    model.add_adapter(REF, config)
+    model.reference_is_a_copy = True
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(flags.get(name, False))
+
+
+def fill_copy(model: Any, layers: list[Any]) -> None:
+    """Gives "ref" every weight, dtype and setting of the active adapter.
+
+    Raises:
+        ValueError: a weight of the adapter has no counterpart.
+    """
+    given = model.active_adapter
+    for layer in layers:
+        tensors = adapter_tensors(layer)
+        for name, tensor in tensors.items():
+            parts = name.split(".")
+            if given not in parts:
+                continue
+            twin = tensors.get(".".join(REF if part == given else part for part in parts))
+            if twin is None or local(twin).shape != local(tensor).shape:
+                raise ValueError(
+                    f"The adapter {given!r} cannot be copied for the reference: {name} of a {type(layer).__name__} has "
+                    "no counterpart in the copy. Fix: pass the reference as `ref_model`."
+                )
+            if local(tensor) is tensor:
+                twin.data = tensor.detach().clone()
+            else:
+                local(twin).data.copy_(local(tensor).data)
+        for settings in vars(layer).values():  # such as a scale that was set by hand
+            if isinstance(settings, dict) and isinstance(settings.get(given), (int, float, bool)):
+                settings[REF] = settings[given]
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this process holds under DeepSpeed ZeRO-3 or FSDP2; otherwise the tensor itself."""
+    tensor = getattr(tensor, "ds_tensor", tensor)
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def moves_base(model: Any) -> bool:
+    """Whether putting the adapter on has changed the base weights."""
+    names = [str(getattr(config, "init_lora_weights", "")).lower() for config in model.peft_config.values()]
+    return any(name.startswith(_MOVES_BASE) for name in names)

@@ -20,6 +20,7 @@ ROW, Z_REF = "a log-ratio", "a log-ratio of KTO's mismatched rows (z_ref)"
 class StartCheck:
     """Mixed in before a trainer with a reference: at the first step of a fresh run the policy must equal it."""
 
+    has_reference = True
     reference_is_given = False  # an explicit `ref_model` may be any model
     _start_is_checked: frozenset[str] = frozenset()
 
@@ -31,9 +32,8 @@ class StartCheck:
     def reference_name(self) -> str:
         if self.reference_is_given:
             name = "the `ref_model` that was given"
-        elif upstream.is_peft(self.model):
-            copied = "ref" in self.model.peft_config
-            name = "a frozen copy of the adapter as given" if copied else "the model with its adapter switched off"
+        elif self.own_reference is not None:
+            name = str(self.own_reference)
         elif self.ref_model is None:
             name = "the model as it was before the first step"
         else:
