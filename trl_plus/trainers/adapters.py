@@ -1,17 +1,28 @@
 """Adapters and quantized weights: switching an adapter, copying one, and keeping both trainable."""
 
 import copy
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
 
+logger = logging.getLogger("trl_plus")
 REF = "ref"  # TRL's name for the copy of a given adapter
 # Initialisations of LoRA that take from the base weights what they put into the adapter: without the adapter the model
 # is not what it was
 _MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-_INSIDE = {"base_layer", "original_module"}  # what a layer of PEFT wraps
+INSIDE = {"base_layer", "original_module"}  # what a layer of PEFT wraps
+_NO_TASK = "it needs the number of a task with every row, which preference rows do not have"
+_NO_STATES = "it reads outputs of the model that a pass for log-probabilities does not compute"
+_UNUSABLE = {
+    "POLY": _NO_TASK,
+    "MULTITASK_PROMPT_TUNING": _NO_TASK,
+    "CPT": _NO_STATES,
+    "XLORA": _NO_STATES,
+    "SHADOW": _NO_STATES,
+}
 
 
 def keep_trainable(model: Any) -> None:
@@ -39,7 +50,32 @@ def adapter_layers(model: Any) -> list[Any] | None:
 def adapter_tensors(layer: Any) -> dict[str, Tensor]:
     """Parameters and buffers of one layer that belong to adapters, and not to the module that it wraps."""
     tensors = dict(layer.named_parameters()) | dict(layer.named_buffers())
-    return {name: tensor for name, tensor in tensors.items() if not _INSIDE & set(name.split("."))}
+    return {name: tensor for name, tensor in tensors.items() if not INSIDE & set(name.split("."))}
+
+
+def adapter_weights(model: Any) -> set[int]:
+    """The ids of all tensors that belong to adapters of a PEFT model."""
+    layers = adapter_layers(model)
+    if layers is None:  # virtual tokens, LLaMA-Adapter
+        inside = ("prompt_encoder.", ".adaption_prompt", ".adaption_gate")
+        return {id(p) for name, p in model.named_parameters() if any(part in name for part in inside)}
+    return {id(tensor) for layer in layers for tensor in adapter_tensors(layer).values()}
+
+
+def check_kind(model: Any) -> None:
+    """Refuses a kind of adapter that cannot be trained here, and warns of one whose scores depend on the batch."""
+    kind = getattr(model.peft_type, "value", model.peft_type)
+    if kind in _UNUSABLE:
+        raise ValueError(
+            f"Adapters of type {kind} do not work here: {_UNUSABLE[kind]}. Fix: use another type, such as LORA."
+        )
+    if kind == "LILY":
+        logger.warning(
+            "LILY averages its router over all tokens of a forward pass, padding included, so a row's score depends on "
+            "the rows beside it: steps are not exact with it."
+        )
+    if "forward" in vars(model.base_model):  # LLaMA-Adapter holds on to the forward that the model had before ours
+        model.base_model.forward = lambda *args, **kwargs: model.base_model.model.forward(*args, **kwargs)
 
 
 @contextmanager
@@ -93,9 +129,9 @@ def check_given(model: Any, reference: bool) -> None:
         return
     if not getattr(model, "reference_is_a_copy", False):
         raise ValueError(
-            f"The model already has an adapter called {REF!r}, the name of the reference's copy of the trained adapter. "
-            f"Fix: `model.delete_adapter({REF!r})` to take the adapter as given as the reference, or pass the model "
-            "that you mean as `ref_model`."
+            f"The model already has an adapter called {REF!r}, the name of the reference's copy of the trained "
+            f"one. Fix: `model.delete_adapter({REF!r})` to have the adapter as given as the reference, or pass the "
+            "model that you mean as `ref_model`."
         )
     model.delete_adapter(REF)  # an earlier trainer's
 

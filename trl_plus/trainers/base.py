@@ -15,7 +15,7 @@ from trl_plus.lm_head import CompletionHead
 from trl_plus.objectives import Completions
 from trl_plus.scoring import Scores, score
 from trl_plus.trainers import upstream
-from trl_plus.trainers.adapters import keep_trainable
+from trl_plus.trainers.adapters import check_kind, keep_trainable
 from trl_plus.trainers.cards import ModelCards
 from trl_plus.trainers.checkpoints import SafeCheckpoints
 from trl_plus.trainers.exact_step import ExactSteps, row_weights
@@ -99,6 +99,8 @@ class PreferenceTrainer(
         self.check_token_budget()
         self.wrap_collator()
         keep_trainable(self.model)
+        if upstream.is_peft(self.model):
+            check_kind(self.model)
         if self.has_reference and self.ref_model is None and upstream.is_peft(self.model):
             self.own_reference = OwnReference(self.model, self._adapter_is_given)
         self.check_outside()

@@ -1,5 +1,8 @@
-"""What is different while TRL's constructors run: no reference where a method has none, no KL rows fixed in advance, and a
-given adapter copied by PEFT's structure instead of by names."""
+"""Changes to TRL's constructors while they run.
+
+No reference is loaded if a method has none, KTO's mismatched rows are not fixed in advance, and a given adapter is
+copied by PEFT's structure instead of by names.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

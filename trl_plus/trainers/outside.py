@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from trl_plus.trainers import upstream
-from trl_plus.trainers.adapters import adapter_layers, adapter_tensors
+from trl_plus.trainers.adapters import adapter_weights
 from trl_plus.trainers.own_reference import OwnReference, counted
 
 logger = logging.getLogger("trl_plus")
@@ -19,8 +19,7 @@ FILE = "outside_adapter.safetensors"  # beside an adapter whose file does not ho
 
 def unsaved(model: Any) -> dict[str, Tensor]:
     """Trainable weights outside the adapters that PEFT writes nowhere, by their names in the PEFT model."""
-    layers = adapter_layers(model)
-    mine = {id(tensor) for layer in layers or () for tensor in adapter_tensors(layer).values()}
+    mine = adapter_weights(model)
     outside = {n: p for n, p in model.named_parameters() if p.requires_grad and id(p) not in mine}
     if not outside:
         return {}
@@ -29,12 +28,7 @@ def unsaved(model: Any) -> dict[str, Tensor]:
         saved |= upstream.adapter_file(model, adapter).keys()
     adapters = set(model.peft_config)
     bare = {n: ".".join(part for part in n.split(".") if part not in adapters) for n in outside}
-    return {n: p for n, p in outside.items() if not {n, bare[n]} & saved and not _is_encoder(model, n)}
-
-
-def _is_encoder(model: Any, name: str) -> bool:
-    """Whether a weight makes virtual tokens, of which PEFT saves the result."""
-    return name.startswith("prompt_encoder.")
+    return {n: p for n, p in outside.items() if not {n, bare[n]} & saved}
 
 
 def read(model: Any, folder: str | Path) -> None:

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from trl_plus.trainers.adapters import (
+    INSIDE,
     REF,
     adapter_layers,
     adapter_tensors,
+    adapter_weights,
     fill_copy,
     local,
     moves_base,
@@ -37,18 +39,28 @@ class OwnReference:
         self.switched_off = not given and not moves_base(model)
         if self.copied:
             fill_copy(model, self.layers)
-        mine = [model] if self.layers is None else self.layers
-        self._adapter = {id(tensor) for layer in mine for tensor in adapter_tensors(layer).values()}
+        self._adapter = adapter_weights(model)
         self.first: dict[str, tuple[Tensor, Tensor]] = {}
+        self._noisy = [] if self.switched_off else self._adapter_modules()
         self.keep()
+
+    def _adapter_modules(self) -> list[Any]:
+        """The modules of the adapter, whose dropout and noise a reference is without."""
+        roots = [getattr(self.model, "prompt_encoder", None)] if self.layers is None else self.layers
+        return [
+            module
+            for root in roots
+            if root is not None
+            for name, module in root.named_modules()
+            if not INSIDE & set(name.split("."))
+        ]
 
     def keep(self) -> None:
         """Keeps the values of trainable weights that the reference needs and that are not kept yet."""
         switched = self.copied or self.switched_off
         for name, parameter in self.model.named_parameters():
-            adapter = id(parameter) in self._adapter
-            wanted = parameter.requires_grad if not adapter else not switched
-            if wanted and not (adapter and self.layers is None and not parameter.requires_grad):
+            adapter = id(parameter) in self._adapter  # all of it: AdaLoRA changes weights that it does not train
+            if not switched if adapter else parameter.requires_grad:
                 self.first.setdefault(name, (parameter, parameter.detach().clone()))
 
     @property
@@ -75,8 +87,15 @@ class OwnReference:
             switch = switched_off(self.model)
         else:
             switch = reference_adapter(self.model, self.layers)
+        training = [module for module in self._noisy if module.training]
         with switch, self._first_values():
-            yield
+            try:
+                for module in training:
+                    module.training = False
+                yield
+            finally:
+                for module in training:
+                    module.training = True
 
     @contextmanager
     def _first_values(self) -> Iterator[None]:

@@ -6,8 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trl_plus.trainers import upstream
-
 logger = logging.getLogger("trl_plus")
 # Nats per token by which the same weights may differ when a row is scored in another batch
 TOLERANCE, TOLERANCE_16_BIT = 1e-3, 2e-2

@@ -245,7 +245,7 @@ class Seams:
 def is_peft(model: Any) -> bool:
     from accelerate.utils import is_peft_model
 
-    return is_peft_model(model)
+    return isinstance(model, torch.nn.Module) and is_peft_model(model)  # a path is neither
 
 
 def base_model(model: Any) -> Any:
