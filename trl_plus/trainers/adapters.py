@@ -4,6 +4,7 @@ import copy
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import MISSING, fields
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +14,14 @@ REF = "ref"  # TRL's name for the copy of a given adapter
 # Initialisations of LoRA that take from the base weights what they put into the adapter: without the adapter the model
 # is not what it was
 _MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# Options of LoRA of which a second adapter may have the same; `add_copy` resets those of the initialisation
+_HARMLESS = {
+    "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
+    "r", "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out", "use_rslora", "use_dora",
+    "modules_to_save", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "lora_bias",
+    "trainable_token_indices", "target_parameters", "ensure_weight_tying", "runtime_config", "megatron_core",
+    "init_lora_weights", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
+}  # fmt: skip
 INSIDE = {"base_layer", "original_module"}  # what a layer of PEFT wraps
 _NO_TASK = "it needs the number of a task with every row, which preference rows do not have"
 _NO_STATES = "it reads outputs of the model that a pass for log-probabilities does not compute"
@@ -74,8 +83,25 @@ def check_kind(model: Any) -> None:
             "LILY averages its router over all tokens of a forward pass, padding included, so a row's score depends on "
             "the rows beside it: steps are not exact with it."
         )
+    head = model.get_base_model().get_output_embeddings()
+    if hasattr(head, "token_adapter"):  # trainable tokens: TRL's fused head asks for a bias, which PEFT's layer lacks
+        if head.original_module.bias is not None:
+            raise ValueError(
+                "`trainable_token_indices` on an output layer with a bias leaves the bias out of the logits (PEFT). "
+                "Fix: `modules_to_save` with the names of both layers."
+            )
+        head.bias = None
     if "forward" in vars(model.base_model):  # LLaMA-Adapter holds on to the forward that the model had before ours
         model.base_model.forward = lambda *args, **kwargs: model.base_model.model.forward(*args, **kwargs)
+
+
+def needs_plain_rows(model: Any) -> str | None:
+    """Why an adapter rules out every row layout but `rows`, or None."""
+    if model.peft_type == "LILY":
+        return "LILY averages over all tokens of a forward pass"
+    if any(getattr(config, "alora_invocation_tokens", None) for config in model.peft_config.values()):
+        return "aLoRA looks for its invocation tokens in plain rows"
+    return None
 
 
 @contextmanager
@@ -139,15 +165,28 @@ def check_given(model: Any, reference: bool) -> None:
 def holds_a_copy(model: Any) -> bool:
     """Whether PEFT can hold a second adapter like the active one without touching the base or the first one.
 
-    True for LoRA in its usual forms. Of every other kind of adapter the first values are kept instead.
+    True for LoRA in its usual forms. Of every other adapter the first values are kept instead: an unknown option may
+    change the base weights when a second adapter is added.
     """
     name = model.active_adapter
     if not isinstance(name, str) or model.peft_type != "LORA":
         return False
-    config = model.peft_config[name]
     layers = adapter_layers(model) or []
-    alone = all(getattr(layer, "active_adapters", [name]) in ([name], []) for layer in layers)
-    return alone and config.bias == "none" and not config.layer_replication
+    alone = all(layer.active_adapters in ([name], []) for layer in layers)
+    return alone and not unusual(model.peft_config[name])
+
+
+def unusual(config: Any) -> set[str]:
+    """Options of a LoRA configuration that are set and might do more to a model than add weights of its own."""
+    return {
+        field.name
+        for field in fields(config)
+        if field.name not in _HARMLESS and getattr(config, field.name) not in (_default(field), None)
+    }
+
+
+def _default(field: Any) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 def add_copy(model: Any) -> None:

@@ -130,6 +130,19 @@ class OwnReference:
                     found.append(name)
         return found
 
+    def nonzero_start(self) -> str | None:
+        """A clause on why the adapter changes the model before it is trained, or None if it should not."""
+        config = self.model.peft_config[self.model.active_adapters[0]]
+        kind = getattr(config.peft_type, "value", config.peft_type)
+        if config.is_prompt_learning:
+            return f"{kind} puts virtual tokens before every row"
+        for name, value in vars(config).items():
+            if not name.startswith("init_") or not name.endswith("weights"):
+                continue
+            if value is False or (isinstance(value, str) and value not in ("gaussian", "eva", "orthogonal", "mica")):
+                return f"{kind} does not start at zero (`{name}={value!r}`)"
+        return None
+
     def passes(self, model: Any) -> Callable[..., Any]:
         """The reference as a function: forward passes of `model`, the same weights with whatever wraps them."""
 
