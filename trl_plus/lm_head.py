@@ -96,7 +96,7 @@ class CompletionHead:
             or not isinstance(getattr(head, "weight", None), Tensor)
         ):
             return FUSED
-        # TRL's head multiplies by `weight`. An adapter on the head has more to it. Where FSDP2 cuts the head, TRL gathers
+        # TRL's head multiplies by `weight`. An adapter on the head has more to it. If FSDP2 cuts the head, TRL gathers
         # its weight by hand, and the gradient of that is not summed over the processes. There the module is called
         called = not isinstance(head, torch.nn.Linear) or head_proof.is_cut(head)
         return COMPLETIONS if called or head.weight.device.type == "cpu" else FUSED

@@ -63,8 +63,8 @@ def compare(
 ) -> Comparison:
     """Answers of a run's base model and of its trained weights.
 
-    An adapter is switched off for the base, so that one model is loaded; of a full fine-tune, one model after the
-    other.
+    An adapter is put on the base when that has answered, so that one model is loaded; of a full fine-tune, one model
+    after the other.
 
     Args:
         prompts: a file; None for held-out prompts of the recipe.
@@ -111,10 +111,8 @@ def _both(
     model = load_model(objects, objects.model.model_name_or_path, quantized=True)
     if weights.adapter:
         quantized = objects.model.load_in_4bit or objects.model.load_in_8bit
-        model = _placed(objects, put_adapter(model, weights, quantized))
-        with model.disable_adapter():
-            base = answered(model, BASE)
-        return base, answered(model, TUNED)
+        base = answered(_placed(objects, model), BASE)  # first: an adapter may bring biases that it trained
+        return base, answered(_placed(objects, put_adapter(model, weights, quantized)), TUNED)
     base = answered(_placed(objects, model), BASE)
     del model
     free()

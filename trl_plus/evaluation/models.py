@@ -15,7 +15,7 @@ from trl_plus.lm_head import CompletionHead
 from trl_plus.recipes.errors import RecipeError, RunFault
 from trl_plus.recipes.objects import RunObjects
 from trl_plus.recipes.runs import Weights
-from trl_plus.trainers import upstream
+from trl_plus.trainers import outside, upstream
 from trl_plus.trainers.adapters import keep_trainable
 
 
@@ -38,10 +38,6 @@ class Scorer:
         mixed = nullcontext() if self.autocast is None else torch.autocast(self.device.type, dtype=self.autocast)
         with torch.no_grad(), mixed:
             yield
-
-    def without_adapter(self) -> Any:
-        """Context in which the base model alone answers."""
-        return self.model.disable_adapter() if upstream.is_peft(self.model) else nullcontext()
 
 
 def load_model(objects: RunObjects, name: str, quantized: bool, dtype: Any = None) -> Any:
@@ -83,6 +79,7 @@ def put_adapter(model: Any, weights: Weights, quantized: bool) -> Any:
 
     try:
         adapted = PeftModel.from_pretrained(model, weights.path)
+        outside.read(adapted, weights.path)
     except (OSError, ValueError, RuntimeError) as error:
         raise RecipeError(
             f"The adapter {weights.path} does not fit the model: {first_line(error)} Name the model that it was "

@@ -136,14 +136,14 @@ def score_models(
 
     adapter = weights is not None and is_adapter(weights)
     model = load_model(objects, objects.model.model_name_or_path, quantized=True)
-    if adapter:
-        model = put_adapter(model, weights, quantized=objects.model.load_in_4bit or objects.model.load_in_8bit)
     ready = scorer(objects, model)
-    with ready.without_adapter():
-        base = score_rows(ready, held_out, size, None if reference else reward, advance=advance(BASE))
+    base = score_rows(ready, held_out, size, None if reference else reward, advance=advance(BASE))
     if weights is None:
         return {BASE: base}
-    if not adapter:
+    if adapter:  # after the base was scored: an adapter may change base weights, such as biases that it trained
+        quantized = objects.model.load_in_4bit or objects.model.load_in_8bit
+        ready = scorer(objects, put_adapter(model, weights, quantized))
+    else:
         del model, ready
         free()
         ready = scorer(objects, load_model(objects, weights.path, quantized=False))

@@ -14,13 +14,15 @@ from trl_plus.lm_head import CompletionHead
 from trl_plus.objectives import Completions
 from trl_plus.scoring import Scores, score
 from trl_plus.trainers import upstream
-from trl_plus.trainers.adapters import adapter_layers, keep_trainable, reference_adapter
+from trl_plus.trainers.adapters import check_kind, keep_trainable
 from trl_plus.trainers.cards import ModelCards
 from trl_plus.trainers.checkpoints import SafeCheckpoints
 from trl_plus.trainers.exact_step import ExactSteps, row_weights
 from trl_plus.trainers.layouts import RowLayouts
 from trl_plus.trainers.metrics import Meters
 from trl_plus.trainers.nonfinite import NonFiniteSteps
+from trl_plus.trainers.outside import OutsideWeights
+from trl_plus.trainers.own_reference import OwnReference
 from trl_plus.trainers.reference_cache import KeptReference
 from trl_plus.trainers.rows import PreferenceRows
 from trl_plus.trainers.sharded import frozen_copy
@@ -53,6 +55,7 @@ class PreferenceTrainer(
     ExactSteps,
     RowLayouts,
     ModelCards,
+    OutsideWeights,
     SafeCheckpoints,
     PreferenceRows,
     KeptReference,
@@ -82,9 +85,11 @@ class PreferenceTrainer(
         if hasattr(train_dataset, "__len__") and not len(train_dataset):
             raise ValueError("The train dataset is empty: check its path, split and filters.")
         self.args_for_rows = args
+        self._adapter_is_given = upstream.is_peft(model)
         self._meters: dict[str, Meters] = defaultdict(Meters)
         return args
 
+    has_reference = False
     own_head = True  # False where TRL's loss reads statistics that only TRL's head computes
 
     def _finish(self) -> None:
@@ -94,6 +99,11 @@ class PreferenceTrainer(
         self.check_token_budget()
         self.wrap_collator()
         keep_trainable(self.model)
+        if upstream.is_peft(self.model):
+            check_kind(self.model)
+        if self.has_reference and self.ref_model is None and upstream.is_peft(self.model):
+            self.own_reference = OwnReference(self.model, self._adapter_is_given)
+        self.check_outside()
         models = [upstream.base_model(model) for model in (self.model, self.ref_model) if model is not None]
         self._heads = [CompletionHead(model, fast=self.own_head) for model in models]
         for head in self._heads:
@@ -139,18 +149,13 @@ class PreferenceTrainer(
 
     @contextmanager
     def _as_reference(self) -> Iterator[None]:
-        """The policy as its own reference, with its adapter off or back; nothing where the reference is a model."""
-        if self.ref_model is not None or not upstream.is_peft(self.model):
+        """The policy as its own reference; nothing if the reference is a model."""
+        if self.own_reference is None:
             yield
             return
-        if not hasattr(self, "_adapter_layers"):  # a walk over all modules, once
-            self._adapter_layers = adapter_layers(self.model)
-        if self._adapter_layers is None:
-            yield
-            return
-        self.ref_model = self.model  # TRL switches nothing where there is a reference model
+        self.ref_model = self.model  # TRL switches nothing if there is a reference model
         try:
-            with reference_adapter(self.model, self._adapter_layers):
+            with self.own_reference.active():
                 yield
         finally:
             self.ref_model = None
@@ -193,7 +198,12 @@ class PreferenceTrainer(
         It is a mean over the micro-batch's rows: weighed by its share of the step's rows, it adds up exactly for every
         loss that is a function of single rows.
         """
-        loss, weights = self.upstream_loss(model, without_weights(inputs)), row_weights(inputs)
+        own = self.own_reference
+        self.ref_model = self.ref_model if own is None else own.passes(self.model)
+        try:
+            loss, weights = self.upstream_loss(model, without_weights(inputs)), row_weights(inputs)
+        finally:
+            self.ref_model = self.ref_model if own is None else None
         self.watch_rows(loss)
         self.note(OBJECTIVE, loss, weights.sum())
         metrics = self.take_upstream_metrics(self.mode)

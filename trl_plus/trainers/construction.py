@@ -1,10 +1,16 @@
-"""What is different while TRL's constructors run: no reference where a method has none, no KL rows fixed in advance."""
+"""Changes to TRL's constructors while they run.
+
+No reference is loaded if a method has none, KTO's mismatched rows are not fixed in advance, and a given adapter is
+copied by PEFT's structure instead of by names.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from trl_plus.compat import TRLKTOConfig
+from trl_plus.trainers.adapters import add_copy, check_given, holds_a_copy
+from trl_plus.trainers.upstream import is_peft
 
 
 @contextmanager
@@ -45,3 +51,45 @@ def no_fixed_kl_rows(args: TRLKTOConfig) -> Iterator[None]:
         yield
     finally:
         args.loss_type = loss_type
+
+
+@contextmanager
+def own_reference_adapter(model: Any, reference: bool, given: Any = None) -> Iterator[None]:
+    """Within this context, TRL's constructors leave the reference of a given PEFT model to us.
+
+    Given a PEFT model and no `ref_model`, they look up the adapter "default", add a second one, "ref", and copy the
+    weights that have ".default." in their names: an adapter of another name is a KeyError, and weights whose names end
+    in ".default" are not copied. Here that adapter is found under any name, their request is answered by
+    `adapters.add_copy` if PEFT can hold a copy, and their own copying does nothing.
+
+    Args:
+        reference: the method has one.
+        given: the `ref_model`, if there is one: TRL then adds no adapter.
+    """
+    if is_peft(model):
+        check_given(model, reference and given is None)
+    if not is_peft(model) or given is not None:
+        yield
+        return
+    configs, restored = model.peft_config, {}
+    if "default" not in configs:
+        configs["default"] = restored["default"] = configs[model.active_adapters[0]]
+
+    def restore() -> None:
+        if restored and configs.get("default") is restored.pop("default"):
+            del configs["default"]
+
+    def add(name: str, config: Any) -> None:
+        restore()
+        del model.add_adapter
+        if reference and holds_a_copy(model):
+            add_copy(model)
+
+    find = model.get_parameter
+    model.add_adapter, model.get_parameter = add, lambda name: find(name.replace(".ref.", ".default."))
+    try:
+        yield
+    finally:
+        restore()
+        for patched in ("add_adapter", "get_parameter"):
+            vars(model).pop(patched, None)

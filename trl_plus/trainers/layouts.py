@@ -10,6 +10,7 @@ from torch import Tensor
 from trl_plus.layout_proof import reason_against
 from trl_plus.packing import Planner, RowLayout
 from trl_plus.trainers import upstream
+from trl_plus.trainers.adapters import needs_plain_rows
 
 logger = logging.getLogger("trl_plus")
 FASTEST = "packed"
@@ -53,7 +54,7 @@ class RowLayouts:
             return "the noise of neftune_noise_alpha depends on the padded length"
         if self.args.torch_compile:
             return "torch_compile would compile anew for every batch"
-        return None
+        return needs_plain_rows(self.model) if upstream.is_peft(self.model) else None
 
     def _drops(self) -> bool:
         """Whether the policy draws dropout; that of attention is a number in its configuration."""

@@ -25,8 +25,7 @@ from trl_plus.compat import TRLDPOConfig
 from trl_plus.configs import CPOConfig, DPOConfig, ORPOConfig, SimPOConfig
 from trl_plus.loss_types import reads_only_rows, refuse_what_upstream_ignores
 from trl_plus.objectives import Completions
-from trl_plus.trainers.adapters import drop_reference_adapter
-from trl_plus.trainers.construction import no_reference_model
+from trl_plus.trainers.construction import no_reference_model, own_reference_adapter
 from trl_plus.trainers.dpo_losses import pair_losses
 from trl_plus.trainers.exact_step import row_weights, without_weightless_pairs
 from trl_plus.trainers.pairs import PairedTrainer
@@ -69,20 +68,21 @@ class DPOTrainer(StartCheck, PairedTrainer):
         self.reference_is_given = ref_model is not None
         if ref_model is None and not args.precompute_ref_log_probs:
             ref_model = self.copy_as_reference(model, peft_config, args)
-        super().__init__(
-            model=model,
-            ref_model=ref_model,
-            args=args,
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            compute_metrics=compute_metrics,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            quantization_config=quantization_config,
-            peft_config=peft_config,
-        )
+        with own_reference_adapter(model, reference=True, given=ref_model):
+            super().__init__(
+                model=model,
+                ref_model=ref_model,
+                args=args,
+                data_collator=data_collator,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                compute_metrics=compute_metrics,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                quantization_config=quantization_config,
+                peft_config=peft_config,
+            )
         self._finish()
         self.name_reference()
         if not self._row_wise:
@@ -145,7 +145,7 @@ class ReferenceFreeTrainer(PairedTrainer):
         peft_config: PeftConfig | None = None,
     ):
         args = self._begin(model, args, train_dataset)
-        with no_reference_model(policy_is_a_path=isinstance(model, str)):
+        with no_reference_model(policy_is_a_path=isinstance(model, str)), own_reference_adapter(model, reference=False):
             super().__init__(
                 model=model,
                 args=args,
@@ -159,7 +159,6 @@ class ReferenceFreeTrainer(PairedTrainer):
                 quantization_config=quantization_config,
                 peft_config=peft_config,
             )
-        drop_reference_adapter(self.model)
         self._finish()
 
 

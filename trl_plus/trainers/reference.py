@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trl_plus.trainers import upstream
+from trl_plus.trainers.own_reference import counted, same
 
 logger = logging.getLogger("trl_plus")
 # Nats per token by which the same weights may differ when a row is scored in another batch
@@ -17,9 +17,27 @@ ROUNDING_16_BIT = 0.3
 ROW, Z_REF = "a log-ratio", "a log-ratio of KTO's mismatched rows (z_ref)"
 
 
+def random_settings(model: Any) -> list[str]:
+    """Settings of a model's configuration that make a training pass random although no dropout module is active."""
+    settings = model.config.get_text_config().to_dict()
+    random = ("drop", "pdrop", "noise", "jitter")
+    return [
+        f"`{name}: {value}`"
+        for name, value in settings.items()
+        if isinstance(value, float) and value > 0 and any(part in name for part in random)
+    ]
+
+
+def differences(policy: Any, reference: Any) -> list[str]:
+    """Names of the weights of two like models that differ."""
+    theirs = dict(reference.named_parameters())
+    return [name for name, mine in policy.named_parameters() if name in theirs and not same(mine, theirs[name])]
+
+
 class StartCheck:
     """Mixed in before a trainer with a reference: at the first step of a fresh run the policy must equal it."""
 
+    has_reference = True
     reference_is_given = False  # an explicit `ref_model` may be any model
     _start_is_checked: frozenset[str] = frozenset()
 
@@ -31,9 +49,8 @@ class StartCheck:
     def reference_name(self) -> str:
         if self.reference_is_given:
             name = "the `ref_model` that was given"
-        elif upstream.is_peft(self.model):
-            copied = "ref" in self.model.peft_config
-            name = "a frozen copy of the adapter as given" if copied else "the model with its adapter switched off"
+        elif self.own_reference is not None:
+            name = str(self.own_reference)
         elif self.ref_model is None:
             name = "the model as it was before the first step"
         else:
@@ -61,12 +78,39 @@ class StartCheck:
         if not bool((gaps <= allowed).all()):
             self._start_is_checked |= {ROW, Z_REF}
             logger.warning(
-                "The policy is not its reference at the first step: %s is %.2g nats per token instead of 0. "
-                "The model was changed after the trainer was built, its adapter does not start at zero "
-                "(`init_lora_weights`), or dropout is set in its config: undo that, or pass the `ref_model` you mean.",
+                "The policy is not its reference at the first step: %s is %.2g nats per token instead of 0. %s",
                 what,
                 float(gaps.max()),
+                self.cause_of_gap(),
             )
+
+    def cause_of_gap(self) -> str:
+        """One or two sentences on why the policy is not its reference, found by comparing their weights."""
+        own, found = self.own_reference, random_settings(self.model)
+        if own is not None:
+            changed = own.differences()
+        else:
+            unwrap = self.accelerator.unwrap_model
+            changed = [] if self.ref_model is None else differences(unwrap(self.model), unwrap(self.ref_model))
+        if changed:
+            return (
+                f"After the trainer was built {counted(changed)} changed. Fix: change the model before, or pass the "
+                "`ref_model` that you mean."
+            )
+        if own is not None and own.switched_off and (start := own.nonzero_start()):
+            return (
+                f"{start}, so the model with its adapter is not the model without it, which is the reference of a new "
+                "adapter. Fix: pass `get_peft_model(model, peft_config)` as `model` to start from the adapter as it is."
+            )
+        if found:
+            return f"The model computes at random in training: {', '.join(found)} in its configuration. Fix: set 0."
+        if own is not None and own.switched_off:
+            return "The adapter was changed after the trainer was built. Fix: change it before, and pass it in `model`."
+        if self.precompute_ref_logps:
+            return (
+                "The log-probabilities of the reference were computed earlier, from other weights or in other batches."
+            )
+        return "Their weights are equal, so the model scores the same row differently from one pass to the next."
 
     def see_upstream_metrics(self, metrics: dict[str, float], inputs: dict[str, Any]) -> None:
         """The same check where the loss is TRL's: its rewards are beta times the mean log-ratios of a micro-batch."""

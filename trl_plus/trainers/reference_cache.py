@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from torch import Tensor
 
 from trl_plus.data.digests import rows_digest
 from trl_plus.trainers import upstream
+from trl_plus.trainers.adapters import REF, adapter_weights
+from trl_plus.trainers.own_reference import OwnReference
 
 logger = logging.getLogger("trl_plus")
 CHUNK_BYTES = 2**26
@@ -95,25 +98,31 @@ def read(path: Path, rows: int) -> dict[str, Tensor] | None:
     return columns
 
 
-def reference_tensors(model: Any) -> dict[str, Tensor]:
-    """What a reference computes with: its parameters and buffers, without the adapter that training changes.
+def reference_tensors(model: Any, own: OwnReference | None) -> dict[str, Tensor]:
+    """What a reference computes with: its parameters and buffers.
 
-    A frozen adapter counts, also one that the reference does not use: a file too many, and never a wrong one.
+    Of a policy that is its own reference the adapter that training changes is left out, unless its first values are the
+    reference. A frozen adapter counts, also one that the reference does not use: a file too many, and never a wrong one.
     """
-    adapters = set(model.peft_config) if upstream.is_peft(model) else set()
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     if getattr(upstream.base_model(model), "is_quantized", False):  # scales of 4-bit weights are neither
         extra = model.state_dict()
         tensors |= {n: t for n, t in extra.items() if n not in tensors and isinstance(t, Tensor)}
-    return {n: t for n, t in tensors.items() if not (t.requires_grad and adapters & set(n.split(".")))}
+    if own is None:
+        return tensors
+    adapter = adapter_weights(model)
+    return {n: t for n, t in tensors.items() if n in own.first or not (t.requires_grad and id(t) in adapter)}
 
 
-def reference_adapter(model: Any) -> str | None:
-    """The settings of the adapter that the reference keeps: its scale is no weight. None without an adapter."""
+def reference_adapter(model: Any, own: OwnReference | None) -> str | None:
+    """The settings of the adapters that the reference keeps: their scale is no weight. None without an adapter."""
     if not upstream.is_peft(model):
         return None
-    kept = model.peft_config["ref"].to_dict() if "ref" in model.peft_config else {}
-    kept = {name: value for name, value in kept.items() if name != "base_model_name_or_path"}
+    if own is None or not (own.switched_off or own.copied):
+        used = {name: model.peft_config[name].to_dict() for name in model.active_adapters}
+    else:
+        used = {REF: model.peft_config[REF].to_dict()} if own.copied else {}
+    kept = [{n: v for n, v in used[name].items() if n != "base_model_name_or_path"} for name in sorted(used)]
     return json.dumps(
         kept, sort_keys=True, default=lambda value: sorted(value) if isinstance(value, set) else str(value)
     )
@@ -131,6 +140,8 @@ class KeptReference:
     and rows in memory have one that only the process which wrote it finds. So TRL computes into a new folder that all
     processes share, and what is kept has a name made of contents.
     """
+
+    own_reference: OwnReference | None = None  # of a PEFT model without a `ref_model`
 
     def reference_rows(self, dataset: Any, name: str, compute: Any) -> Any:
         if not isinstance(dataset, datasets.Dataset):
@@ -167,7 +178,9 @@ class KeptReference:
     def reference_key(self, dataset: Any) -> str:
         """What log-probabilities depend on: weights, rows, collation, precision and versions. Same on all ranks."""
         model, args = self.accelerator.unwrap_model(self.ref_model or self.model), self.args
-        shards = gather_object([digest_of(reference_tensors(model))])
+        own = self.own_reference
+        with own.active() if own is not None else nullcontext():
+            shards = gather_object([digest_of(reference_tensors(model, own))])
         config = {k: v for k, v in model.config.to_dict().items() if not k.startswith("_")}  # not its path
         collator = getattr(self.data_collator, "collator", self.data_collator)
         known = type(collator).__module__.startswith("trl.")  # another may read any column
@@ -176,7 +189,7 @@ class KeptReference:
         parts = [
             list(dict.fromkeys(shards)),  # copies count once
             sorted(config.items(), key=str),
-            reference_adapter(model),
+            reference_adapter(model, own),
             getattr(self, "calculate_KL", False),
             rows_digest(dataset, columns) if self.accelerator.is_main_process else None,
             Hasher.hash(self.data_collator),

@@ -30,7 +30,7 @@ from trl_plus.objectives import Completions
 from trl_plus.scoring import score
 from trl_plus.trainers import upstream
 from trl_plus.trainers.base import OBJECTIVE, PreferenceTrainer
-from trl_plus.trainers.construction import no_fixed_kl_rows
+from trl_plus.trainers.construction import no_fixed_kl_rows, own_reference_adapter
 from trl_plus.trainers.exact_step import StepTotals, row_weights
 from trl_plus.trainers.reference import Z_REF, StartCheck
 
@@ -104,7 +104,8 @@ class KTOTrainer(StartCheck, PreferenceTrainer, trl.KTOTrainer):
         self.reference_is_given = ref_model is not None
         if ref_model is None:
             ref_model = self._own_reference(model, peft_config, args)
-        with nullcontext() if self._upstream_kl else no_fixed_kl_rows(args):
+        fixed_rows = nullcontext() if self._upstream_kl else no_fixed_kl_rows(args)
+        with fixed_rows, own_reference_adapter(model, reference=True, given=ref_model):
             super().__init__(
                 model=model,
                 ref_model=ref_model,

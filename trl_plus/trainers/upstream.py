@@ -135,6 +135,10 @@ class Seams:
         for name, parameter in self.model.named_parameters():
             if parameter.dtype != dtypes[name]:
                 parameter.data = parameter.data.to(dtypes[name])
+        self.weights_are_loaded(resume_from_checkpoint)
+
+    def weights_are_loaded(self, folder: str) -> None:
+        """The model has the weights of a checkpoint."""
 
     def checkpoint_is_written(self, folder: str) -> None:
         """The model of a checkpoint, and what PEFT puts beside it, is in `folder`, on the process that writes."""
@@ -149,6 +153,7 @@ class Seams:
 
     def _load_best_model(self):
         super()._load_best_model()
+        self.weights_are_loaded(self.state.best_model_checkpoint)
         self.best_model_is_loaded()
 
     def load_random_state(self, checkpoint: str) -> None:
@@ -240,7 +245,7 @@ class Seams:
 
 
 def is_peft(model: Any) -> bool:
-    return is_peft_model(model)
+    return isinstance(model, torch.nn.Module) and is_peft_model(model)  # a path is neither
 
 
 def plain_model(model: Any) -> Any:
@@ -257,6 +262,13 @@ def base_model(model: Any) -> Any:
 def build_again(model: Any) -> Any:
     """A model of the same class and configuration with other weights. Under ZeRO-3 they are cut at once."""
     return type(model)._from_config(copy.deepcopy(model.config), dtype=model.dtype)
+
+
+def adapter_file(model: Any, adapter: str) -> dict[str, Any]:
+    """The weights that PEFT writes for an adapter, by the names that they have in its file."""
+    from peft import get_peft_model_state_dict
+
+    return get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
 
 
 def ignore_bool_buffers(model: Any) -> None:
