@@ -164,7 +164,7 @@ class KeptReference:
 
     def reference_key(self, dataset: Any) -> str:
         """What log-probabilities depend on: weights, rows, collation, precision and versions. Same on all ranks."""
-        model, args = self.accelerator.unwrap_model(self.ref_model or self.model), self.args
+        model, args = self.accelerator.unwrap_model(self.model if self.ref_model is None else self.ref_model), self.args
         shards = gather_object([digest_of(reference_tensors(model))])
         config = {k: v for k, v in model.config.to_dict().items() if not k.startswith("_")}  # not its path
         collator = getattr(self.data_collator, "collator", self.data_collator)
