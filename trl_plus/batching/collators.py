@@ -1,7 +1,6 @@
 """What our rows carry beyond TRL's: an example weight, and how much of a multi-turn completion is only context."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,9 +11,11 @@ from trl_plus.data.checks import is_weight
 EXTRA_COLUMNS = ("weight", "chosen_context", "rejected_context", "completion_context")
 
 
-@dataclass
 class RowExtras:
     """Wraps any collator of TRL's (or a user's) and adds what it does not know.
+
+    Otherwise it behaves as the collator that it wraps: attributes are read and set there, and `isinstance` names its
+    class. Workers of a data loader get it pickled.
 
     - `weight` of the rows becomes a float32 tensor `"weight"`, (B,).
     - `chosen_context`, `rejected_context` or `completion_context` (tokens) shorten the `"completion_mask"`, so that
@@ -24,10 +25,35 @@ class RowExtras:
     >>> collator([{"prompt_ids": [1], "chosen_ids": [2, 3], "rejected_ids": [4], "weight": 0.5, "chosen_context": 1}])
     {'input_ids': tensor([[1, 2, 3], [1, 4, 0]]), 'attention_mask': tensor([[1, 1, 1], [1, 1, 0]]),
      'completion_mask': tensor([[0, 0, 1], [0, 1, 0]]), 'weight': tensor([0.5000])}
+
+    Args:
+        length_column: the column that a length-grouping sampler reads and a collator does not.
     """
 
-    collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
-    length_column: str = "length"  # what a length-grouping sampler reads; nothing for a collator
+    __slots__ = ("collator", "length_column")
+
+    def __init__(self, collator: Callable[[list[dict[str, Any]]], dict[str, Any]], length_column: str = "length"):
+        object.__setattr__(self, "collator", collator)
+        object.__setattr__(self, "length_column", length_column)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.collator, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value) if name in self.__slots__ else setattr(self.collator, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(self.collator, name)
+
+    @property
+    def __class__(self) -> type:
+        return type(self.collator)
+
+    def __repr__(self) -> str:
+        return repr(self.collator)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RowExtras, (self.collator, self.length_column)
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         own = {*EXTRA_COLUMNS, self.length_column}

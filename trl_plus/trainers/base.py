@@ -17,7 +17,8 @@ from trl_plus.trainers import upstream
 from trl_plus.trainers.adapters import check_kind, keep_trainable
 from trl_plus.trainers.cards import ModelCards
 from trl_plus.trainers.checkpoints import SafeCheckpoints
-from trl_plus.trainers.exact_step import ExactSteps, row_weights
+from trl_plus.trainers.construction import refuse_wrong_kinds
+from trl_plus.trainers.exact_step import ADDED, ExactSteps, row_weights
 from trl_plus.trainers.layouts import RowLayouts
 from trl_plus.trainers.metrics import Meters
 from trl_plus.trainers.nonfinite import NonFiniteSteps
@@ -45,7 +46,7 @@ def model_id(model: Any) -> str:
 
 # The mean of the per-row losses: a part of the loss that is logged only as the loss
 OBJECTIVE = "objective"
-HIDDEN = {OBJECTIVE}
+HIDDEN = {OBJECTIVE, ADDED}
 
 
 class PreferenceTrainer(
@@ -74,8 +75,11 @@ class PreferenceTrainer(
         """The load-balancing loss of a mixture of experts, where there is one."""
         return {"aux_loss": self.router_aux_loss_coef} if self.aux_loss_enabled else {}
 
-    def _begin(self, model: Any, args: Any, train_dataset: Any) -> Any:
+    def _begin(
+        self, model: Any, args: Any, train_dataset: Any, data_collator: Any = None, ref_model: Any = None
+    ) -> Any:
         """Before TRL's constructor: the configuration, and what the hooks that run inside it need."""
+        refuse_wrong_kinds(ref_model, data_collator)
         if args is not None and not isinstance(args, self.accepted_configs):
             raise TypeError(
                 f"{type(self).__name__} takes args of type {self.config_class.__name__}, got {type(args).__name__}."
@@ -97,7 +101,8 @@ class PreferenceTrainer(
         if hasattr(self, "_heads"):
             return
         self.check_token_budget()
-        self.wrap_collator()
+        # transformers before `loss_is_scaled_for_ga` divides a loss by the accumulation steps under this condition
+        self.model_accepts_loss_kwargs = False
         keep_trainable(self.model)
         if upstream.is_peft(self.model):
             check_kind(self.model)
@@ -163,7 +168,7 @@ class PreferenceTrainer(
     def reference_log_probs(self, inputs: dict[str, Any]) -> Any:
         """TRL's reference pass: the reference model, or the policy with its adapter switched off or back."""
         with self.without_statistics():
-            return self.compute_ref_log_probs(self.ref_model or self.model, inputs)
+            return self.compute_ref_log_probs(self.model if self.ref_model is None else self.ref_model, inputs)
 
     def score(self, model: Any, inputs: dict[str, Any], scored: Tensor | None = None) -> Scores:
         """The policy's scores of a micro-batch, with statistics where they will be logged."""
@@ -275,5 +280,6 @@ class PreferenceTrainer(
         readings = self._meters["eval"].read(self.accelerator)
         exact = [factor * readings[name].mean for name, factor in self.loss_parts().items() if name in readings]
         if exact:
-            output.metrics[f"{self.eval_prefix}_loss"] = sum(exact)
+            added = readings[ADDED].mean if ADDED in readings else 0.0
+            output.metrics[f"{self.eval_prefix}_loss"] = sum(exact) + added
         return output

@@ -8,9 +8,42 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from torch import nn
+from transformers import PreTrainedModel
+
 from trl_plus.compat import TRLKTOConfig
 from trl_plus.trainers.adapters import add_copy, check_given, holds_a_copy
 from trl_plus.trainers.upstream import is_peft
+
+
+def refuse_wrong_kinds(ref_model: Any, data_collator: Any) -> None:
+    """Raises a TypeError for a reference or a collator that would only fail in the first step."""
+    if isinstance(ref_model, str):
+        raise TypeError(
+            f"`ref_model` is the path {ref_model!r}. Fix: load it with "
+            f"AutoModelForCausalLM.from_pretrained({ref_model!r}) and pass the model."
+        )
+    if ref_model is not None and not isinstance(ref_model, nn.Module):
+        kind = ref_model.__name__ if isinstance(ref_model, type) else type(ref_model).__name__
+        raise TypeError(f"`ref_model` is {_a(ref_model, kind)} and not a model. Fix: pass a causal language model.")
+    if isinstance(ref_model, PreTrainedModel) and ref_model.get_output_embeddings() is None:
+        raise TypeError(
+            f"`ref_model` is a {type(ref_model).__name__}, which has no LM head and gives no log-probabilities. "
+            "Fix: pass a causal language model."
+        )
+    if isinstance(data_collator, type):
+        raise TypeError(f"`data_collator` is the class {data_collator.__name__}. Fix: pass an instance of it.")
+    if data_collator is not None and not callable(data_collator):
+        raise TypeError(
+            f"`data_collator` is {_a(data_collator, type(data_collator).__name__)}, which cannot be called. Fix: pass "
+            "a function or an object that makes a batch of a list of rows."
+        )
+
+
+def _a(thing: Any, kind: str) -> str:
+    if isinstance(thing, type):
+        return f"the class {kind}"
+    return f"{'an' if kind[0].lower() in 'aeiou' else 'a'} {kind}"
 
 
 @contextmanager

@@ -5,7 +5,7 @@ ranks, plus token means sum_i w_i nll_i / sum_i w_i n_i. Each micro-batch contri
 denominators, so the gradient does not depend on how the batch is cut, the last short window included.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,13 @@ from accelerate.data_loader import SkipBatchSampler
 from torch import Tensor
 
 _TINY = torch.finfo(torch.float32).tiny
+
+ADDED = "added"  # the meter of what an override of `compute_loss` adds to the loss of an evaluation
+
+
+def loss_of(found: Any) -> Tensor:
+    """The loss in what `compute_loss` returned: the loss alone, or the loss with the model's outputs."""
+    return found[0] if isinstance(found, tuple) else found
 
 
 def row_weights(batch: dict[str, Any]) -> Tensor:
@@ -48,22 +55,30 @@ class StepTotals:
     Args:
         weight: scalar, the sum of row weights (the number of rows where there are none).
         tokens: scalar, the weighted number of tokens of the NLL term; zero for a loss without one.
-        ranks: gradients are averaged over this many processes afterwards, which each loss undoes.
+        ranks: gradients are averaged over this many processes afterwards, which each share undoes.
+        micro_batches: transformers divides the loss of a micro-batch by this number, which each share undoes.
         z_ref: scalar, KTO's reference point; None for other losses.
     """
 
     weight: Tensor
     tokens: Tensor
     ranks: int = 1
+    micro_batches: int = 1
     z_ref: Tensor | None = None
 
     def share(self, losses: Tensor, weights: Tensor) -> Tensor:
         """This micro-batch's part of the weighted mean of `losses`, (B,), over the step's rows."""
-        return self.ranks * (losses * weights).sum() / self.weight.clamp(min=_TINY)
+        return self.ranks * self.micro_batches * (losses * weights).sum() / self.weight.clamp(min=_TINY)
 
     def token_share(self, nll: Tensor, weights: Tensor) -> Tensor:
         """This micro-batch's part of the token mean; `nll` (B,) is summed over each row's tokens."""
-        return self.ranks * (nll * weights).sum() / self.tokens.clamp(min=_TINY)
+        return self.ranks * self.micro_batches * (nll * weights).sum() / self.tokens.clamp(min=_TINY)
+
+    def __rtruediv__(self, other: Any) -> Any:
+        raise TypeError(
+            "`num_items_in_batch` holds the totals of the step and is not a number. Fix: return the mean over the "
+            "micro-batch, as with TRL, or `self.exact_mean(values, inputs, num_items_in_batch)` of one value per row."
+        )
 
 
 def last_round(state: Any, ranks: int) -> tuple[int, int]:
@@ -88,9 +103,17 @@ def last_round(state: Any, ranks: int) -> tuple[int, int]:
 
 
 class ExactSteps:
-    """Mixed in before a trainer: counts the window before its first backward and hands the totals to every loss."""
+    """Mixed in before a trainer: counts the window before its first backward and hands the totals to every loss.
 
-    _totals: StepTotals | None = None
+    A loss that the totals reach is exact. A loss that they do not reach has TRL's semantics: the mean over the
+    micro-batch. transformers divides both by the number of micro-batches, so overrides may add to either of them.
+    """
+
+    # The totals of the step in progress. transformers hands them as `num_items_in_batch` to `training_step`, and that
+    # to `compute_loss`. They count only in a call that they reach: an override may withhold or replace them.
+    _window_totals: StepTotals | None = None
+    _totals: StepTotals | None = None  # of the micro-batch in progress
+    _own_losses: list[Tensor] | None = None  # while an evaluation step runs
 
     def nll_tokens(self, batch: dict[str, Any]) -> Tensor:
         """(B,): tokens of each row's NLL term; zeros for a loss without one."""
@@ -136,17 +159,50 @@ class ExactSteps:
         if batches:
             batches = self.recut([*batches[:-1], self.without_repeats(batches[-1])])
         self.model.train()  # a pass over the window (KTO's) is part of the step, also after an evaluation
-        return batches, self.measure(batches) if batches else None
+        self._window_totals = self.measure(batches) if batches else None
+        return batches, self._window_totals
+
+    def arrived(self, num_items_in_batch: Any) -> StepTotals | None:
+        """The totals of the step in progress if these are what reached a loss; None otherwise."""
+        if num_items_in_batch is None or num_items_in_batch is not self._window_totals:
+            return None
+        divided = not getattr(self, "loss_is_scaled_for_ga", None)
+        divisor = self.current_gradient_accumulation_steps if divided else 1
+        return replace(num_items_in_batch, micro_batches=divisor)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        # transformers hands what `get_batch_samples` returned to every micro-batch of the window, and nothing in
-        # evaluation, where a micro-batch stands for itself
-        if isinstance(num_items_in_batch, StepTotals):
-            self._totals = num_items_in_batch
-        else:
-            inputs = self.without_repeats(inputs)
+        self._totals = self.arrived(num_items_in_batch)
+        if self._totals is None:
+            if not self.model.training:  # the rows of a training step were marked when the step was measured
+                inputs = self.without_repeats(inputs)
             self._totals = self.measure([inputs], local=True)
-        return super().compute_loss(model, inputs, return_outputs=return_outputs)
+        found = super().compute_loss(model, inputs, return_outputs=return_outputs)
+        if self._own_losses is not None:
+            self._own_losses.append(loss_of(found))
+        return found
+
+    def exact_mean(self, values: Tensor, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """The part of this micro-batch in the weighted mean of `values` over the rows of the step: a term of a loss.
+
+        Args:
+            values: (B,), one per row of the micro-batch `inputs`; one per pair of a paired batch.
+            num_items_in_batch: as `compute_loss` received it. Without it the mean is over this micro-batch.
+        """
+        weights = row_weights(inputs)
+        totals = self.arrived(num_items_in_batch) or StepTotals(weight=weights.sum(), tokens=weights.new_zeros(()))
+        return totals.share(values, weights)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """TRL's step. Notes how much an override adds to the loss, which `eval_loss` must include."""
+        self._own_losses = []
+        try:
+            loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+            if self._own_losses and loss is not None:
+                added = loss.detach() - torch.stack(self._own_losses).mean().detach()
+                self.note(ADDED, added, row_weights(self.without_repeats(inputs)).sum())
+        finally:
+            self._own_losses = None
+        return loss, logits, labels
 
     @property
     def totals(self) -> StepTotals:

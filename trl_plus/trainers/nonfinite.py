@@ -16,7 +16,7 @@ from accelerate.utils import DistributedType, gather_object
 from torch import Tensor
 
 from trl_plus.checkpoint_files import find
-from trl_plus.trainers.exact_step import StepTotals
+from trl_plus.trainers.exact_step import StepTotals, loss_of
 
 logger = logging.getLogger("trl_plus")
 SHOWN = 8  # rows that a message names
@@ -29,13 +29,22 @@ class NonFiniteError(FloatingPointError):
 
 @dataclass
 class Window:
-    """One optimizer step: its micro-batches, each one's loss, and the losses of the rows of each."""
+    """One optimizer step.
+
+    Attributes:
+        batches: its micro-batches.
+        losses: scalars, one for each time that the loss was computed.
+        rows: (micro-batch, (B,) values of its rows), likewise.
+        begun: micro-batches whose training step has begun; `current` is the one in the loss.
+    """
 
     batches: list[dict[str, Any]] = field(default_factory=list)
     totals: StepTotals | None = None
     losses: list[Tensor] = field(default_factory=list)
-    rows: list[tuple[int, Tensor]] = field(default_factory=list)
+    rows: list[tuple[dict[str, Any], Tensor]] = field(default_factory=list)
     loss_before: Tensor | None = None
+    begun: int = 0
+    current: dict[str, Any] | None = None
 
 
 class NonFiniteSteps:
@@ -53,13 +62,21 @@ class NonFiniteSteps:
         self._steps_since_log += bool(batches)
         return batches, totals
 
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        if self._window is not None:
+            self._window.begun += 1
+        return super().training_step(model, inputs, num_items_in_batch)
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if isinstance(num_items_in_batch, StepTotals) and self._window is not None:
-            self._window.losses.append(loss.detach())
-            if len(self._window.losses) == len(self._window.batches) and self._steps_in_backward:
-                self.before_step(model)
-        return loss
+        window = self._window if self.model.training else None
+        if window is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        window.current = inputs
+        found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        window.losses.append(loss_of(found).detach())
+        if self._steps_in_backward and window.begun == len(window.batches):
+            self.before_step(model)
+        return found
 
     @property
     def _steps_in_backward(self) -> bool:
@@ -69,7 +86,7 @@ class NonFiniteSteps:
     def watch_rows(self, values: Tensor) -> None:
         """Notes (B,) values of the current micro-batch's rows, which are not finite exactly if the row is at fault."""
         if self._window is not None and self.mode == "train":
-            self._window.rows.append((len(self._window.losses), values.detach()))
+            self._window.rows.append((self._window.current, values.detach()))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         self._skips = self._skips_since_log = self._steps_since_log = self._steps_here = self._skips_here = 0
@@ -86,14 +103,14 @@ class NonFiniteSteps:
     # -- the check ----------------------------------------------------------------------------------------------------
 
     def before_step(self, model: Any) -> None:
-        window = self._window
-        if window is None or (self._steps_in_backward and len(window.losses) < len(window.batches)):
-            return
+        window = self._window or Window()  # an override of `get_batch_samples` may draw batches by itself
         values = [loss.float() for loss in window.losses]
         if window.totals is not None and window.totals.z_ref is not None:
             values.append(window.totals.z_ref.float())
         if self.accelerator.scaler is None:  # under fp16 the scaler expects infinite gradients, and skips them itself
             values.append(gradient_norm(model, self.args.device))
+        if not values:
+            return
         bad = (~torch.stack([value.to(self.args.device) for value in values]).isfinite()).sum()
         if self.accelerator.num_processes > 1:
             bad = self.accelerator.reduce(bad, reduction="sum")
@@ -103,7 +120,7 @@ class NonFiniteSteps:
     def _leave_out(self, model: Any, what: str) -> None:
         """Stops, or takes away the step's gradients and its part of every metric."""
         choice = getattr(self.args, "nonfinite", "stop")
-        if choice != "skip" or self._steps_in_backward:
+        if choice != "skip" or self._steps_in_backward or self._window is None:
             raise NonFiniteError(f"{what} {self._saved()} {_CURE}")
         cap = self.args.max_nonfinite_skips
         if self._skips >= cap:
@@ -154,8 +171,9 @@ class NonFiniteSteps:
             names, rows = list(dict.fromkeys(gather_object(names))), gather_object(rows)
         if not names:
             return []
+        where = f", in a step on {self._name_rows(rows)}" if rows else ""
         more = f" and of {len(names) - 1} more parameters" if len(names) > 1 else ""
-        return [f"the gradient of {names[-1]}{more}, in a step on " + self._name_rows(rows)]
+        return [f"the gradient of {names[-1]}{more}{where}"]
 
     def _name_rows(self, rows: list[tuple[str, list[list[int]]]]) -> str:
         shown, left = rows[:SHOWN], len(rows) - SHOWN
@@ -225,8 +243,8 @@ def rows_of(batch: dict[str, Any], values: Tensor | None) -> list[tuple[str, lis
 def culprits(window: Window) -> list[tuple[str, list[list[int]]]]:
     """The rows of this process whose own loss is not finite, each once."""
     found = {}
-    for micro, values in window.rows:
-        for value, tokens in rows_of(window.batches[micro], values):
+    for batch, values in window.rows:
+        for value, tokens in rows_of(batch, values):
             found.setdefault(json.dumps(tokens), (value, tokens))
     return list(found.values())
 

@@ -62,7 +62,7 @@ class DPOTrainer(StartCheck, PairedTrainer):
         quantization_config: BitsAndBytesConfig | None = None,
         peft_config: PeftConfig | None = None,
     ):
-        args = self._begin(model, args, train_dataset)
+        args = self._begin(model, args, train_dataset, data_collator, ref_model)
         refuse_what_upstream_ignores(args)
         self._row_wise = self.own_head = reads_only_rows(args)
         self.reference_is_given = ref_model is not None
@@ -144,7 +144,7 @@ class ReferenceFreeTrainer(PairedTrainer):
         quantization_config: BitsAndBytesConfig | None = None,
         peft_config: PeftConfig | None = None,
     ):
-        args = self._begin(model, args, train_dataset)
+        args = self._begin(model, args, train_dataset, data_collator)
         with no_reference_model(policy_is_a_path=isinstance(model, str)), own_reference_adapter(model, reference=False):
             super().__init__(
                 model=model,

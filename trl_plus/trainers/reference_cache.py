@@ -102,7 +102,7 @@ def reference_tensors(model: Any, own: OwnReference | None) -> dict[str, Tensor]
     """What a reference computes with: its parameters and buffers.
 
     Of a policy that is its own reference the adapter that training changes is left out, unless its first values are the
-    reference. A frozen adapter counts, also one that the reference does not use: a file too many, and never a wrong one.
+    reference. A frozen adapter counts, also one that the reference does not use: a file too many, never a wrong one.
     """
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     if getattr(upstream.base_model(model), "is_quantized", False):  # scales of 4-bit weights are neither
@@ -177,7 +177,7 @@ class KeptReference:
 
     def reference_key(self, dataset: Any) -> str:
         """What log-probabilities depend on: weights, rows, collation, precision and versions. Same on all ranks."""
-        model, args = self.accelerator.unwrap_model(self.ref_model or self.model), self.args
+        model, args = self.accelerator.unwrap_model(self.model if self.ref_model is None else self.ref_model), self.args
         own = self.own_reference
         with own.active() if own is not None else nullcontext():
             shards = gather_object([digest_of(reference_tensors(model, own))])

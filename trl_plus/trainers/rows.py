@@ -34,10 +34,15 @@ class PreferenceRows:
         sets = [self.train_dataset, *(evaluation.values() if isinstance(evaluation, dict) else [evaluation])]
         return any(name in (getattr(dataset, "column_names", None) or ()) for dataset in sets)
 
-    def wrap_collator(self) -> None:
-        """Puts `RowExtras` round the collator, once."""
-        if not isinstance(self.data_collator, RowExtras):
-            self.data_collator = RowExtras(self.data_collator, self.args_for_rows.length_column_name)
+    @property
+    def data_collator(self) -> Any:
+        """The collator that was given, with `RowExtras` round it; also one that is set later."""
+        return self._data_collator
+
+    @data_collator.setter
+    def data_collator(self, collator: Any) -> None:
+        wrapped = type(collator) is RowExtras  # `isinstance` sees the class of what it wraps
+        self._data_collator = collator if wrapped else RowExtras(collator, self.args_for_rows.length_column_name)
 
     unpairs = False  # whether TRL makes two rows of each pair
 

@@ -22,6 +22,7 @@ class TokenBudget:
     """
 
     _entries: list[dict[str, Any]] | None = None  # what the data loader gave for the current step
+    _parts = 0  # micro-batches that the current step is computed in
 
     @property
     def tokens_per_device(self) -> int | None:
@@ -64,6 +65,7 @@ class TokenBudget:
         entries, self._entries = self._entries, None
         if entries is None:
             return batches, totals
+        self._parts = len(batches)
         bounds = [i * len(batches) // len(entries) for i in range(len(entries) + 1)]
         parts = [batches[a:b] for a, b in pairwise(bounds)]
         return [{**entry, PARTS: part} for entry, part in zip(entries, parts, strict=True)], totals
@@ -72,7 +74,15 @@ class TokenBudget:
         if PARTS not in inputs:
             return super().training_step(model, inputs, num_items_in_batch)
         loss, last = torch.zeros((), device=self.args.device), len(inputs[PARTS]) - 1
-        for i, part in enumerate(inputs[PARTS]):
-            with nullcontext() if i == last else self.accelerator.no_sync(model):
-                loss += super().training_step(model, part, num_items_in_batch)
+        counted, self.current_gradient_accumulation_steps = self.current_gradient_accumulation_steps, self._parts
+        try:
+            for i, part in enumerate(inputs[PARTS]):
+                with nullcontext() if i == last else self.accelerator.no_sync(model):
+                    loss += super().training_step(model, part, num_items_in_batch)
+        finally:
+            self.current_gradient_accumulation_steps = counted
         return loss
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The loss of the rows that the data loader gave, if an override of `training_step` does not cut them."""
+        return super().compute_loss(model, {k: v for k, v in inputs.items() if k != PARTS}, *args, **kwargs)

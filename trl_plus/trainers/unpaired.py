@@ -88,7 +88,7 @@ class KTOTrainer(StartCheck, PreferenceTrainer, trl.KTOTrainer):
         quantization_config: BitsAndBytesConfig | None = None,
         peft_config: PeftConfig | None = None,
     ):
-        args = self._begin(model, args, train_dataset)
+        args = self._begin(model, args, train_dataset, data_collator, ref_model)
         # Mismatched rows of images come from TRL's collator, inside each micro-batch: we step aside
         self._upstream_kl = args.loss_type == "kto" and has_images(train_dataset)
         self.own_head = not self._upstream_kl
@@ -154,9 +154,10 @@ class KTOTrainer(StartCheck, PreferenceTrainer, trl.KTOTrainer):
         if not self.needs_z_ref:
             return totals
         if local:
-            return replace(
-                totals, z_ref=self.z_ref(batches, local=True) if self._eval_z_ref is None else self._eval_z_ref
-            )
+            # a training micro-batch that the totals did not reach still has its step's reference point
+            step = self._window_totals if self.model.training else None
+            known = self._eval_z_ref if step is None else step.z_ref
+            return replace(totals, z_ref=self.z_ref(batches, local=True) if known is None else known)
         return replace(totals, z_ref=self.z_ref(batches, keep_reference=not self.precompute_ref_logps))
 
     def note_one_label(self, batches: list[dict[str, Any]]) -> None:

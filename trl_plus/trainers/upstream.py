@@ -20,9 +20,6 @@ from trl_plus.scoring import model_inputs
 class Seams:
     """Mixed in before a TRL trainer: its private seams under public names. Each hook's default is TRL's behaviour."""
 
-    # TRL's loss is a mean over a micro-batch that the Trainer divides by the accumulation steps; ours is exact already
-    loss_is_scaled_for_ga = True
-
     extra_columns: tuple[str, ...] = ()
     eval_prefix: str = "eval"
 
