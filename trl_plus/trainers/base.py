@@ -13,6 +13,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from trl_plus.lm_head import CompletionHead
 from trl_plus.objectives import Completions
+from trl_plus.rope import own_factors
 from trl_plus.scoring import Scores, score
 from trl_plus.trainers import upstream
 from trl_plus.trainers.adapters import adapter_layers, keep_trainable, reference_adapter
@@ -94,6 +95,9 @@ class PreferenceTrainer(
         self.check_token_budget()
         self.wrap_collator()
         keep_trainable(self.model)
+        for model in (self.model, self.ref_model):
+            if model is not None:
+                own_factors(upstream.base_model(model))
         models = (self.model, self.ref_model) if self.own_head else ()
         self._heads = [CompletionHead(upstream.base_model(model)) for model in models if model is not None]
         self.install_layouts()
