@@ -154,7 +154,8 @@ def plan_rows(
 ) -> Plan | None:
     """The plan of right-padded rows (R, L), on their device; None for rows that are padded elsewhere.
 
-    Rows with different rotary `factors` share nothing. One transfer from the device, of the lengths that every kernel has to be told anyway.
+    Rows with different rotary `factors` share nothing. One transfer from the device, of the lengths that every kernel
+    has to be told anyway.
     """
     attended = attention_mask.bool()
     rows, width = attended.shape
