@@ -25,6 +25,7 @@ from trl_plus.trainers.metrics import Meters
 from trl_plus.trainers.nonfinite import NonFiniteSteps
 from trl_plus.trainers.reference_cache import KeptReference
 from trl_plus.trainers.rows import PreferenceRows
+from trl_plus.trainers.rows_alone import RowsAlone
 from trl_plus.trainers.throughput import Throughput
 from trl_plus.trainers.token_budget import TokenBudget
 from trl_plus.trainers.watch import LearningWatch
@@ -50,6 +51,7 @@ HIDDEN = {OBJECTIVE}
 class PreferenceTrainer(
     Throughput,
     TokenBudget,
+    RowsAlone,
     NonFiniteSteps,
     ExactSteps,
     RowLayouts,
