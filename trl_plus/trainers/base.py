@@ -23,6 +23,7 @@ from trl_plus.trainers.exact_step import ExactSteps, row_weights
 from trl_plus.trainers.layouts import RowLayouts
 from trl_plus.trainers.metrics import Meters
 from trl_plus.trainers.nonfinite import NonFiniteSteps
+from trl_plus.trainers.optimizers import refuse_missing, refuse_without_gpu
 from trl_plus.trainers.reference_cache import KeptReference
 from trl_plus.trainers.rows import PreferenceRows
 from trl_plus.trainers.rows_alone import RowsAlone
@@ -82,6 +83,8 @@ class PreferenceTrainer(
             )
         if args is None:
             args = self.config_class(f"{model_id(model).split('/')[-1]}-{self.config_class._method}")
+        refuse_missing(args)
+        refuse_without_gpu(args)
         if hasattr(train_dataset, "__len__") and not len(train_dataset):
             raise ValueError("The train dataset is empty: check its path, split and filters.")
         self.args_for_rows = args
