@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 import trl_plus
+from trl_plus.trainers.nonfinite import NonFiniteError
 from trl_plus.trainers.rounding import needed_rates
 
 ROOT = Path(trl_plus.__file__).parent / "quickstart"
@@ -61,7 +62,10 @@ def run(rate, dtype, optimizer, adapter, steps):
     trained = [p for p in trainer.model.parameters() if p.requires_grad]
     before = [p.detach().clone() for p in trained]
     predicted = float((needed_rates(trainer.model) > rate).double().mean())
-    trainer.train()
+    try:
+        trainer.train()
+    except NonFiniteError:
+        return predicted, math.nan, math.nan
     same = sum(int((a == b).sum()) for a, b in zip(before, trained, strict=True)) / sum(p.numel() for p in trained)
     for each in (trainer.model, trainer.ref_model):
         if each is not None:
@@ -80,7 +84,8 @@ def main():
         for rate in RATES:
             predicted, same, fall = run(rate, dtype, optimizer, adapter, steps)
             full = run(rate, torch.float32, optimizer, adapter, steps)[2]
-            print(f"| {name} | {rate:g} | {predicted:.1%} | {same:.1%} | {fall / full:.0%} ({fall:.4f}) |", flush=True)
+            ends = "stopped: not finite | " if math.isnan(same) else f"{same:.1%} | {fall / full:.0%}"
+            print(f"| {name} | {rate:g} | {predicted:.1%} | {ends} |", flush=True)
 
 
 if __name__ == "__main__":

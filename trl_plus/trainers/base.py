@@ -98,6 +98,7 @@ class PreferenceTrainer(
         if hasattr(self, "_heads"):
             return
         self.check_token_budget()
+        self.refuse_unknown_tokens()
         self.wrap_collator()
         keep_trainable(self.model)
         for model in (self.model, self.ref_model):
