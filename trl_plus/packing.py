@@ -16,6 +16,7 @@ from transformers.utils import ModelOutput
 
 from trl_plus.attention import Unsupported, carry, register
 from trl_plus.batching.layouts import Plan, common_beginning, make_plan
+from trl_plus.rope import Factors, lay_out, own_factors
 
 # What a batch may hold for a layout to know what to do with it
 KNOWN_INPUTS = frozenset({"input_ids", "attention_mask", "use_cache", "output_router_logits"})
@@ -30,12 +31,11 @@ class Planner:
     def __init__(self) -> None:
         self._last: tuple[Any, ...] = (None, None)
 
-    def __call__(self, input_ids: Tensor, attention_mask: Tensor, layout: str, share: bool) -> Plan | None:
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor, *how: Any) -> Plan | None:
         """As `plan_rows`."""
         ids, mask, *rest = self._last
-        if ids is not input_ids or mask is not attention_mask or rest[:-1] != [layout, share]:
-            plan = plan_rows(input_ids, attention_mask, layout, share)
-            self._last = input_ids, attention_mask, layout, share, plan
+        if ids is not input_ids or mask is not attention_mask or rest[:-1] != [*how]:
+            self._last = input_ids, attention_mask, *how, plan_rows(input_ids, attention_mask, *how)
         return self._last[-1]
 
 
@@ -62,6 +62,7 @@ class RowLayout:
         self.before_batch: Callable[[RowLayout, dict[str, Any], Tensor], None] | None = None
         self.plan: Plan | None = None
         self._call: tuple[Plan, Tensor] | None = None
+        self._factors = own_factors(model)
         self._patch_model(model)
         self._patch_backbone(model.base_model)
 
@@ -103,7 +104,7 @@ class RowLayout:
     def _plan_for(self, kwargs: dict[str, Any]) -> Plan | None:
         if self.layout == "rows" or unknown_inputs(kwargs) or len(kwargs["input_ids"]) == 0:
             return None
-        return self._planner(kwargs["input_ids"], kwargs["attention_mask"], self.layout, self.share)
+        return self._planner(kwargs["input_ids"], kwargs["attention_mask"], self.layout, self.share, self._factors)
 
     # -- its backbone -------------------------------------------------------------------------------------------------
 
@@ -116,6 +117,7 @@ class RowLayout:
                 return inner(*args, **kwargs)
             plan, predictors = self._call
             ids = kwargs.pop("input_ids").reshape(-1)[plan.source]
+            lay_out(backbone, plan)
             output = inner(**kwargs | {"attention_mask": carry(plan)}, input_ids=ids, position_ids=plan.positions)
             states = output.last_hidden_state
             output.last_hidden_state = states.reshape(-1, states.size(-1))[predictors][None]
@@ -147,10 +149,13 @@ def unknown_inputs(kwargs: dict[str, Any]) -> set[str]:
     return unknown
 
 
-def plan_rows(input_ids: Tensor, attention_mask: Tensor, layout: str, share: bool = True) -> Plan | None:
+def plan_rows(
+    input_ids: Tensor, attention_mask: Tensor, layout: str, share: bool = True, factors: Factors | None = None
+) -> Plan | None:
     """The plan of right-padded rows (R, L), on their device; None for rows that are padded elsewhere.
 
-    One transfer from the device, of the lengths that every kernel has to be told anyway.
+    Rows with different rotary `factors` share nothing. One transfer from the device, of the lengths that every kernel
+    has to be told anyway.
     """
     attended = attention_mask.bool()
     rows, width = attended.shape
@@ -165,6 +170,9 @@ def plan_rows(input_ids: Tensor, attention_mask: Tensor, layout: str, share: boo
         return None
     if not len(common):
         common = torch.zeros(rows, dtype=torch.long)
+    elif factors is not None:
+        first, second = factors.of(lengths).chunk(2)
+        common = common.masked_fill(first != second, 0)
     return make_plan(lengths, common, width, layout).to(input_ids.device)
 
 

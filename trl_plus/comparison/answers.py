@@ -9,6 +9,8 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from trl_plus.comparison.prompts import Prompt
+from trl_plus.rope import forget_rows, own_factors
+from trl_plus.trainers.upstream import base_model
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ def answers_of(
     """An answer to each prompt, in their order.
 
     Prompts are sorted by length, so that batches hold little padding, and padded on the left. Answers do not depend on
-    the batch size, but for ties that rounding decides. The model's training mode is restored, and no random number is
+    the batch size, but for ties that rounding decides: a model whose rotary factors depend on the longest row answers
+    one prompt at a time. The model's training mode is restored, and no random number is
     drawn from the global generators.
 
     Args:
@@ -91,9 +94,11 @@ def answers_of(
     found: dict[int, Answer] = {}
     training = model.training
     model.eval()
+    size = 1 if own_factors(base_model(model)) else sampling.batch_size
     try:
-        for start in range(0, len(order), sampling.batch_size):
-            rows = order[start : start + sampling.batch_size]
+        for start in range(0, len(order), size):
+            rows = order[start : start + size]
+            forget_rows(base_model(model))
             seeds = [seed_of(sampling.seed, texts[row]) for row in rows]
             made = _batch(model, tokenizer, [ids[row] for row in rows], seeds, sampling)
             found.update(zip(rows, made, strict=True))

@@ -15,6 +15,7 @@ from trl_plus.lm_head import CompletionHead
 from trl_plus.recipes.errors import RecipeError, RunFault
 from trl_plus.recipes.objects import RunObjects
 from trl_plus.recipes.runs import Weights
+from trl_plus.rope import own_factors
 from trl_plus.trainers import outside, upstream
 from trl_plus.trainers.adapters import keep_trainable
 
@@ -100,6 +101,7 @@ def scorer(objects: RunObjects, model: Any) -> Scorer:
     inner = upstream.base_model(model)
     add_fused_lm_head(inner)
     CompletionHead(inner).statistics = False
+    own_factors(inner)
     if args.bf16_full_eval or args.fp16_full_eval:
         model.to(torch.bfloat16 if args.bf16_full_eval else torch.float16)
     if not is_quantized(inner) and inner.device.type != args.device.type:

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from trl_plus.data.files import DataError
 from trl_plus.data.formats import prepare
+from trl_plus.data.token_ids import no_row, unknown_token
 from trl_plus.preflight import checks  # noqa: F401  (registers them)
 from trl_plus.preflight.checks.content import SCORES, as_number
 from trl_plus.preflight.checks.shape import conversations
@@ -149,6 +151,7 @@ def _examine_tokens(batch: Batch, raw: list[dict[str, Any]], rows: list[Row], ta
     tally.of("D410").checked += len(rows)
     if not len(tokens.index):
         return
+    _refuse_unknown_tokens(tokens, target, batch.split)
     for code, check in TOKENS.items():
         hits = check.function(tokens, target)
         if hits is None:
@@ -164,6 +167,16 @@ def _examine_tokens(batch: Batch, raw: list[dict[str, Any]], rows: list[Row], ta
                 found.count += 1
     _keep_tokens(tokens, tally)
     tally.previews = preview_rows(tokens, target, batch.split, batch.previews)
+
+
+def _refuse_unknown_tokens(tokens: TokenRows, target: Target, split: str) -> None:
+    """Raises a DataError for a token that the model has no row for: no row of the split could be trained with it."""
+    for side, ids in {"prompt": tokens.prompt, **tokens.sides}.items():
+        rows = target.vocabulary.rows_for(f"{side}_ids") if target.vocabulary is not None else None
+        place = unknown_token(ids.values, rows)
+        if place is not None and rows is not None:
+            row = tokens.rows[int(np.searchsorted(ids.starts, place, side="right")) - 1].source_row
+            raise DataError(f"Row {row} of {split} holds {no_row(int(ids.values[place]), rows, target.tokenizer)}")
 
 
 def _keep_tokens(tokens: TokenRows, tally: Tally) -> None:

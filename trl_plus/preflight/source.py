@@ -12,6 +12,7 @@ from trl_plus.data.files import DataError
 from trl_plus.data.formats import detect, utf8
 from trl_plus.data.loading import RawData, hold_out, load_raw
 from trl_plus.data.request import DataRequest
+from trl_plus.data.token_ids import vocabulary_named
 from trl_plus.preflight.examine import Batch
 from trl_plus.preflight.rows import IMAGES, ROW, SOURCE, SOURCE_ROW, Kind, kind_of
 from trl_plus.preflight.target import Target, stop_ids
@@ -61,7 +62,9 @@ def open_run(objects: RunObjects, processor: Any | None) -> Source:
         trainer=objects.recipe.method.trainer,
     )
     if processor is not None:
-        target = replace(target, stop_ids=stop_ids(target.tokenizer, model, objects.model.model_revision))
+        revision = objects.model.model_revision
+        known = vocabulary_named(model, revision, objects.args.trust_remote_code)
+        target = replace(target, stop_ids=stop_ids(target.tokenizer, model, revision), vocabulary=known)
     return _opened(objects.data, target, model)
 
 

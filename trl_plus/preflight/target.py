@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from trl_plus.data.token_ids import Vocabulary
 from trl_plus.preflight.findings import Example
 from trl_plus.preflight.rows import SOURCE, SOURCE_ROW, Kind
 
@@ -20,6 +21,7 @@ class Target:
         processor: tokenizer or processor; None without a model.
         stop_ids: token ids that generation stops on: the generation config's and the tokenizer's end of sequence.
         trainer: name of the trainer class.
+        vocabulary: the tokens that the model knows; None without a model.
         sources: the datasets of a mixture, in the order of its entries.
     """
 
@@ -30,6 +32,7 @@ class Target:
     processor: Any = None
     stop_ids: frozenset[int] = frozenset()
     trainer: str = ""
+    vocabulary: Vocabulary | None = None
     sources: tuple[str, ...] = ()
 
     def example(self, raw: dict[str, Any], detail: str) -> Example:

@@ -7,7 +7,7 @@ from trl_plus.data.loading import Data, load
 from trl_plus.recipes.engines import config_file, read_config
 from trl_plus.recipes.errors import RecipeError
 from trl_plus.recipes.launch import launched, read_launch, this_machine
-from trl_plus.recipes.loading import check_held_out
+from trl_plus.recipes.loading import check_held_out, refuse_settings
 from trl_plus.recipes.objects import RunObjects, build
 from trl_plus.recipes.recipe import Recipe
 from trl_plus.recipes.sizes import planned_steps, size_notes
@@ -52,6 +52,7 @@ def plan(recipe: Recipe, accelerate_config: str | None = None, num_processes: in
     """
     processes, engine, refused = _launch(recipe, accelerate_config, num_processes)
     objects = build(recipe)
+    refuse_settings(objects)
     data = load(objects.data) if objects.data.local else None
     if data is not None:
         check_held_out(objects, data)

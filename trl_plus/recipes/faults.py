@@ -1,7 +1,6 @@
 """What goes wrong on the machine and not in the recipe, each as one message with the cure. Imports no torch."""
 
 import errno
-import importlib.util
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -11,37 +10,24 @@ from typing import Any
 
 from trl_plus import checkpoint_files
 from trl_plus.data.files import DataError
+from trl_plus.packages import missing_packages
 from trl_plus.recipes.errors import RecipeError, RunFault
 from trl_plus.recipes.recipe import Recipe
 from trl_plus.recipes.yaml_text import inline
 
-# tracker: the modules it needs, any of them, and what to install
-_TRACKERS = {
-    "wandb": (("wandb",), "wandb"),
-    "tensorboard": (("tensorboard", "tensorboardX"), "tensorboard"),
-    "mlflow": (("mlflow",), "mlflow"),
-    "comet_ml": (("comet_ml",), "comet-ml"),
-    "clearml": (("clearml",), "clearml"),
-    "dvclive": (("dvclive",), "dvclive"),
-    "swanlab": (("swanlab",), "swanlab"),
-    "trackio": (("trackio",), "trackio"),
-    "codecarbon": (("codecarbon",), "codecarbon"),
-}
 _SHORTEST = 2  # the least that `max_length` may be
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def check_machine(recipe: Recipe) -> None:
-    """Before anything heavy: the trackers are installed and the output folder can be written.
+    """Before anything heavy: optional packages are installed and the output folder can be written.
 
     Raises:
         RecipeError: one of them is not so.
     """
-    asked = recipe["report_to"] or []
-    for name in [asked] if isinstance(asked, str) else asked:
-        modules, package = _TRACKERS.get(name, ((), ""))
-        if modules and not any(importlib.util.find_spec(module) for module in modules):
-            raise RecipeError(f"`report_to: {name}` needs a package: pip install {package}, or set `report_to: none`.")
+    missing = list(missing_packages(recipe.values))
+    if missing:
+        raise RecipeError(missing)
     folder = Path(recipe["output_dir"]).expanduser()
     try:
         existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())

@@ -12,6 +12,20 @@ from trl_plus.recipes.package_data import resolve
 MOVED = "If the model lies elsewhere, name its folder with model_name_or_path=PATH."
 
 
+def refuse_settings(objects: RunObjects) -> None:
+    """Refuse settings that the trainer would refuse, before anything is loaded.
+
+    Raises:
+        RecipeError: a package is missing, or the optimizer lacks a setting.
+    """
+    from trl_plus.trainers.optimizers import refuse_missing
+
+    try:
+        refuse_missing(objects.args)
+    except (ImportError, ValueError) as error:
+        raise RecipeError(f"{objects.recipe.place_of(str(error))}{error}") from error
+
+
 def load_processor(objects: RunObjects) -> Any:
     """The model's tokenizer (or processor, for a vision model), with `chat_template_path` applied.
 

@@ -17,7 +17,7 @@ from trl_plus.recipes.earlier import holds_run, refuse_moved, set_aside
 from trl_plus.recipes.errors import RecipeError
 from trl_plus.recipes.journal import COMMAND, Journal
 from trl_plus.recipes.launch import is_main_process
-from trl_plus.recipes.loading import build_trainer, check_data, load_processor
+from trl_plus.recipes.loading import build_trainer, check_data, load_processor, refuse_settings
 from trl_plus.recipes.objects import RunObjects, build
 from trl_plus.recipes.quick_look import keep_preflight, look
 from trl_plus.recipes.recipe import Recipe, write_resolved
@@ -71,6 +71,7 @@ def _run(recipe: Recipe, resume: str | None, say: Say, asked: Asked | None, forc
     if resume is not None:
         checkpoint = find_checkpoint(resume, recipe["output_dir"], recipe["max_steps"], say)
     objects = build(recipe)
+    refuse_settings(objects)
     if checkpoint is not None:
         check_same_run(objects.recipe, checkpoint, force, say)
     data, processor, looked = _checked(objects, checkpoint, preflight, say)

@@ -12,6 +12,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from trl_plus.lm_head import CompletionHead
 from trl_plus.objectives import Completions
+from trl_plus.rope import own_factors
 from trl_plus.scoring import Scores, score
 from trl_plus.trainers import upstream
 from trl_plus.trainers.adapters import check_kind, keep_trainable
@@ -22,10 +23,12 @@ from trl_plus.trainers.exact_step import ADDED, ExactSteps, row_weights
 from trl_plus.trainers.layouts import RowLayouts
 from trl_plus.trainers.metrics import Meters
 from trl_plus.trainers.nonfinite import NonFiniteSteps
+from trl_plus.trainers.optimizers import refuse_missing, refuse_without_gpu
 from trl_plus.trainers.outside import OutsideWeights
 from trl_plus.trainers.own_reference import OwnReference
 from trl_plus.trainers.reference_cache import KeptReference
 from trl_plus.trainers.rows import PreferenceRows
+from trl_plus.trainers.rows_alone import RowsAlone
 from trl_plus.trainers.sharded import frozen_copy
 from trl_plus.trainers.throughput import Throughput
 from trl_plus.trainers.token_budget import TokenBudget
@@ -52,6 +55,7 @@ HIDDEN = {OBJECTIVE, ADDED}
 class PreferenceTrainer(
     Throughput,
     TokenBudget,
+    RowsAlone,
     NonFiniteSteps,
     ExactSteps,
     RowLayouts,
@@ -86,6 +90,8 @@ class PreferenceTrainer(
             )
         if args is None:
             args = self.config_class(f"{model_id(model).split('/')[-1]}-{self.config_class._method}")
+        refuse_missing(args)
+        refuse_without_gpu(args)
         if hasattr(train_dataset, "__len__") and not len(train_dataset):
             raise ValueError("The train dataset is empty: check its path, split and filters.")
         self.args_for_rows = args
@@ -109,7 +115,10 @@ class PreferenceTrainer(
         if self.has_reference and self.ref_model is None and upstream.is_peft(self.model):
             self.own_reference = OwnReference(self.model, self._adapter_is_given)
         self.check_outside()
+        self.refuse_unknown_tokens()
         models = [upstream.base_model(model) for model in (self.model, self.ref_model) if model is not None]
+        for model in models:
+            own_factors(model)
         self._heads = [CompletionHead(model, fast=self.own_head) for model in models]
         for head in self._heads:
             head.agree, head.is_main = self._agree, self.accelerator.is_main_process

@@ -70,7 +70,9 @@ class SafeCheckpoints:
         self.forget_engine()
         self.random_state_is_loaded = False
         self._resume_from = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        output = super().train(resume_from_checkpoint, *args, **kwargs)
+        self.use_weights(averaged=True)
+        return output
 
     def forget_engine(self) -> None:
         """DeepSpeed's engine of an earlier `evaluate` or `train`: transformers would train with it, and it cannot."""
@@ -83,6 +85,11 @@ class SafeCheckpoints:
             refuse_evaluation_alone(self)
         with untouched_random_state():
             return super().evaluate(*args, **kwargs)
+
+    def save_model(self, *args: Any, **kwargs: Any) -> None:
+        """transformers' `save_model`; of a schedule-free optimizer the averaged weights, which are evaluated."""
+        self.use_weights(averaged=True)
+        super().save_model(*args, **kwargs)
 
     # -- saving -------------------------------------------------------------------------------------------------------
 

@@ -158,6 +158,7 @@ class ExactSteps:
         self._meters["train"].mark()  # what a step that is left out goes back to
         if batches:
             batches = self.recut([*batches[:-1], self.without_repeats(batches[-1])])
+        self.use_weights(averaged=False)
         self.model.train()  # a pass over the window (KTO's) is part of the step, also after an evaluation
         self._window_totals = self.measure(batches) if batches else None
         return batches, self._window_totals

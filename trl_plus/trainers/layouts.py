@@ -1,6 +1,8 @@
 """Which row layout a run uses: the fastest that is proved right at its first batch, or the one that was asked for."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -47,6 +49,16 @@ class RowLayouts:
         self.row_layouts = tuple(RowLayout(model, "rows", share, planner) for model in models)
         for row_layout in self.row_layouts:
             row_layout.before_batch = self._decide
+
+    @contextmanager
+    def without_layouts(self) -> Iterator[None]:
+        """Rows as they are; the first batch that decides is still to come."""
+        with ExitStack() as stack:
+            for row_layout in self.row_layouts:
+                stack.enter_context(row_layout.using("rows"))
+                stack.callback(setattr, row_layout, "before_batch", row_layout.before_batch)
+                row_layout.before_batch = None
+            yield
 
     def _reason_of_run(self) -> str | None:
         """Why a setting of this run rules out every layout but `rows`."""

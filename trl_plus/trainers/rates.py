@@ -1,6 +1,10 @@
 """Learning rates that are known to work, by method: what a run is compared with before its first step."""
 
+from collections.abc import Iterator
 from typing import Any
+
+from trl_plus.trainers.optimizers import updates_in_backward
+from trl_plus.trainers.rounding import rounded_away
 
 # Lowest and highest published peak rate for full fine-tuning of models of 3B to 9B parameters with Adam.
 # SimPO: README and configurations of princeton-nlp/SimPO; ORPO: xfactlab's scripts; KTO: TRL's documentation and HALOs;
@@ -15,6 +19,12 @@ KNOWN = {
 LORA = 10  # adapters are trained with rates up to this many times higher (DPO QLoRA of alignment-handbook: 5e-6)
 MARGIN = 5  # published rates are few: only what lies this far outside is spoken of
 SMALLEST = 100_000_000  # parameters; smaller models take far higher rates, and nobody published which
+
+
+def before_the_first_step(method: str, args: Any, model: Any, optimizer: Any) -> Iterator[str]:
+    """One sentence for each reason in the rate or the optimizer for which a run learns nothing or is not exact."""
+    found = (unknown_rate(method, args, model), rounded_away(model, args, optimizer), updates_in_backward(args))
+    return (sentence for sentence in found if sentence is not None)
 
 
 def unknown_rate(method: str, args: Any, model: Any) -> str | None:

@@ -12,9 +12,13 @@ from trl_plus.batching.collators import EXTRA_COLUMNS
 from trl_plus.data.checks import refuse_labels, refuse_nulls, refuse_weights
 from trl_plus.data.lengths import LengthReport, apply_overlong, lengths, row_fits
 from trl_plus.data.responses import is_conversation, is_plain, sides_of, split_batch, split_response
+from trl_plus.data.token_ids import no_row, refuse_unknown_tokens, unknown_token, vocabulary_of
 from trl_plus.trainers import upstream
 
 logger = logging.getLogger("trl_plus")
+
+
+ID_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids", "completion_ids")
 
 
 class NoRowLeft(ValueError):
@@ -106,6 +110,8 @@ class PreferenceRows:
         sides = sides_of(dataset.column_names)
         with PartialState().main_process_first():
             dataset = self._mark_contexts(dataset, sides, name)
+        if getattr(self, "model", None) is not None:  # a set for a later evaluation
+            self.refuse_tokens(dataset, name)
         if max_length is None:
             return self._with_lengths(dataset, sides)
         dataset, report = apply_overlong(dataset, sides, max_length, overlong, rows_before)
@@ -115,6 +121,29 @@ class PreferenceRows:
         if sentence and PartialState().is_main_process:
             logger.warning(sentence)
         return self._with_lengths(dataset, sides)
+
+    def refuse_unknown_tokens(self) -> None:
+        """Raises a ValueError if a training or evaluation row holds a token that the model has no row for."""
+        sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
+        for name, dataset in {"train": self.train_dataset, **sets}.items():
+            if hasattr(dataset, "__len__") and getattr(dataset, "column_names", None):
+                self.refuse_tokens(dataset, name)
+
+    def refuse_tokens(self, dataset: Any, name: str) -> None:
+        columns = [column for column in ID_COLUMNS if column in dataset.column_names]
+        vocabulary = vocabulary_of(upstream.base_model(self.model))
+        refuse_unknown_tokens(dataset, columns, vocabulary, f"the {name} dataset", self.tokenizer)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not hasattr(self.train_dataset, "__len__"):  # the rows of a stream are seen here for the first time
+            rows = vocabulary_of(upstream.base_model(self.model)).embeddings
+            for batch in batches:
+                ids = batch["input_ids"].flatten().cpu().numpy()
+                place = unknown_token(ids, rows)
+                if place is not None and rows is not None:
+                    raise ValueError(f"A row of the stream holds {no_row(int(ids[place]), rows, self.tokenizer)}")
+        return batches, count
 
     def _with_lengths(self, dataset: Any, sides: tuple[str, ...]) -> Any:
         """A column of lengths for `group_by_length`, which transformers cannot infer from rows without `input_ids`."""

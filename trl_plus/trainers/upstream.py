@@ -106,6 +106,13 @@ class Seams:
             self.before_step(model)
         return super()._get_grad_norm(model, grad_norm=grad_norm)
 
+    def use_weights(self, *, averaged: bool) -> None:
+        """Schedule-free optimizers train one set of weights and evaluate the average of another; others have one."""
+        optimizer = getattr(self, "optimizer", None)  # none before training
+        switch = getattr(optimizer, "eval" if averaged else "train", None)
+        if callable(switch):
+            switch()
+
     def count_tokens(self, tokens: int) -> int:
         """Adds to TRL's count of training tokens (all ranks), and returns it."""
         self._total_train_tokens += tokens // self._tp_size  # tensor-parallel ranks see the same tokens
@@ -149,6 +156,7 @@ class Seams:
         return super()._finalize_training(*args, **kwargs)
 
     def _load_best_model(self):
+        self.use_weights(averaged=True)  # those of the checkpoint are; a later switch would average them again
         super()._load_best_model()
         self.weights_are_loaded(self.state.best_model_checkpoint)
         self.best_model_is_loaded()

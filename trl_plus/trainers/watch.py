@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from trl_plus.compat import TRLKTOConfig
 from trl_plus.configs import CPOConfig, ORPOConfig, SimPOConfig
-from trl_plus.trainers.rates import adapter_of, unknown_rate
+from trl_plus.trainers.rates import adapter_of, before_the_first_step
 
 logger = logging.getLogger("trl_plus")
 Log = dict[str, float]
@@ -223,7 +223,9 @@ class LearningWatch(TrainerCallback):
         for log in logs:
             self._observe(log, lambda sentence: None)
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **kwargs: Any
+    ) -> None:
         setup = Setup(
             method=method_of(args),
             beta=args.beta,
@@ -234,8 +236,9 @@ class LearningWatch(TrainerCallback):
             lora=adapter_of(model) == "LORA",
         )
         self._begin(state.log_history, setup)
-        sentence = unknown_rate(setup.method, args, model) if model is not None and not state.global_step else None
-        if sentence is not None and state.is_world_process_zero:
+        if model is None or state.global_step or not state.is_world_process_zero:
+            return
+        for sentence in before_the_first_step(setup.method, args, model, optimizer):
             self.say(sentence)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Log | None = None, **kwargs: Any) -> None:
