@@ -86,11 +86,6 @@ class SafeCheckpoints:
         with untouched_random_state():
             return super().evaluate(*args, **kwargs)
 
-    def save_model(self, *args: Any, **kwargs: Any) -> None:
-        """transformers' `save_model`; of a schedule-free optimizer the averaged weights, which are evaluated."""
-        self.use_weights(averaged=True)
-        super().save_model(*args, **kwargs)
-
     # -- saving -------------------------------------------------------------------------------------------------------
 
     def save_whole(self, folder: str, step: int) -> None:
@@ -138,8 +133,12 @@ class SafeCheckpoints:
         self.accelerator.wait_for_everyone()  # each process lists the checkpoints next
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """transformers' `save_model`. Under FSDP the model is saved whole, also where checkpoints are saved in shards:
-        transformers would write nothing then."""
+        """Save as transformers does, with two differences.
+
+        A schedule-free optimizer's averaged weights are saved, which are those that are evaluated. Under FSDP the model
+        is saved whole, also if checkpoints are saved in shards: transformers would write nothing then.
+        """
+        self.use_weights(averaged=True)
         plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled and not _internal_call else None
         kind = plugin.state_dict_type if plugin is not None else None
         if kind is None or kind.name == "FULL_STATE_DICT":
