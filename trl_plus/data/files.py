@@ -10,6 +10,7 @@ _PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 _SPLIT = re.compile(
     r"^(?P<dataset>.*?)[-_.]?(?P<split>train|test|validation|valid|val|dev|eval)(-\d+-of-\d+)?$", re.IGNORECASE
 )
+_CONFIGS = re.compile(r"---\r?\n(?:(?!---).*\r?\n)*?configs:")  # in the YAML block of a dataset card
 _TEST_WORDS = ("test", "validation", "valid", "val", "dev", "eval")
 
 
@@ -42,6 +43,16 @@ def is_local(name: str) -> bool:
     """Whether a dataset name stands for local files."""
     path = as_path(name)
     return looks_like_path(name) or path.exists() or bool(_candidates(path))
+
+
+def is_dataset_folder(path: Path) -> bool:
+    """True for a local folder in the layout of the hub: its README.md has `configs`, or its files lie in subfolders."""
+    if not path.is_dir():
+        return False
+    card = path / "README.md"
+    if card.is_file() and _CONFIGS.match(card.read_text(encoding="utf-8", errors="replace")):
+        return True
+    return not _candidates(path) and any(file.suffix in READERS for file in path.glob("*/**/*"))
 
 
 def split_files(name: str) -> dict[str, list[Path]]:

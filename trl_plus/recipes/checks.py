@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trl_plus.data.files import DataError, as_path, looks_like_path, split_files
+from trl_plus.data.files import DataError, as_path, is_dataset_folder, looks_like_path, split_files
 from trl_plus.recipes import package_data
 from trl_plus.recipes.best_model import best_model_problems
 from trl_plus.recipes.errors import RecipeError
@@ -193,7 +193,7 @@ def _paths(entries: Mapping[str, Value], needs_data: bool) -> Iterator[str]:
 
 def _path_problem(name: str, value: str) -> str | None:
     if name.endswith("dataset_name"):
-        if looks_like_path(value):
+        if looks_like_path(value) and not is_dataset_folder(as_path(value)):
             split_files(value)
         return None
     is_path = value.startswith(("./", "../", "/", "~")) or value.endswith(".jinja")

@@ -107,6 +107,7 @@ class PreferenceTrainer(
         if hasattr(self, "_heads"):
             return
         self.check_token_budget()
+        self.check_best_metric()
         # transformers before `loss_is_scaled_for_ga` divides a loss by the accumulation steps under this condition
         self.model_accepts_loss_kwargs = False
         keep_trainable(self.model)

@@ -247,4 +247,6 @@ class ORPOTrainer(ReferenceFreeTrainer):
     def note_pairs(self, chosen: Completions, rejected: Completions, weights: Tensor) -> None:
         super().note_pairs(chosen, rejected, weights)
         ratio = objectives.log_odds_ratio(chosen, rejected, odds=self.args.odds)
+        self.note("log_odds_chosen", ratio, weights)
+        # Kept for a release, and read by the report page. In TRL this name is the mean of the ratio's logsigmoid
         self.note("log_odds_ratio", ratio, weights)

@@ -38,6 +38,15 @@ class PreferenceRows:
         sets = [self.train_dataset, *(evaluation.values() if isinstance(evaluation, dict) else [evaluation])]
         return any(name in (getattr(dataset, "column_names", None) or ()) for dataset in sets)
 
+    def check_best_metric(self) -> None:
+        """Raises a ValueError for a best model by the loss of one of several evaluation sets that is not named."""
+        sets, metric = self.eval_dataset, self.args.metric_for_best_model
+        if isinstance(sets, dict) and metric in ("loss", "eval_loss") and self.args.eval_strategy != "no":
+            names = " or ".join(f"eval_{name}_loss" for name in sets)
+            raise ValueError(
+                f"`metric_for_best_model` is {metric}, which each of several evaluation sets has. Fix: set it to {names}."
+            )
+
     @property
     def data_collator(self) -> Any:
         """The collator that was given, with `RowExtras` round it; also one that is set later."""

@@ -244,8 +244,11 @@ class Seams:
         if mode == "eval" and self.eval_prefix.startswith("eval_"):
             # one of several evaluation sets: TRL would log each set's metrics under the same names
             logs.update({f"{self.eval_prefix}_{name}": value for name, value in means.items()})
-        else:
-            self._metrics[mode].update({name: [value] for name, value in means.items()})
+            super().log(logs, start_time)
+            # not logged: what `metric_for_best_model` and early stopping know by TRL's names. The last set counts
+            logs.update({f"eval_{name}": value for name, value in means.items()})
+            return
+        self._metrics[mode].update({name: [value] for name, value in means.items()})
         super().log(logs, start_time)
 
 
