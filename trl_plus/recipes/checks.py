@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trl_plus.adapter_folders import adapter_instead_of_model
 from trl_plus.data.files import DataError, as_path, is_dataset_folder, looks_like_path, split_files
 from trl_plus.recipes import package_data
 from trl_plus.recipes.best_model import best_model_problems
@@ -79,6 +80,7 @@ def _contradictions(method: Method, entries: Mapping[str, Value]) -> Iterator[st
     for option in ("load_in_4bit", "load_in_8bit"):
         if option in given and "use_peft" not in given:
             yield f"{entries[option].place}`{option}` needs `use_peft: true`: quantized weights cannot be trained."
+    yield from _lora_on_head(entries, given)
     yield from _mixture(given.get("datasets", []))
     if method.paired and given.get("converter") == "pairs_to_unpaired":
         yield (
@@ -96,6 +98,19 @@ _EXCLUSIVE = (
     ("load_in_4bit", "load_in_8bit", "keep one of them"),
     ("bf16", "fp16", "keep one of them"),
 )
+
+
+def _lora_on_head(entries: Mapping[str, Value], given: Mapping[str, Any]) -> Iterator[str]:
+    """LoRA on the LM head, whose weight the log-probabilities are computed from: its matrices would get no gradient."""
+    targets = given.get("lora_target_modules")
+    for name in targets if isinstance(targets, list) else []:
+        if isinstance(name, str) and name.split(".")[-1] in ("lm_head", "embed_out"):
+            kept = given.get("lora_modules_to_save") or []
+            saved = ", ".join(dict.fromkeys([*(kept if isinstance(kept, list) else [kept]), name]))
+            yield (
+                f"{entries['lora_target_modules'].place}`lora_target_modules`: LoRA on {name} would not be trained. "
+                f"Fix: remove {name} from it, and to train the whole head write `lora_modules_to_save: [{saved}]`."
+            )
 
 
 def _mixture(datasets: Any) -> Iterator[str]:
@@ -196,6 +211,8 @@ def _path_problem(name: str, value: str) -> str | None:
         if looks_like_path(value) and not is_dataset_folder(as_path(value)):
             split_files(value)
         return None
+    if name == "model_name_or_path" and (adapter := adapter_instead_of_model(value)) is not None:
+        return adapter
     is_path = value.startswith(("./", "../", "/", "~")) or value.endswith(".jinja")
     if is_path and not as_path(value).exists():
         return f"{value} does not exist: check the path, which is relative to {Path.cwd()}."

@@ -1,5 +1,6 @@
 """From a validated recipe to the objects a trainer takes. Importing the configurations imports torch and TRL."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,8 @@ def build(recipe: Recipe) -> RunObjects:
     from trl import ModelConfig
 
     model = _instance(ModelConfig, recipe.group("ModelConfig"), recipe)
+    if isinstance(model.lora_target_modules, str) and re.fullmatch(r"[\w.]+", model.lora_target_modules):
+        model.lora_target_modules = [model.lora_target_modules]  # TRL makes a pattern, for the whole path, of one name
     args = _instance(getattr(trl_plus, recipe.method.config), _training_values(recipe, model), recipe)
     return RunObjects(recipe, args, model, data_request(recipe), options)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.trainer_utils import IntervalStrategy
 
+from trl_plus.adapter_folders import adapter_instead_of_model
 from trl_plus.lm_head import CompletionHead
 from trl_plus.objectives import Completions
 from trl_plus.rope import own_factors
@@ -90,6 +91,9 @@ class PreferenceTrainer(
             )
         if args is None:
             args = self.config_class(f"{model_id(model).split('/')[-1]}-{self.config_class._method}")
+        adapter = adapter_instead_of_model(model) if isinstance(model, str) else None
+        if adapter is not None:
+            raise ValueError(adapter)
         refuse_missing(args)
         refuse_without_gpu(args)
         if hasattr(train_dataset, "__len__") and not len(train_dataset):
@@ -106,6 +110,11 @@ class PreferenceTrainer(
         """After TRL's constructor, unless that precomputed the reference and so came here by itself."""
         if hasattr(self, "_heads"):
             return
+        if getattr(self.model, "peft_config", None) and not upstream.is_peft(self.model):
+            raise ValueError(
+                "The model is an adapter that was loaded as a model: transformers keeps it frozen and would train the "
+                "weights under it. Fix: pass a PeftModel that was loaded with `is_trainable=True`, or a merged model."
+            )
         self.check_token_budget()
         self.check_best_metric()
         # transformers before `loss_is_scaled_for_ga` divides a loss by the accumulation steps under this condition
