@@ -1,6 +1,10 @@
-"""Trainers. Imported on first use, like everything public."""
+"""Trainers. Imported on first use, like everything public, and not before TRL and transformers are found to fit."""
 
 from typing import Any
+
+from trl_plus.seams import check_seams
+
+check_seams()
 
 _PUBLIC = {
     "DPOTrainer": "trl_plus.trainers.paired",
