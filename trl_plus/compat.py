@@ -1,14 +1,10 @@
-"""TRL's configurations, after a check that TRL is not too old."""
+"""TRL's configurations, imported after a check that the installed TRL and transformers fit."""
 
-from trl_plus.seams import VersionError, check_age, explain
+from trl_plus.seams import check_seams
 
-check_age("trl")
-try:
-    from trl import DPOConfig as TRLDPOConfig
-    from trl import KTOConfig as TRLKTOConfig
-except ImportError as error:
-    if (sentence := explain(error)) is None:
-        raise
-    raise VersionError(sentence) from None
+check_seams()
+
+from trl import DPOConfig as TRLDPOConfig  # noqa: E402
+from trl import KTOConfig as TRLKTOConfig  # noqa: E402
 
 __all__ = ["TRLDPOConfig", "TRLKTOConfig"]

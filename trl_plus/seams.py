@@ -1,4 +1,4 @@
-"""The places where trl_plus depends on internals of TRL and transformers, checked before the trainers are imported.
+"""The places where trl_plus depends on internals of TRL and transformers, checked before either is used.
 
 An untested version is tried. If all of these places have their known shape, the run continues; if one has moved, the
 error names it and the versions that work. Importing this file imports neither library.

@@ -2,9 +2,7 @@
 
 from typing import Any
 
-from trl_plus.seams import check_seams
-
-check_seams()
+import trl_plus.compat  # noqa: F401  checks the versions
 
 _PUBLIC = {
     "DPOTrainer": "trl_plus.trainers.paired",
