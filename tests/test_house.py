@@ -9,6 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "trl_plus"
 UPSTREAM = PACKAGE / "trainers" / "upstream.py"
+SEAMS = PACKAGE / "seams.py"  # lists the names that upstream.py touches
 MAX_FUNCTION = 60
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -150,7 +151,7 @@ def test_only_upstream_names_what_is_private():
     found = [
         f"{name_of(path)}:{line} {name}"
         for path in SOURCES
-        if path != UPSTREAM
+        if path not in (UPSTREAM, SEAMS)
         for line, name in private_uses(path)
         if name in private
     ]

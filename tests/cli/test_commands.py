@@ -1,11 +1,9 @@
 """The commands: what they print and how they exit. Nothing here trains."""
 
 import json
-import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,6 @@ from trl_plus.cli.arguments import normalise
 from trl_plus.recipes.launch import Machine
 from trl_plus.recipes.package_data import recipe_names
 
-SLACK = 2.0 if os.environ.get("CI") else 1.0  # shared machines
 GOOD = "method: simpo\nmodel_name_or_path: org/model\ndataset_name: org/data\noutput_dir: out\n"
 
 
@@ -47,7 +44,7 @@ def call(*words):
         ["preview", "--help"],
     ],
 )
-def test_fast_and_without_torch(words):
+def test_fast_and_without_torch(words, starts_of):
     code = (
         "import sys\nfrom trl_plus.cli import main\n"
         f"sys.argv = ['trl-plus', *{words!r}]\n"
@@ -55,13 +52,7 @@ def test_fast_and_without_torch(words):
         "heavy = {'torch', 'trl', 'transformers', 'datasets', 'numpy'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
-    best = 99.0
-    for _ in range(3):  # other processes share the machine
-        start = time.perf_counter()
-        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        best = min(best, time.perf_counter() - start)
-        assert result.returncode == 0, result.stderr
-    assert best < SLACK
+    assert starts_of(code) < 90  # about 30; a bare interpreter starts in 10 to 15 ms of CPU time
 
 
 def test_version():

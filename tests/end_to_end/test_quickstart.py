@@ -13,12 +13,12 @@ pytestmark = pytest.mark.timeout(600)
 
 @pytest.fixture(scope="module")
 def run(quickstart):
-    """(folder of the run, its output, seconds)."""
+    """(folder of the run, its output, CPU seconds)."""
     return quickstart.folder, quickstart.output, quickstart.seconds
 
 
-def test_takes_less_than_two_minutes(run):
-    assert run[2] < 120
+def test_takes_about_two_minutes_at_most(run, starts_of):
+    assert starts_of(seconds=run[2]) < 10_000  # a bare interpreter starts in 10 to 15 ms of CPU time
 
 
 def test_the_bar_ends_at_100_percent(run):

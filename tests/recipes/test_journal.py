@@ -2,7 +2,7 @@
 
 import json
 import logging
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 import pytest
 
@@ -91,7 +91,7 @@ def test_events_are_held_until_the_folder_is_taken_over(journal, tmp_path):
     (tmp_path / "journal.jsonl").write_text(earlier)
     with pytest.raises(ValueError):
         begin_and_fail(journal, ValueError("refused by the trainer"), fresh=True, hold=True)
-    assert journal.began() > datetime(2026, 1, 3, tzinfo=timezone.utc)
+    assert journal.began() > datetime(2026, 1, 3, tzinfo=UTC)
     assert (tmp_path / "journal.jsonl").read_text() == earlier
     with journal.kept():
         journal.begin(True, hold=True)

@@ -86,12 +86,12 @@ def test_marks_in_the_text_itself_are_written_out():
 
 
 @pytest.mark.parametrize("colour", [True, False])
-def test_text_is_shown_and_not_obeyed(colour):
+def test_text_is_shown_and_not_obeyed(colour, starts_of):
     texts = ["[red]x[/red]", "\x1b[2J\x1b]0;owned\x07", "\u202e", "\ud800", "\0", "😀", "y" * 1_000_000]
     row = Preview(0, "train", {"completion": [Token(text, True, False, False) for text in texts]}, dropped=texts[1])
-    start = time.monotonic()
+    start = time.process_time()
     out = shown([row], force_terminal=colour, color_system="truecolor" if colour else None)
-    assert time.monotonic() - start < 30
+    assert starts_of(seconds=time.process_time() - start) < 3000
     out.encode()
     assert "[red]x[/red]" in out
     assert r"\x1b[2J" in out

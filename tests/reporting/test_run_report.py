@@ -1,11 +1,7 @@
 """`trl-plus report`: what it reads, what it says of runs that ended in every way, how it fails."""
 
 import json
-import os
 import re
-import subprocess
-import sys
-import time
 
 import pytest
 from typer.testing import CliRunner
@@ -17,7 +13,6 @@ from trl_plus.reporting.run_folder import read_run
 from trl_plus.reporting.run_html import run_page
 from trl_plus.reporting.run_panels import panels_of
 
-SLACK = 3.0 if os.environ.get("CI") else 1.0  # shared machines
 END = {"event": "end", "step": 7}
 
 
@@ -36,7 +31,7 @@ def test_where_the_page_goes(make_run, tmp_path):
     assert (tmp_path / "new" / "a.html").is_file()
 
 
-def test_fast_and_without_torch(make_run):
+def test_fast_and_without_torch(make_run, starts_of):
     run = make_run()
     code = (
         "import sys\nfrom trl_plus.cli import main\n"
@@ -45,14 +40,8 @@ def test_fast_and_without_torch(make_run):
         "heavy = {'torch', 'trl', 'transformers', 'datasets'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
-    best = 99.0
-    for _ in range(3):  # other processes share the machine
-        start = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        best = min(best, time.perf_counter() - start)
-        assert done.returncode == 0, done.stderr
+    assert starts_of(code) < 180
     assert (run / "report.html").is_file()
-    assert best < 2 * SLACK
 
 
 def test_what_is_no_run(make_run, tmp_path):

@@ -33,13 +33,13 @@ BOMB = "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
         ("run_name: " + "x" * 300_000, "larger than"),
     ],
 )
-def test_hostile_yaml_is_one_sentence(tmp_path, monkeypatch, text, words):
+def test_hostile_yaml_is_one_sentence(tmp_path, monkeypatch, text, words, starts_of):
     monkeypatch.chdir(tmp_path)
     Path("r.yaml").write_text(HEAD + text)
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(RecipeError, match=words):
         load_recipe("r.yaml")
-    assert time.monotonic() - start < 20
+    assert starts_of(seconds=time.process_time() - start) < 2000
     assert not Path("owned").exists()
 
 

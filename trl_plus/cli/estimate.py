@@ -1,6 +1,6 @@
 """trl-plus estimate RECIPE: memory and time of a run, before anything is loaded."""
 
-from enum import Enum
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -19,7 +19,7 @@ trl-plus estimate my.yaml --calibrate
 """
 
 
-class Device(str, Enum):
+class Device(StrEnum):
     """Devices an estimate can be made for."""
 
     cpu = "cpu"

@@ -12,6 +12,7 @@ from trl_plus.recipes.errors import RunFault
 from trl_plus.recipes.launch import is_main_process
 from trl_plus.recipes.quick_look import DataFound
 from trl_plus.reporting.printable import printable
+from trl_plus.seams import explain
 
 PREFLIGHT = 3
 
@@ -37,6 +38,9 @@ def exit_codes() -> Iterator[None]:
         raise typer.Exit(130) from None
     except typer.Exit:
         raise
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        if (sentence := explain(error) if isinstance(error, ImportError) else None) is None:
+            traceback.print_exc()
+        elif is_main_process():
+            typer.echo(printable(f"error: {sentence}"), err=True)
         raise typer.Exit(1) from None

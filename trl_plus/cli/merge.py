@@ -1,6 +1,6 @@
 """trl-plus merge RUN DEST: an adapter into its base weights."""
 
-from enum import Enum
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -17,7 +17,7 @@ trl-plus merge runs/dpo_qlora merged --base original
 """
 
 
-class Dtype(str, Enum):
+class Dtype(StrEnum):
     """Number formats of written weights."""
 
     float32 = "float32"
@@ -25,7 +25,7 @@ class Dtype(str, Enum):
     float16 = "float16"
 
 
-class Base(str, Enum):
+class Base(StrEnum):
     """Weights that an adapter of a quantized run is merged into."""
 
     original = "original"

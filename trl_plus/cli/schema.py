@@ -1,6 +1,6 @@
 """trl-plus schema: the JSON Schema of a recipe, for editors."""
 
-from enum import Enum
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -8,7 +8,7 @@ import typer
 from trl_plus.cli.exits import exit_codes
 
 
-class Format(str, Enum):
+class Format(StrEnum):
     """Formats of the schema."""
 
     json = "json"

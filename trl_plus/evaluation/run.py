@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 from trl_plus.evaluation.measures import (
@@ -117,7 +117,7 @@ def evaluate(
         notes=notes,
         seconds=time.monotonic() - start,
         weights=which,
-        time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
 

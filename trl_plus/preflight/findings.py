@@ -1,14 +1,14 @@
 """What preflight says: findings with a stable code, and the result they stand in."""
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 EXAMPLES = 3  # rows shown per finding
 EXCERPT = 160  # characters of an example
 
 
-class Severity(str, Enum):
+class Severity(StrEnum):
     """ERROR: the rows teach something wrong, or the run would refuse them. WARNING: probably not what is wanted.
     INFO: worth knowing."""
 

@@ -8,7 +8,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ class Journal:
     def began(self) -> datetime:
         """When the run began, before it was ever resumed; now if nothing tells."""
         known = _time_of(self._held[0]) if self._held else began_at(self.path)
-        return known or datetime.now(timezone.utc)
+        return known or datetime.now(UTC)
 
     def training(self, first: int, last: int) -> None:
         """Training begins after optimizer step `first`, and ends with step `last`."""
@@ -93,7 +93,7 @@ class Journal:
     def _write(self, event: str, **values: Any) -> None:
         if not self._open:
             return
-        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        now = datetime.now(UTC).isoformat(timespec="seconds")
         line = json.dumps({"event": event, "time": now, "step": self.step, **values}) + "\n"
         if self._held is None:
             self._append(line)

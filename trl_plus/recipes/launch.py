@@ -85,7 +85,8 @@ def this_machine() -> Machine:
     import torch
     from transformers.utils import is_torch_bf16_gpu_available
 
-    kind = torch.accelerator.current_accelerator()
+    # torch 2.6 raises where a newer one returns None
+    kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     gpus = 0 if kind is None or kind.type in ("cpu", "mps") else torch.accelerator.device_count()
     deepspeed = importlib.util.find_spec("deepspeed") is not None
     return Machine(gpus, gpus > 0 and is_torch_bf16_gpu_available(), deepspeed)

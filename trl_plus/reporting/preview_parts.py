@@ -1,13 +1,13 @@
 """A preview cut into what is shown: the prompt that both sides share, then each side, in stretches of one kind."""
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from itertools import groupby, takewhile
 
 from trl_plus.preflight.findings import Preview, Token
 
 
-class Kind(str, Enum):
+class Kind(StrEnum):
     """What becomes of a stretch of tokens."""
 
     PROMPT = "prompt"

@@ -1,6 +1,8 @@
-"""Trainers. Imported on first use, like everything public."""
+"""Trainers. Imported on first use, like everything public, and not before TRL and transformers are found to fit."""
 
 from typing import Any
+
+import trl_plus.compat  # noqa: F401  checks the versions
 
 _PUBLIC = {
     "DPOTrainer": "trl_plus.trainers.paired",
