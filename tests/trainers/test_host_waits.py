@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from trl_plus.all_labelled import all_labelled
 from trl_plus.batching import transfer
 
 LORA = {"peft_config": LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")}
@@ -175,3 +176,20 @@ def test_copies_keep_what_they_carry():
     ]
     for moved in (transfer.to_host(tensors), transfer._unpack(transfer._pack(tensors), tensors)):
         assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(moved, tensors, strict=True))
+
+
+def test_a_head_that_looks_for_labels_does_not_wait():
+    """As TRL's fused head on CUDA: states and labels by a mask, and what it finds back in the mask's shape."""
+    states, labels, found = torch.randn(1, 3, 2, requires_grad=True), all_labelled(torch.tensor([[5, 6, 7]])), []
+    with Functions(found), Operators(found):
+        mask = labels != -100
+        chosen, targets = states[mask], labels[mask]
+        placed = states.new_zeros(mask.shape).masked_scatter(mask, chosen[:, 0])
+        placed.sum().backward()
+    assert found == []
+    assert type(chosen) is type(targets) is type(placed) is Tensor
+    assert torch.equal(targets, torch.tensor([5, 6, 7]))
+    assert torch.equal(chosen, states[0])
+    assert torch.equal(placed, states[..., 0])
+    assert torch.equal(states.grad[..., 0], torch.ones(1, 3))
+    assert type(labels[:, 1:]) is type(labels.clamp(min=0)) is type(mask.sum()) is Tensor

@@ -46,7 +46,7 @@ if hasattr(torch, "AcceleratorError"):
     FATAL.append(torch.AcceleratorError("device-side assert triggered"))
 
 
-@pytest.mark.parametrize("after", [0, 1000])
+@pytest.mark.parametrize("after", [0, 30])
 @pytest.mark.parametrize("error", FATAL, ids=lambda error: type(error).__name__)
 def test_errors_that_plain_rows_do_not_mend(error, after, make_trainer, pair_rows, monkeypatch):
     monkeypatch.setattr(interface, "backend", lambda *_: Failing(after, error))
@@ -69,7 +69,8 @@ class Failing:
         if Failing.calls > self.after:
             if not self.backward:
                 raise self.error
-            output.register_hook(self.fail)
+            if output.requires_grad:
+                output.register_hook(self.fail)
         return output
 
     def fail(self, gradient):
@@ -77,7 +78,7 @@ class Failing:
 
 
 SETTINGS = {"max_steps": 2, "gradient_accumulation_steps": 2, "learning_rate": 0.1, "logging_steps": 2}
-METHODS = ["DPO", "SimPO", "KTO"]
+METHODS = ["DPO", "KTO"]
 
 
 def outcome(trainer):
@@ -101,7 +102,7 @@ def calls_of(make_trainer, pair_rows, unpaired_rows, monkeypatch):
     return count
 
 
-@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
+@pytest.mark.parametrize("share", [0.6, 0.95])
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_kernel_that_fails_later(method, backward, share, calls_of, make_trainer, difference, caplog, monkeypatch):
@@ -123,7 +124,7 @@ def test_a_layout_asked_for_by_name(backward, calls_of, make_trainer, monkeypatc
     rows, calls = calls_of("SimPO", **SETTINGS)
     Failing.calls = 0
     kernel(monkeypatch, Failing(calls // 2, ValueError("longer than ever"), backward))
-    with pytest.raises(RuntimeError, match="longer than ever.* Set `layout: rows`"):
+    with pytest.raises(RuntimeError, match=r"longer than ever.* Set `layout: rows`"):
         make_trainer("SimPO", rows, layout="packed", **SETTINGS).train()
 
 
