@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from trl_plus.attention import proving
-from trl_plus.packing import RowLayout, Unsupported, known_reason, plan_rows, unknown_inputs
+from trl_plus.packing import (
+    RowLayout,
+    Unsupported,
+    in_short,
+    known_reason,
+    plan_rows,
+    recoverable,
+    unknown_inputs,
+)
 
 # Largest difference of a log-probability in nats in float32; in 16 bits, where single tokens say little, of the mean
 TOLERANCE, TOLERANCE_16_BIT = 1e-3, 5e-2
@@ -53,10 +61,10 @@ def _reason_of_passes(row_layout: RowLayout, layout: str, batch: dict[str, Any],
         gap = difference(row_layout, layout, *few)
     except Unsupported as error:
         return f"the model's attention {error}"
-    except Exception as error:
-        if isinstance(error, torch.OutOfMemoryError):
+    except Exception as error:  # a kernel may fail with anything: what Triton, a compiler or a driver raises
+        if not recoverable(error):
             raise
-        return f"the model does not take it ({type(error).__name__}: {(str(error) or '-').splitlines()[0][:120]})"
+        return f"the model does not take it ({in_short(error)})"
     half = in_16_bits(row_layout.model)
     found = float(gap.mean() if half else gap.max()) if gap.numel() else 0.0
     if not found <= (TOLERANCE_16_BIT if half else TOLERANCE):

@@ -14,29 +14,17 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from trl_plus.all_labelled import all_labelled
 from trl_plus.attention import Unsupported, carry, register
-from trl_plus.batching.layouts import Plan, common_beginning, make_plan
-from trl_plus.rope import Factors, lay_out, own_factors
+from trl_plus.batching.layouts import Plan
+from trl_plus.planning import Planner, plan_rows
+from trl_plus.rope import lay_out, own_factors
 
 # What a batch may hold for a layout to know what to do with it
 KNOWN_INPUTS = frozenset({"input_ids", "attention_mask", "use_cache", "output_router_logits"})
 # Layers whose attention is a function of positions and of who may see whom
 KNOWN_LAYERS = frozenset({"full_attention", "sliding_attention"})
 PER_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
-
-
-class Planner:
-    """Makes plans, and remembers the last: the reference scores the rows that the policy just did."""
-
-    def __init__(self) -> None:
-        self._last: tuple[Any, ...] = (None, None)
-
-    def __call__(self, input_ids: Tensor, attention_mask: Tensor, *how: Any) -> Plan | None:
-        """As `plan_rows`."""
-        ids, mask, *rest = self._last
-        if ids is not input_ids or mask is not attention_mask or rest[:-1] != [*how]:
-            self._last = input_ids, attention_mask, *how, plan_rows(input_ids, attention_mask, *how)
-        return self._last[-1]
 
 
 class RowLayout:
@@ -51,6 +39,8 @@ class RowLayout:
     Attributes:
         layout: what is in use; "rows" switches off everything here.
         before_batch: called with this and the arguments of each fused call, before it; may change `layout`.
+        on_failure: called with this and the error of a fused call on the layout. If it returns, the call is repeated on
+            plain rows. None lets the error through.
         plan: of the last fused call, None if its rows were left as they are.
         forward: the model's, as it is inside whatever an engine puts round it later.
     """
@@ -60,9 +50,10 @@ class RowLayout:
         self._planner = planner or Planner()
         self.model, self.layout, self.share = model, layout, share
         self.before_batch: Callable[[RowLayout, dict[str, Any], Tensor], None] | None = None
+        self.on_failure: Callable[[RowLayout, Exception], None] | None = None
         self.plan: Plan | None = None
         self._call: tuple[Plan, Tensor] | None = None
-        self._factors = own_factors(model)
+        self.factors = own_factors(model)
         self._patch_model(model)
         self._patch_backbone(model.base_model)
 
@@ -79,32 +70,45 @@ class RowLayout:
                 return inner(*args, **kwargs)
             if self.before_batch is not None and labels is not None and not args:
                 self.before_batch(self, kwargs, labels)
-            self.plan = None if args or "shift_labels" in kwargs else self._plan_for(kwargs)
-            if self.plan is None:
-                return inner(*args, **kwargs, fused_lm_head=True)
-            return self._laid_out(inner, self.plan, kwargs)
+            planned = None if args or labels is None or "shift_labels" in kwargs else self._plan_for(kwargs)
+            self.plan = planned and planned[0]
+            if planned is not None:
+                try:
+                    return self._laid_out(inner, *planned, dict(kwargs))
+                except Exception as error:
+                    if self.on_failure is None or not recoverable(error):
+                        raise
+                    self.on_failure(self, error)
+                    self.plan = None
+            return inner(*args, **kwargs, fused_lm_head=True)
 
         self.forward = model.forward = types.MethodType(forward, model)
 
-    def _laid_out(self, inner: Callable, plan: Plan, kwargs: dict[str, Any]) -> ModelOutput:
-        """The inner model on the layout, and its output by rows."""
+    def _laid_out(self, inner: Callable, plan: Plan, where: Tensor, kwargs: dict[str, Any]) -> ModelOutput:
+        """The inner model on the layout, and its output by rows; `where` are the labelled tokens of the rows."""
         labels = kwargs.pop("labels")[:, 1:]
-        mask = labels != -100
-        self._call = plan, plan.gather[:, :-1][mask]
+        targets = labels.reshape(-1).index_select(0, where)
+        self._call = plan, plan.gather[:, :-1].reshape(-1).index_select(0, where)
         try:
-            output = inner(**kwargs, shift_labels=labels[mask][None], fused_lm_head=True)
+            output = inner(**kwargs, shift_labels=all_labelled(targets[None]), fused_lm_head=True)
         finally:
             self._call = None
         for name in PER_TOKEN:
             values = getattr(output, name, None)
             if values is not None:
-                setattr(output, name, values.new_zeros(mask.shape).masked_scatter(mask, values))
+                by_row = values.new_zeros(labels.numel()).index_copy(0, where, values.reshape(-1))
+                setattr(output, name, by_row.view(labels.shape))
         return output
 
-    def _plan_for(self, kwargs: dict[str, Any]) -> Plan | None:
+    def _plan_for(self, kwargs: dict[str, Any]) -> tuple[Plan, Tensor] | None:
         if self.layout == "rows" or unknown_inputs(kwargs) or len(kwargs["input_ids"]) == 0:
             return None
-        return self._planner(kwargs["input_ids"], kwargs["attention_mask"], self.layout, self.share, self._factors)
+        return self._planner(kwargs["input_ids"], kwargs["attention_mask"], kwargs["labels"], *self.setting)
+
+    @property
+    def setting(self) -> tuple[str, bool, Any]:
+        """What a plan depends on besides its rows."""
+        return self.layout, self.share, self.factors
 
     # -- its backbone -------------------------------------------------------------------------------------------------
 
@@ -120,11 +124,12 @@ class RowLayout:
             lay_out(backbone, plan)
             output = inner(**kwargs | {"attention_mask": carry(plan)}, input_ids=ids, position_ids=plan.positions)
             states = output.last_hidden_state
-            output.last_hidden_state = states.reshape(-1, states.size(-1))[predictors][None]
+            # not by `[...]`, whose backward pass sorts the indices on CUDA
+            output.last_hidden_state = states.reshape(-1, states.size(-1)).index_select(0, predictors)[None]
             if getattr(output, "router_logits", None) is not None:  # a statistic over the rows as they were
                 by_row = plan.gather.reshape(-1)
                 output.router_logits = tuple(
-                    layer.reshape(-1, layer.size(-1))[by_row] for layer in output.router_logits
+                    layer.reshape(-1, layer.size(-1)).index_select(0, by_row) for layer in output.router_logits
                 )
             return output
 
@@ -149,31 +154,20 @@ def unknown_inputs(kwargs: dict[str, Any]) -> set[str]:
     return unknown
 
 
-def plan_rows(
-    input_ids: Tensor, attention_mask: Tensor, layout: str, share: bool = True, factors: Factors | None = None
-) -> Plan | None:
-    """The plan of right-padded rows (R, L), on their device; None for rows that are padded elsewhere.
+def recoverable(error: Exception) -> bool:
+    """Whether plain rows may work after this error: no memory is left, processes have parted, or a GPU is lost if not.
 
-    Rows with different rotary `factors` share nothing. One transfer from the device, of the lengths that every kernel
-    has to be told anyway.
+    A fault inside a CUDA kernel is noticed later, by another call, and ends the process's use of the device.
     """
-    attended = attention_mask.bool()
-    rows, width = attended.shape
-    lengths = attended.sum(1)
-    right = (attended.cumprod(1).sum(1) == lengths).all()[None]
-    parts = [lengths, right]
-    if share and rows % 2 == 0:
-        parts.append(common_beginning(input_ids, attended))
-    found = torch.cat(parts).cpu()
-    lengths, right, common = found[:rows], bool(found[rows]), found[rows + 1 :]
-    if not right:
-        return None
-    if not len(common):
-        common = torch.zeros(rows, dtype=torch.long)
-    elif factors is not None:
-        first, second = factors.of(lengths).chunk(2)
-        common = common.masked_fill(first != second, 0)
-    return make_plan(lengths, common, width, layout).to(input_ids.device)
+    lost = isinstance(error, getattr(torch, "AcceleratorError", ())) or "CUDA error:" in str(error)
+    parted = isinstance(error, getattr(torch.distributed, "DistError", ()))
+    return not (lost or parted or isinstance(error, torch.OutOfMemoryError | MemoryError))
+
+
+def in_short(error: BaseException) -> str:
+    """The type of an error and the beginning of its first line."""
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0][:120]}" if lines else type(error).__name__
 
 
 def known_reason(model: Any) -> str | None:
@@ -189,4 +183,6 @@ def known_reason(model: Any) -> str | None:
     return None
 
 
-__all__ = ["Planner", "RowLayout", "Unsupported", "known_reason", "plan_rows", "unknown_inputs"]
+__all__ = [
+    "Planner", "RowLayout", "Unsupported", "in_short", "known_reason", "plan_rows", "recoverable", "unknown_inputs",
+]  # fmt: skip

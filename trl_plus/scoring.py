@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from trl_plus.objectives import Completions
+from trl_plus.planning import mark_labels
 
 # Keys of a micro-batch that describe rows and are not arguments of a model
 ROW_KEYS = frozenset({"completion_mask", "weight", "label", "ref_chosen_logps", "ref_rejected_logps", "ref_logps"})
@@ -53,6 +54,7 @@ def score(
     """
     completion = batch["completion_mask"].bool()
     labels = batch["input_ids"].masked_fill(~(completion if scored is None else scored.bool()), -100)
+    mark_labels(labels, batch["completion_mask"] if scored is None else scored)
     kwargs = model_inputs(batch) | ({"output_router_logits": True} if router else {})
     out = model(**kwargs, labels=labels, use_cache=False, fused_lm_head=True)
     mask = completion[:, 1:]

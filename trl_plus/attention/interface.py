@@ -91,21 +91,9 @@ def backend(query: Tensor, value: Tensor, plan: Plan, options: Options) -> Calla
         return segments.attend
     if query.device.type != "cuda":
         return dense.attend
-    half, same = query.element_size() == 2, query.size(-1) == value.size(-1) <= 256
-    if len(plan.source) == 1 and half and same and not options.dropout and options.softcap is None and _has_varlen():
+    if cuda.takes_varlen(query, value, plan, options):
         return cuda.varlen
     return segments.attend if options.dropout else cuda.flex
-
-
-@functools.cache
-def _has_varlen() -> bool:
-    import inspect
-
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return False
-    return {"window_size", "scale", "enable_gqa"} <= inspect.signature(varlen_attn).parameters.keys()
 
 
 def _refuse(kwargs: dict[str, Any]) -> None:

@@ -6,11 +6,14 @@ after what it shares with the first. `packed` puts all groups behind one another
 puts each group into a row of its own, padded to the longest.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from trl_plus.batching.transfer import to_device
 
 LAYOUTS = ("rows", "shared", "packed")
 # Tokens below which a common beginning is not worth keeping once: it costs a masked attention call per branch
@@ -61,10 +64,18 @@ class Plan:
         """Tokens that a model computes."""
         return self.source.numel()
 
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors of the plan by the names of their fields."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.type is Tensor}
+
+    def with_tensors(self, tensors: Iterable[Tensor]) -> "Plan":
+        """The same plan with other copies of `tensors`, in their order."""
+        return replace(self, **dict(zip(self.tensors, tensors, strict=True)), cache={})
+
     def to(self, device: torch.device) -> "Plan":
-        """The same plan with its tensors on a device."""
-        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.type is Tensor}
-        return replace(self, **moved, cache={})
+        """The same plan with its tensors on a device, in one copy."""
+        return self.with_tensors(to_device(list(self.tensors.values()), device))
 
     @cached_property
     def runs(self) -> tuple[int, ...]:

@@ -12,6 +12,8 @@ from itertools import cycle, groupby
 import torch
 from torch import Tensor
 
+from trl_plus.batching.transfer import to_device, to_host
+
 
 @dataclass(frozen=True)
 class KLRow:
@@ -22,9 +24,22 @@ class KLRow:
     weight: float = 1.0
 
 
+READ = ("input_ids", "attention_mask", "completion_mask", "weight")
+
+
+def read_batches(
+    batches: Sequence[dict[str, Tensor]], also: Sequence[Tensor] = ()
+) -> tuple[list[dict[str, Tensor]], list[Tensor]]:
+    """What `rows_of` reads of each batch, and the tensors of `also`, on the CPU. Waits for the device once."""
+    parts = [{name: batch[name] for name in READ if name in batch} for batch in batches]
+    found = iter(to_host([*(tensor for part in parts for tensor in part.values()), *also]))
+    return [{name: next(found) for name in part} for part in parts], list(found)
+
+
 def rows_of(batch: dict[str, Tensor]) -> list[KLRow]:
     """The rows of a collated micro-batch: what lies before the first completion token is the prompt."""
     rows = []
+    ((batch,), _) = read_batches([batch])
     weights = batch["weight"].tolist() if "weight" in batch else [1.0] * len(batch["input_ids"])
     columns = zip(batch["input_ids"], batch["attention_mask"], batch["completion_mask"], weights, strict=True)
     for ids, attended, completion, weight in columns:
@@ -68,13 +83,14 @@ def kl_batch(
 ) -> dict[str, Tensor]:
     """Right-padded tensors of the prompt of each pair's first row followed by the completion of its second.
 
-    Returns `input_ids`, `attention_mask` and `completion_mask`, (B, T), int64, cut at `max_length` tokens.
+    Returns `input_ids`, `attention_mask` and `completion_mask`, (B, T), int64, cut at `max_length` tokens, on `device`.
     """
     ids = [torch.tensor((*a.prompt, *b.completion)[:max_length]) for a, b in pairs]
     masks = [torch.tensor([0] * len(a.prompt) + [1] * len(b.completion))[:max_length] for a, b in pairs]
     pad = torch.nn.utils.rnn.pad_sequence
-    return {
-        "input_ids": pad(ids, batch_first=True, padding_value=pad_token_id).to(device),
-        "attention_mask": pad([torch.ones_like(x) for x in ids], batch_first=True).to(device),
-        "completion_mask": pad(masks, batch_first=True).to(device),
+    batch = {
+        "input_ids": pad(ids, batch_first=True, padding_value=pad_token_id),
+        "attention_mask": pad([torch.ones_like(x) for x in ids], batch_first=True),
+        "completion_mask": pad(masks, batch_first=True),
     }
+    return dict(zip(batch, to_device(list(batch.values()), device), strict=True))

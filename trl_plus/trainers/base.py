@@ -13,6 +13,7 @@ from transformers.trainer_utils import IntervalStrategy
 from trl_plus.adapter_folders import adapter_instead_of_model
 from trl_plus.lm_head import CompletionHead
 from trl_plus.objectives import Completions
+from trl_plus.planning import MarksLabels
 from trl_plus.rope import own_factors
 from trl_plus.scoring import Scores, score
 from trl_plus.trainers import upstream
@@ -163,13 +164,20 @@ class PreferenceTrainer(
             return None
         return frozen_copy(model)
 
+    def measure(self, batches: list[dict[str, Any]], *, local: bool = False) -> Any:
+        totals = super().measure(batches, local=local)
+        if not local:
+            self.plan_step(batches)
+        return totals
+
     # -- scores -----------------------------------------------------------------------------------------------------
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
         # TRL passes what it does not know on to the model; a row's weight is nothing for a model
         inputs = {k: v for k, v in without_weights(inputs).items() if k != "label"}
         with self._as_reference():
-            return super().compute_ref_log_probs(model, inputs)
+            compared = self.__dict__.setdefault("_reference_labels", {})
+            return super().compute_ref_log_probs(MarksLabels(model, inputs, compared), inputs)
 
     @contextmanager
     def _as_reference(self) -> Iterator[None]:
@@ -233,7 +241,7 @@ class PreferenceTrainer(
         metrics = self.take_upstream_metrics(self.mode)
         self.see_upstream_metrics(metrics, inputs)
         for name, value in metrics.items():
-            self.note(name, torch.tensor(value, device=loss.device), weights.sum())
+            self.note(name, torch.full((), value, device=loss.device), weights.sum())
         return self.totals.share(loss.expand_as(weights), weights)
 
     def see_upstream_metrics(self, metrics: dict[str, float], inputs: dict[str, Any]) -> None:
@@ -260,17 +268,28 @@ class PreferenceTrainer(
         self._meters[self.mode].add(name, values, weights)
 
     def note_statistics(self, scores: Scores, sides: dict[str, Any], weights: Tensor) -> None:
-        """TRL's token statistics, of the steps that are logged; `sides` gives the rows of "chosen" and "rejected"."""
+        """TRL's token statistics, of the steps that are logged.
+
+        `sides` gives the rows of "chosen" and "rejected", a slice or (B,) bool. Indexing by the latter would wait for
+        the device, so other rows weigh nothing instead.
+        """
         if not self.step_is_logged:
             return
         mask = scores.mask * weights.repeat(len(scores.mask) // len(weights))[:, None]
         if scores.entropy is not None:
             self.note("entropy", scores.entropy, mask)
+
+        def note_side(name: str, values: Tensor, rows: slice | Tensor) -> None:
+            if isinstance(rows, slice):
+                self.note(name, values[rows], mask[rows])
+            else:
+                self.note(name, values, mask * rows[:, None])
+
         for side, rows in sides.items():
             if scores.mean_logits is not None:
-                self.note(f"logits/{side}", scores.mean_logits[rows], mask[rows])
+                note_side(f"logits/{side}", scores.mean_logits, rows)
         if scores.is_top1 is not None:
-            self.note("mean_token_accuracy", scores.is_top1[sides["chosen"]].float(), mask[sides["chosen"]])
+            note_side("mean_token_accuracy", scores.is_top1.float(), sides["chosen"])
 
     def note_tokens(self, inputs: dict[str, Any], weights: Tensor) -> None:
         """Tokens of rows that count, for TRL's running count of training tokens."""

@@ -6,11 +6,13 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedType, gather_object, reduce
 from torch import Tensor
 
+from trl_plus.attention import OLDEST
 from trl_plus.layout_proof import reason_against
-from trl_plus.packing import Planner, RowLayout
+from trl_plus.packing import Planner, RowLayout, in_short, recoverable
+from trl_plus.planning import count_rows, rows_of_batch
 from trl_plus.trainers import upstream
 from trl_plus.trainers.adapters import needs_plain_rows
 
@@ -23,9 +25,17 @@ class RowLayouts:
 
     The first batch of each model decides. `layout: auto` goes on with plain rows where the layout is not proved right,
     and says why; a layout that was asked for by name and cannot work is a ValueError.
+
+    A kernel may fail later, with longer rows than those of the proof. `auto` then repeats the micro-batch on plain rows
+    and stays with them, on all processes from the next step on. An error of the backward pass makes it repeat the
+    micro-batches of the step, in a run of one process. Other processes wait for gradients or weights by then, so under
+    several the error is raised, as it is for a layout that was asked for by name.
     """
 
     row_layouts: tuple[RowLayout, ...] = ()
+    planner: Planner
+    _in_backward = False
+    _failed = False  # a kernel failed in this process after its layout was proved right
 
     def install_layouts(self) -> None:
         """On models that carry their fused LM heads, once."""
@@ -45,8 +55,8 @@ class RowLayouts:
                 "Dropout is on: chosen and rejected draw it apart, so each computes the prompt. "
                 "`disable_dropout: true` computes it once."
             )
-        planner = Planner()
-        self.row_layouts = tuple(RowLayout(model, "rows", share, planner) for model in models)
+        self.planner = Planner()
+        self.row_layouts = tuple(RowLayout(model, "rows", share, self.planner) for model in models)
         for row_layout in self.row_layouts:
             row_layout.before_batch = self._decide
 
@@ -66,6 +76,14 @@ class RowLayouts:
             return "the noise of neftune_noise_alpha depends on the padded length"
         if self.args.torch_compile:
             return "torch_compile would compile anew for every batch"
+        model = upstream.base_model(self.model)
+        devices = {p.device for p in model.parameters() if p.device.type not in ("cpu", "meta")}
+        if len(devices) > 1:
+            return (
+                "the layers are on several devices of one process. Fix: start a process per GPU with `--num-processes`"
+            )
+        if devices and (old := too_old(devices.pop())):
+            return old
         return needs_plain_rows(self.model) if upstream.is_peft(self.model) else None
 
     def _drops(self) -> bool:
@@ -82,6 +100,7 @@ class RowLayouts:
         reason = reason_against(row_layout, layout, batch, labels, self._agree)
         if reason is None:
             row_layout.layout = layout
+            row_layout.on_failure = self._repeat_on_rows
         else:
             self._fall_back(wanted, reason)
 
@@ -101,6 +120,107 @@ class RowLayouts:
             self._said.add(reason)
             logger.warning("Rows are padded and prompts computed twice (`layout: rows`): %s.", reason)
 
+    # -- a kernel that fails later ------------------------------------------------------------------------------------
+
+    def _repeat_on_rows(self, row_layout: RowLayout, error: Exception) -> None:
+        """After an error of a forward pass on a layout: returns if the pass can be repeated on plain rows."""
+        wanted = getattr(self.args, "layout", "auto")
+        cause = f"a later micro-batch failed ({in_short(error)})"
+        if wanted != "auto":
+            raise RuntimeError(f"`layout: {wanted}` does not work here: {cause}. Set `layout: rows`.") from error
+        if self.accelerator.num_processes > 1 and self._weights_are_sharded():
+            # The other processes are in the middle of a pass, and gather weights with this one
+            raise RuntimeError(f"The packed layout does not work here: {cause}. Set `layout: rows`.") from error
+        self._failed = True
+        self._leave_layout(cause)
+
+    def _leave_layout(self, cause: str) -> None:
+        for row_layout in self.row_layouts:
+            row_layout.layout, row_layout.before_batch = "rows", None
+        logger.warning("Rows are padded and prompts computed twice from here on (`layout: rows`): %s.", cause)
+
+    def _weights_are_sharded(self) -> bool:
+        plugin = getattr(self.args, "deepspeed_plugin", None)
+        return self.accelerator.distributed_type == DistributedType.FSDP or getattr(plugin, "zero_stage", 0) == 3
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        try:
+            return super().training_step(model, inputs, num_items_in_batch)
+        except Exception as error:
+            deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
+            laid_out = any(row_layout.plan is not None for row_layout in self.row_layouts)
+            if deepspeed or not laid_out or not self._in_backward or not recoverable(error):
+                raise
+            return self._repeat_step(model, error, num_items_in_batch)
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        self._in_backward = False
+        loss = super().compute_loss(*args, **kwargs)
+        self._in_backward = True
+        return loss
+
+    def _repeat_step(self, model: Any, error: Exception, totals: Any) -> Tensor:
+        """After an error of a backward pass: the micro-batches of the step so far, once more on plain rows.
+
+        The gradients of this step are incomplete, and those of the step before are applied and gone.
+        """
+        cause = f"a backward pass failed ({in_short(error)})"
+        if getattr(self.args, "layout", "auto") != "auto" or self.accelerator.num_processes > 1:
+            raise RuntimeError(
+                f"The step cannot be made on packed rows: {cause}. Set `layout: rows` and resume the run."
+            ) from error
+        self._leave_layout(cause)
+        model.zero_grad()
+        done = self.forget_step()
+        for batch in done:
+            loss = super().training_step(model, batch, totals)
+        return loss
+
+    # -- plans of a whole step ----------------------------------------------------------------------------------------
+
+    def plan_step(self, batches: list[dict[str, Any]]) -> None:
+        """Plans the micro-batches of a step. The one wait for the device is here, before the first forward pass."""
+        if not self.plans_ahead or any(not isinstance(batch.get("completion_mask"), Tensor) for batch in batches):
+            return
+        rows = [rows_of_batch(batch) for batch in batches]
+        counts, flags = count_rows(rows, self.failures())
+        if not self.see_failures(flags):
+            first = self.row_layouts[0]
+            self.planner.prepare(rows, counts, first.setting, rows[0].ids.device)
+
+    @property
+    def plans_ahead(self) -> bool:
+        """Whether all models have taken a layout other than `rows`, in all processes, as far as they have told."""
+        taken = [row_layout.on_failure is not None for row_layout in self.row_layouts]
+        return bool(taken) and all(taken)
+
+    def failures(self) -> list[Tensor]:
+        """How many processes had a kernel that failed, to be read with the sizes of a step's rows. Collective."""
+        if self.accelerator.num_processes == 1:
+            return []
+        return [reduce(torch.full((), float(self._failed), device=self.args.device), reduction="sum")]
+
+    def see_failures(self, flags: list[Tensor]) -> bool:
+        """Takes plain rows if some process did. Whether it is so."""
+        if any(flags):
+            if not self._failed:
+                self._leave_layout("another process had to")
+            self._failed = False  # all know it, and nobody asks again
+            for row_layout in self.row_layouts:
+                row_layout.on_failure = None
+        return any(flags) or self._failed
+
     @property
     def _said(self) -> set[str]:
         return self.__dict__.setdefault("_said_of_layouts", set())
+
+
+def too_old(device: torch.device) -> str | None:
+    """Why a GPU has no kernel for layouts, or None."""
+    if device.type != "cuda" or torch.version.hip:
+        return None
+    found = torch.cuda.get_device_capability(device)
+    if found >= OLDEST:
+        return None
+    have, need = (".".join(map(str, version)) for version in (found, OLDEST))
+    return f"this GPU has compute capability {have}, and attention over a layout needs {need}"

@@ -88,6 +88,15 @@ class NonFiniteSteps:
         if self._window is not None and self.mode == "train":
             self._window.rows.append((self._window.current, values.detach()))
 
+    def forget_step(self) -> list[dict[str, Any]]:
+        """The micro-batches that the current step has begun; all that was noted of them is forgotten."""
+        window = self._window
+        begun = window.batches[: len(window.losses)]
+        window.losses.clear()
+        window.rows.clear()
+        self._meters["train"].rollback()
+        return begun
+
     def train(self, *args: Any, **kwargs: Any) -> Any:
         self._skips = self._skips_since_log = self._steps_since_log = self._steps_here = self._skips_here = 0
         return super().train(*args, **kwargs)

@@ -29,9 +29,9 @@ class Throughput:
         mask = inputs["attention_mask"]
         plan = self.row_layouts[0].plan if self.row_layouts else None
         if plan is None:
-            computed, needed = torch.tensor(float(mask.numel()), device=mask.device), mask.sum()
-        else:
-            computed, needed = (torch.tensor(float(n), device=mask.device) for n in (plan.computed, plan.needed))
+            computed, needed = torch.full((), float(mask.numel()), device=mask.device), mask.sum()
+        else:  # filled there: `torch.tensor` would be copied, and waited for
+            computed, needed = (torch.full((), float(n), device=mask.device) for n in (plan.computed, plan.needed))
         one = torch.ones_like(computed)
         self.note("padding_ratio", 1 - needed / computed, computed)
         self.note(TIMED_TOKENS, tokens, one)

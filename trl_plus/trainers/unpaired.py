@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -23,16 +22,16 @@ from transformers import (
 )
 
 from trl_plus import objectives
-from trl_plus.batching import KLRow, kl_batch, mismatched_partners, rows_of
+from trl_plus.batching import mismatched_partners, read_batches, rows_of
+from trl_plus.batching.transfer import to_device
 from trl_plus.compat import TRLKTOConfig
 from trl_plus.configs import KTOConfig
 from trl_plus.objectives import Completions
-from trl_plus.scoring import score
-from trl_plus.trainers import upstream
 from trl_plus.trainers.base import OBJECTIVE, PreferenceTrainer
 from trl_plus.trainers.construction import no_fixed_kl_rows, own_reference_adapter
 from trl_plus.trainers.exact_step import StepTotals, row_weights
-from trl_plus.trainers.reference import Z_REF, StartCheck
+from trl_plus.trainers.mismatched import MismatchedRows
+from trl_plus.trainers.reference import StartCheck
 
 logger = logging.getLogger("trl_plus")
 Rows = Dataset | IterableDataset
@@ -60,7 +59,7 @@ class FirstOf:
         return iter(self._loader)
 
 
-class KTOTrainer(StartCheck, PreferenceTrainer, trl.KTOTrainer):
+class KTOTrainer(MismatchedRows, StartCheck, PreferenceTrainer, trl.KTOTrainer):
     """TRL's KTOTrainer with exact steps: z_ref over the whole effective batch, drawn from rows of other prompts.
 
     Constructor arguments, losses and metrics are TRL's (`kl` is also logged as `z_ref`). What differs: rows are
@@ -160,6 +159,10 @@ class KTOTrainer(StartCheck, PreferenceTrainer, trl.KTOTrainer):
             return replace(totals, z_ref=self.z_ref(batches, local=True) if known is None else known)
         return replace(totals, z_ref=self.z_ref(batches, keep_reference=not self.precompute_ref_logps))
 
+    def plan_step(self, batches: list[dict[str, Any]]) -> None:
+        if not self.needs_z_ref:  # whose pass over the same rows plans them
+            super().plan_step(batches)
+
     def note_one_label(self, batches: list[dict[str, Any]]) -> None:
         """Metric `one_label_steps`: the share of steps whose rows, over all ranks, are all desirable or all not."""
         sums = torch.zeros(2, device=self.args.device)
@@ -179,8 +182,15 @@ class KTOTrainer(StartCheck, PreferenceTrainer, trl.KTOTrainer):
         micro-batch of the list gets them as `ref_logps`.
         """
         # A row of weight zero is no row: it is neither scored nor a partner
-        by_batch = [(batch, rows_of(batch)) for batch in batches]
-        own = [row for _, rows in by_batch for row in rows if row.weight > 0]
+        ahead = not local and isinstance(batches, list) and self.plans_ahead
+        if ahead:
+            read, flags = read_batches(batches, self.failures())
+            ahead = not self.see_failures(flags)
+        else:
+            batches = batches if keep_reference else iter(batches)
+            read = [read_batches([batch])[0][0] for batch in batches]
+        by_batch = [rows_of(batch) for batch in read]
+        own = [row for rows in by_batch for row in rows if row.weight > 0]
         ranks, rank = (1, 0) if local else (self.accelerator.num_processes, self.accelerator.process_index)
         # Partners depend on the rows' contents only, so every rank finds the same ones
         counts = gather_object([len(own)]) if ranks > 1 else [len(own)]
@@ -192,49 +202,20 @@ class KTOTrainer(StartCheck, PreferenceTrainer, trl.KTOTrainer):
         first = sum(counts[:rank])
         # Every rank makes the same number of passes, as sharded models need: a rank with fewer rows fills up
         filler = [(replace(pairs[0][0], weight=0.0), pairs[0][1])] * (max(counts) - counts[rank])
-        sums, reference = self.kl_sums(pairs[first : first + counts[rank]] + filler, keep_reference)
+        mine = pairs[first : first + counts[rank]] + filler
+        passes = self.kl_passes(mine, keep_reference, list(zip(batches, read, strict=True)) if ahead else None)
+        sums, reference = self.kl_sums(passes, keep_reference)
         if keep_reference:
-            for batch, rows in by_batch:
-                weighty = torch.tensor([row.weight > 0 for row in rows], device=reference.device)
-                taken, reference = reference.split([int(weighty.sum()), len(reference) - int(weighty.sum())])
-                batch["ref_logps"] = taken.new_zeros(len(rows)).masked_scatter(weighty, taken)
+            for batch, rows in zip(batches, by_batch, strict=True):
+                weighty = [i for i, row in enumerate(rows) if row.weight > 0]
+                taken, reference = reference.split([len(weighty), len(reference) - len(weighty)])
+                if len(weighty) < len(rows):
+                    (index,) = to_device([torch.tensor(weighty, dtype=torch.long)], taken.device)
+                    taken = taken.new_zeros(len(rows)).index_copy(0, index, taken)
+                batch["ref_logps"] = taken
         if ranks > 1:
             sums = self.accelerator.reduce(sums, reduction="sum")
         return objectives.reference_point(sums[0], sums[1])
-
-    def kl_sums(self, pairs: list[tuple[KLRow, KLRow]], own: bool) -> tuple[Tensor, Tensor | None]:
-        """(2,): the weighted sum of log-ratios over mismatched rows, and the sum of their weights.
-
-        And with `own`, (R,): the reference's log-probabilities of the rows' own completions.
-        """
-        sums, kept = torch.zeros(2, device=self.args.device), []
-        tensors = partial(
-            kl_batch, pad_token_id=self.tokenizer.pad_token_id, max_length=self.args.max_length, device=self.args.device
-        )
-        for part in self.kl_parts(pairs):
-            rows = [pairs[i] for i in part]
-            mismatched = tensors(rows)
-            both = tensors([(row, row) for row, _ in rows] + rows) if own else mismatched
-            with self.compute_loss_context_manager(), upstream.without_checkpointing(self.model, self.args):
-                with self.without_statistics():
-                    scores = score(self.model_wrapped, mismatched)
-                reference = self.reference_log_probs(both)[0]
-                scored = scores.rows(slice(None), reference[-len(rows) :])
-                ratio = scored.log_ratio
-                self.check_start(ratio, scored.length, Z_REF)
-            kept.append(reference[: len(rows)])
-            weights = torch.tensor([row.weight for row, _ in rows], device=ratio.device)
-            sums += torch.stack([(ratio * weights).sum(), weights.sum()])
-        return sums, torch.cat(kept) if own else None
-
-    def kl_parts(self, pairs: list[tuple[KLRow, KLRow]]) -> list[list[int]]:
-        """Which of the pairs go into one pass."""
-        if self.model.training and self.tokens_per_device:
-            return self.cut_rows(
-                [len(row.prompt) + len(row.completion) + len(partner.completion) for row, partner in pairs]
-            )
-        size = self.args.per_device_train_batch_size if self.model.training else self.args.per_device_eval_batch_size
-        return [list(range(start, min(start + size, len(pairs)))) for start in range(0, len(pairs), size)]
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         def measure_z_ref() -> None:
