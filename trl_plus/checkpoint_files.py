@@ -85,6 +85,8 @@ def _sharded_problem(folder: Path) -> str | None:
 
 def _weights_problem(folder: Path) -> str | None:
     names = [name for name in _WEIGHTS if (folder / name).is_file()]
+    # PEFT writes an adapter that is not called "default" into a folder of its name
+    names += [str(path.relative_to(folder)) for path in folder.glob("*/adapter_model.*")]
     for index in _INDEXES:
         if (folder / index).is_file():
             try:

@@ -120,9 +120,11 @@ class RowLayout:
             if self._call is None:
                 return inner(*args, **kwargs)
             plan, predictors = self._call
-            ids = kwargs.pop("input_ids").reshape(-1)[plan.source]
+            ids = kwargs["input_ids"].reshape(-1)[plan.source]
             lay_out(backbone, plan)
-            output = inner(**kwargs | {"attention_mask": carry(plan)}, input_ids=ids, position_ids=plan.positions)
+            # the model's own forward names each of them, also if it has no value
+            laid_out = {"input_ids": ids, "attention_mask": carry(plan), "position_ids": plan.positions}
+            output = inner(**kwargs | laid_out)
             states = output.last_hidden_state
             # not by `[...]`, whose backward pass sorts the indices on CUDA
             output.last_hidden_state = states.reshape(-1, states.size(-1)).index_select(0, predictors)[None]

@@ -91,7 +91,7 @@ def check_kind(model: Any) -> None:
                 "Fix: `modules_to_save` with the names of both layers."
             )
         head.bias = None
-    if "forward" in vars(model.base_model):  # LLaMA-Adapter holds on to the forward that the model had before ours
+    if kind == "ADAPTION_PROMPT":  # LLaMA-Adapter holds on to the forward that the model had before ours
         model.base_model.forward = lambda *args, **kwargs: model.base_model.model.forward(*args, **kwargs)
 
 

@@ -102,7 +102,7 @@ def reference_tensors(model: Any, own: OwnReference | None) -> dict[str, Tensor]
     """What a reference computes with: its parameters and buffers.
 
     Of a policy that is its own reference the adapter that training changes is left out, unless its first values are the
-    reference. A frozen adapter counts, also one that the reference does not use: a file too many, never a wrong one.
+    reference. A frozen adapter counts, also one that the reference does not use: that costs a file and is never wrong.
     """
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     if getattr(upstream.base_model(model), "is_quantized", False):  # scales of 4-bit weights are neither
