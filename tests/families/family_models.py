@@ -132,5 +132,6 @@ def line(family: str, reason: str | None) -> str:
 
 
 if __name__ == "__main__":
+    print(f"transformers {transformers.__version__}")
     for family in FAMILIES:
         print(line(family, reason_of(build(family))))

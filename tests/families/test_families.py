@@ -1,6 +1,8 @@
 """The layout that each model family gets is proved with gradients, and stands in docs/speed.md."""
 
+import re
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -29,9 +31,22 @@ def verdict():
     return of
 
 
+def documented(family):
+    return next(text for text in SPEED.splitlines() if text.startswith(f"| {family} |"))
+
+
+def layout_of(text):
+    return text.split("|")[3].strip()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_documented(family, verdict):
-    assert line(family, verdict(family)[1]) in SPEED.splitlines()
+    """The whole line under the version that the table names; under another one no family may lose its layout."""
+    found = line(family, verdict(family)[1])
+    if version("transformers") == re.search(r"with transformers (\d+\.\d+\.\d+)", SPEED)[1]:
+        assert found == documented(family)
+    else:
+        assert layout_of(found) == "packed" or layout_of(documented(family)) == "rows"
 
 
 def gradient(model, layout):
@@ -51,7 +66,7 @@ def test_gradients_of_what_is_laid_out(family, layout, verdict):
     """The start of a run compares values; here, that gradients agree wherever it finds the values right."""
     model, reason = verdict(family)
     if reason is not None:
-        assert line(family, reason).split("|")[3].strip() == "rows"
+        assert layout_of(line(family, reason)) == "rows"
         return
     plain, laid_out = gradient(model, "rows"), gradient(model, layout)
     assert (plain - laid_out).norm() / plain.norm() < 1e-5
