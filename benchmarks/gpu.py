@@ -1,193 +1,113 @@
-"""Ours against TRL's trainer on one GPU: tokens per second, the share of the measured peak, peak memory.
+"""One unattended run on a GPU: facts, kernels against float64, steps against plain rows, then speed, in nine minutes.
 
-    python benchmarks/gpu.py                                     # every shape, LoRA, length 1024
-    python benchmarks/gpu.py --shapes 0.5B 1.5B --modes full lora qlora --lengths 1024 2048 4096
+    python benchmarks/gpu.py --out results              # on a machine with one GPU; nothing is downloaded
+    python benchmarks/gpu.py --out results --tiny       # the same on a CPU with a tiny model, to see that it runs
 
-Random weights in the shapes of Qwen2.5-0.5B, 1.5B and 7B, bf16, 8-bit AdamW, gradient checkpointing; pairs of random
-tokens whose prompt takes `--share` of the length. Nothing is downloaded. Each trainer runs in a process of its own, one
-after the other on the same card. Needs CUDA, and bitsandbytes for the optimizer and for QLoRA.
-
-Tokens are those of the rows, prompts of a pair twice, so that both sides are measured by the same work. The peak is
-that of a bf16 matrix product on this card; a step's FLOPs are counted as `mfu` is (trl_plus/trainers/throughput.py),
-over the tokens that a step needs, each prompt once.
+Stages come in the order of what their answers are worth. Each has a process and a time limit, so a crash costs one
+stage. Every result is a JSON line in `cells.jsonl`, written at once; at the end they are printed as a table. Models are
+random, in the shapes of Qwen2.5, both sides in the same dtype, and none is written to disk.
 """
 
 import argparse
 import json
-import statistics
+import os
+import signal
 import subprocess
 import sys
-import tempfile
 import time
-from itertools import pairwise, product
+from pathlib import Path
 
-SHAPES = {
-    "0.5B": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14},
-    "1.5B": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12},
-    "7B": {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28},
-}
-KEY_HEADS = {"0.5B": 2, "1.5B": 2, "7B": 4}
-MODES = ("full", "lora", "qlora")
-METHODS = ("DPO", "SimPO", "ORPO", "KTO")
-VOCAB = 151_936
-
-
-def model_folder(shape: str) -> str:
-    """A folder with a random model of this shape and a tokenizer that reads numbers."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
-
-    folder = tempfile.mkdtemp()
-    config = Qwen2Config(
-        vocab_size=VOCAB, num_key_value_heads=KEY_HEADS[shape], max_position_embeddings=32768, eos_token_id=2,
-        pad_token_id=0, bos_token_id=None, tie_word_embeddings=shape != "7B", **SHAPES[shape],
-    )  # fmt: skip
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16)
-    with torch.device("cuda"):
-        Qwen2ForCausalLM(config).save_pretrained(folder)
-    torch.set_default_dtype(torch.float32)
-    torch.cuda.empty_cache()
-    words = ["<pad>", "<unk>", "<eos>", *map(str, range(1000))]
-    tok = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
-    tok.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tok, eos_token="<eos>", pad_token="<pad>", unk_token="<unk>")
-    fast.save_pretrained(folder)
-    return folder
+# (stage, seconds it may take)
+STAGES = [
+    ("facts", 30),
+    ("kernels", 80),
+    ("steps:0.5B", 70),
+    ("speed:7B:lora:8:1024:0.5:DPO,SimPO", 110),
+    ("speed:0.5B:full:8:1024:0.5:DPO,KTO", 70),
+    ("speed:0.5B:lora:2:512:0.3:DPO", 45),  # bound by launches: no gain is expected
+    ("speed:1.5B:full:8:1024:0.5:DPO,ORPO", 90),
+    ("profile:0.5B", 40),
+    ("speed:7B:lora:4:2048:0.8:DPO", 80),
+    ("speed:1.5B:lora:8:1024:0.3:KTO,ORPO", 80),
+    ("speed:7B:qlora:8:1024:0.5:DPO", 80),  # if bitsandbytes is there
+]
+TINY = [
+    ("facts", 120),
+    ("kernels", 200),
+    ("steps:tiny", 300),
+    ("speed:tiny:lora:4:64:0.5:DPO,KTO", 300),
+    ("speed:tiny:qlora:4:64:0.5:DPO", 200),
+]
+LEAST = 25  # seconds without which a stage is not begun
 
 
-def rows(options: argparse.Namespace):
-    """Pairs of ragged lengths up to `length`, of which the prompt takes `share`."""
-    import random
-
-    from datasets import Dataset
-
-    rng = random.Random(0)
-    text = lambda n: " ".join(str(rng.randrange(1000)) for _ in range(n))  # noqa: E731
-    pairs = []
-    for _ in range(options.batch * options.accumulation * (options.rounds + 2)):
-        whole = rng.randint(options.length // 4, options.length) - 2
-        prompt = int(whole * options.share)
-        pairs.append({"prompt": text(prompt), "chosen": " " + text(whole - prompt), "rejected": " " + text(whole // 2)})
-    if options.method != "KTO":
-        return Dataset.from_list(pairs)
-    return Dataset.from_list(
-        [
-            {"prompt": p["prompt"], "completion": p[s], "label": s == "chosen"}
-            for p in pairs
-            for s in ("chosen", "rejected")
-        ]
-    )
-
-
-def child(options: argparse.Namespace) -> None:
-    """One trainer: prints one line of JSON."""
-    import torch
-    from peers import classes
-    from peft import LoraConfig
-    from transformers import AutoTokenizer, BitsAndBytesConfig, TrainerCallback
-
-    trainer_class, config_class, config = classes(options.method, options.side)
-    args = config_class(
-        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=options.batch, max_length=options.length,
-        gradient_accumulation_steps=options.accumulation, bf16=True, gradient_checkpointing=True,
-        optim="adamw_bnb_8bit",
-        max_steps=options.rounds + 2, report_to=[], save_strategy="no", logging_steps=10_000, disable_tqdm=True,
-        **config,
-    )  # fmt: skip
-    folder = model_folder(options.shape)
-    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
-    extra = {}
-    if options.mode != "full":
-        extra["peft_config"] = LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")
-    if options.mode == "qlora" and "experimental" in trainer_class.__module__:
-        args.model_init_kwargs = {"quantization_config": nf4}
-    elif options.mode == "qlora":
-        extra["quantization_config"] = nf4
-    times = []
-
-    class Clock(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            torch.cuda.synchronize()
-            times.append(time.perf_counter())
-
-    trainer = trainer_class(
-        model=folder, args=args, train_dataset=rows(options), processing_class=AutoTokenizer.from_pretrained(folder),
-        callbacks=[Clock()], **extra,
-    )  # fmt: skip
-    trainer.train()
-    seconds = statistics.median(b - a for a, b in pairwise(times[1:]))
-    memory = torch.cuda.max_memory_allocated() / 2**30
-    print(json.dumps({"seconds": seconds, "memory": memory, "device": torch.cuda.get_device_name()}))
-
-
-def needed(options: argparse.Namespace) -> tuple[float, float]:
-    """Tokens per step of the rows as they are, and with each prompt once."""
-    data = rows(options)
-    prompt = [len(text.split()) for text in data["prompt"]]
-    sides = [[len(t.split()) for t in data[s]] for s in ("chosen", "rejected", "completion") if s in data.column_names]
-    steps = len(data) / (options.batch * options.accumulation)
-    completions = sum(map(sum, sides))
-    return (len(sides) * sum(prompt) + completions) / steps, (sum(prompt) + completions) / steps
-
-
-def run(options: argparse.Namespace, side: str, argv: list[str]) -> dict | None:
-    """What one trainer measured, or None where it does not fit."""
-    chosen = [f"--{name}={getattr(options, name)}" for name in ("shape", "mode", "method", "length", "batch")]
-    done = subprocess.run([sys.executable, __file__, *argv, *chosen, "--side", side], capture_output=True, text=True)
-    if done.returncode:
-        print(done.stderr.strip().splitlines()[-1], file=sys.stderr)
-        return None
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def main() -> None:
+def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
-    parser.add_argument("--modes", nargs="+", default=["lora"], choices=MODES)
-    parser.add_argument("--methods", nargs="+", default=["DPO", "SimPO"], choices=METHODS)
-    parser.add_argument("--lengths", nargs="+", type=int, default=[1024])
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--accumulation", type=int, default=1)
-    parser.add_argument("--share", type=float, default=0.5)
-    parser.add_argument("--rounds", type=int, default=5)
-    for name in ("shape", "mode", "method", "side"):
-        parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
-    parser.add_argument("--length", type=int, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.side:
-        child(options)
-        return
-    import torch
-
-    from trl_plus.trainers.throughput import peak_flops
-
-    if not torch.cuda.is_available():
-        parser.error("no CUDA device: this benchmark has nothing to measure here.")
-    peak = peak_flops(torch.device("cuda"), torch.bfloat16)
-    print(
-        f"{torch.cuda.get_device_name()}, {time.strftime('%Y-%m-%d')}, measured peak {peak / 1e12:.0f} TFLOP/s in bf16"
-    )
-    print("| shape | mode | length | method | side | tokens/s | MFU | peak GB |\n" + "| --- " * 8 + "|")
-    for shape, mode, length, method in product(options.shapes, options.modes, options.lengths, options.methods):
-        case = argparse.Namespace(**vars(options) | {"shape": shape, "mode": mode, "length": length, "method": method})
-        for side in ("ours", "trl"):
-            print(table_line(case, side, run(case, side, sys.argv[1:]), peak), flush=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--seconds", type=float, default=520, help="of the whole run")
+    parser.add_argument("--tiny", action="store_true", help="a tiny model on a CPU")
+    parser.add_argument("--only", default="", help="stages whose name holds this")
+    parser.add_argument("--stage", help=argparse.SUPPRESS)  # of a child process
+    return parser.parse_args(argv)
 
 
-def table_line(options: argparse.Namespace, side: str, measured: dict | None, peak: float) -> str:
-    start = f"| {options.shape} | {options.mode} | {options.length} | {options.method} | {side} |"
-    if measured is None:
-        return f"{start} does not fit or fails | | |"
-    tokens, once = needed(options)
-    shape = SHAPES[options.shape]
-    attention = 2 + 2 * KEY_HEADS[options.shape] / shape["num_attention_heads"]
-    layer = shape["hidden_size"] ** 2 * attention + 3 * shape["hidden_size"] * shape["intermediate_size"]
-    passes = (3 if options.mode == "full" else 2) + (options.method in ("DPO", "KTO"))
-    used = 2 * layer * shape["num_hidden_layers"] * passes * once / measured["seconds"] / peak
-    return f"{start} {tokens / measured['seconds']:.0f} | {used:.0%} | {measured['memory']:.1f} |"
+def write(out: Path, **cell) -> None:
+    """One result, on disk before anything else happens."""
+    with (out / "cells.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(cell) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def run_stage(name: str, seconds: float, options: argparse.Namespace) -> None:
+    command = [sys.executable, __file__, "--out", str(options.out), "--stage", name, *["--tiny"] * options.tiny]
+    start = time.monotonic()
+    with (options.out / "log.txt").open("a", encoding="utf-8") as log:
+        child = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        try:
+            code: int | str = child.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+            code = "time limit"
+    write(options.out, stage=name, code=code, seconds=round(time.monotonic() - start, 1))
+
+
+def table(cells: list[dict]) -> str:
+    speed = [cell for cell in cells if "s_per_step" in cell]
+    columns = ("cell", "method", "side", "layout", "attention", "dtype", "s_per_step", "tokens_per_s", "mfu", "GB")
+    lines = ["| " + " | ".join(columns) + " |", "| --- " * len(columns) + "|"]
+    lines += ["| " + " | ".join(str(cell[name]) for name in columns) + " |" for cell in speed]
+    for name in dict.fromkeys((cell["cell"], cell["method"]) for cell in speed):
+        by_side = {cell["side"]: cell["s_per_step"] for cell in speed if (cell["cell"], cell["method"]) == name}
+        if len(by_side) == 2:
+            lines.append(f"{' '.join(name)}: {by_side['trl'] / by_side['ours']:.2f} times faster than TRL")
+    return "\n".join([json.dumps(cell) for cell in cells if "s_per_step" not in cell] + lines)
+
+
+def main() -> int:
+    options = parse(sys.argv[1:])
+    if options.stage:
+        import gpu_stages
+
+        gpu_stages.run(options)
+        return 0
+    options.out.mkdir(parents=True, exist_ok=True)
+    cells = options.out / "cells.jsonl"
+    cells.write_text("", encoding="utf-8")
+    end = time.monotonic() + options.seconds
+    for name, limit in TINY if options.tiny else STAGES:
+        if options.only not in name:
+            continue
+        left = end - time.monotonic()
+        if left < LEAST:
+            write(options.out, stage=name, code="no time left", seconds=0)
+            continue
+        run_stage(name, min(limit, left), options)
+    found = [json.loads(line) for line in cells.read_text(encoding="utf-8").splitlines()]
+    print(table(found))
+    return int(any(cell.get("ok") is False or cell.get("code", 0) not in (0, "no time left") for cell in found))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -71,6 +71,9 @@ def build_model(options: argparse.Namespace, rows: list[dict]):
     return Qwen2ForCausalLM(config), fast
 
 
+SIMPO = {"loss_type": "simpo", "cpo_alpha": 0.0}
+
+
 def classes(method: str, side: str):
     """Trainer, configuration and the settings that make the peer's trainer the same method."""
     if side != "trl":
@@ -78,7 +81,8 @@ def classes(method: str, side: str):
     elif method in ("SimPO", "CPO"):
         from trl.experimental import cpo
 
-        return cpo.CPOTrainer, cpo.CPOConfig, {"loss_type": "simpo", "cpo_alpha": 0.0} if method == "SimPO" else {}
+        config = {"beta": 2.0, "simpo_gamma": 1.0}
+        return cpo.CPOTrainer, cpo.CPOConfig, config | SIMPO if method == "SimPO" else config
     elif method == "ORPO":
         from trl.experimental import orpo as module
     else:
@@ -99,8 +103,6 @@ def make_trainer(options: argparse.Namespace, rows: list[dict]):
     elif side == "rows":
         config = {"layout": "rows"}
     model, tokenizer = build_model(options, rows)
-    if method in ("SimPO", "CPO") and side == "trl":
-        config |= {"beta": 2.0, "simpo_gamma": 1.0}
     args = config_class(
         output_dir=tempfile.mkdtemp(), per_device_train_batch_size=options.batch[0],
         gradient_accumulation_steps=options.accumulation, max_length=options.max_length, bf16=options.bf16,
