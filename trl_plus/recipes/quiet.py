@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import warnings
 
 
@@ -14,9 +15,18 @@ def quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     # on every import without the package `kernels`, which is only an optional speed-up
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    logging.getLogger("DeepSpeed").addFilter(_to_stderr)
     for category in (FutureWarning, DeprecationWarning):
         warnings.filterwarnings("ignore", category=category)
     # `merge` unties them where an adapter needs it
     warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`", category=UserWarning)
     # transformers asks for pinned memory by default, also where there is no accelerator to copy it to
     warnings.filterwarnings("ignore", message="'pin_memory' argument is set as true", category=UserWarning)
+
+
+def _to_stderr(record: logging.LogRecord) -> bool:
+    """DeepSpeed logs to standard output, also when it is only imported; that of `--json` is one object."""
+    for handler in logging.getLogger("DeepSpeed").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setStream(sys.stderr)
+    return True
