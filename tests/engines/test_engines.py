@@ -21,13 +21,16 @@ from tests.engines import cells
 from trl_plus.checkpoint_files import UNFINISHED, find
 
 WORKER = Path(__file__).parent / "worker.py"
-LIMIT = 560  # seconds for the runs of one engine, which take about 60 on an idle machine
+LIMIT = 900  # seconds for the runs of one engine: about 60 on two idle cores, ten times as many on busy ones
 EXACT = 1e-5
 SKIPPED = re.compile("tokens_per_second|epoch|runtime|per_second|padding_ratio|model_preparation_time")
 # Token means that TRL takes per micro-batch, where its own loss is used
 UPSTREAM_MEANS = re.compile("entropy|mean_token_accuracy|logits/")
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="DeepSpeed's CPU processes are those of Linux")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="DeepSpeed is installed on Linux only"),
+    pytest.mark.timeout(LIMIT + 300),
+]
 
 
 def table(names):
@@ -188,10 +191,10 @@ def test_resumed_run_makes_the_same_bits(engine, name, result):
         assert torch.equal(value, found["resumed"][parameter]), parameter
     assert [log["loss"] for log in found["whole logs"]] == [log["loss"] for log in found["resumed logs"]]
     # three are kept of four, each complete; nothing half-written is left
-    kept = {f"checkpoint-{step}" for step in (2, 3, 4)}
-    for run in ("whole", "resumed"):
-        assert kept <= set(found[f"{run} files"])
-        assert not {"checkpoint-1", UNFINISHED} & set(found[f"{run} files"])
+    for run, steps in (("whole", (2, 3, 4)), ("resumed", (3, 4))):
+        saved = {file for file in found[f"{run} files"] if file.startswith("checkpoint-")}
+        assert saved == {f"checkpoint-{step}" for step in steps}
+        assert UNFINISHED not in found[f"{run} files"]
         assert find(Path(found[f"{run} folder"])).newest.name == "checkpoint-4"
 
 

@@ -35,9 +35,15 @@ STAGE = int(ENGINE[4]) if ENGINE.startswith("zero") else 0
 def begin_engine() -> None:
     """accelerate's state, made before any configuration: gloo, on CPUs."""
     if ENGINE == "fsdp2":
-        os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true",
-                       "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
-                       "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}  # fmt: skip
+        defaults = {
+            "ACCELERATE_USE_FSDP": "true",
+            "FSDP_VERSION": "2",
+            "FSDP_RESHARD_AFTER_FORWARD": "true",
+            "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+            "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+            "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+        }
+        os.environ |= defaults | dict(os.environ)  # a cell may say otherwise
         PartialState(cpu=True)
     if STAGE:
         os.environ |= {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_DEEPSPEED": "true"}

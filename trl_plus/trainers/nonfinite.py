@@ -102,11 +102,11 @@ class NonFiniteSteps:
             self._leave_out(model, self._describe(model, window))
 
     def norm_is_known(self, norm: Any) -> None:
-        """Under DeepSpeed the step is made: a run stops before such weights are saved. Under fp16 the scaler skipped it."""
+        """Under DeepSpeed the step is made: a run stops before such weights are saved. Under fp16 a scaler skips it."""
         if self._steps_in_backward and not self.args.fp16 and norm is not None and not math.isfinite(norm):
             raise NonFiniteError(
-                f"Step {self.state.global_step + 1}: not finite: the gradient norm ({norm}). DeepSpeed has applied this "
-                f"step inside its backward pass, so the weights in memory are lost. {self._saved(lost=True)} {_CURE}."
+                f"Step {self.state.global_step + 1}: not finite: the gradient norm ({norm}). DeepSpeed has applied "
+                f"it inside its backward pass, so the weights in memory are lost. {self._saved(lost=True)} {_CURE}."
             )
 
     def _leave_out(self, model: Any, what: str) -> None:
