@@ -142,7 +142,9 @@ def same_numbers(several, one, skipped):
 def test_update_of_one_process(engine, name, result, models):
     """Weights, logs and evaluation; 13 rows in steps of 8 divide by nothing. The layout stays packed."""
     several, one = result(engine, name), result("single", name)
-    assert gap(several, one, name, models) < EXACT
+    distance = gap(several, one, name, models)
+    print(f"update: {engine} {name} {distance:.1e}")
+    assert distance < EXACT
     assert len(several["logs"]) == len(one["logs"]) == 3
     skipped = SKIPPED
     if "f_divergence_type" in cells.CELLS[name].get("config", {}):
