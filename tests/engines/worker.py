@@ -35,9 +35,15 @@ STAGE = int(ENGINE[4]) if ENGINE.startswith("zero") else 0
 def begin_engine() -> None:
     """accelerate's state, made before any configuration: gloo, on CPUs."""
     if ENGINE == "fsdp2":
-        os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true",
-                       "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
-                       "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}  # fmt: skip
+        defaults = {
+            "ACCELERATE_USE_FSDP": "true",
+            "FSDP_VERSION": "2",
+            "FSDP_RESHARD_AFTER_FORWARD": "true",
+            "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+            "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+            "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+        }
+        os.environ |= defaults | dict(os.environ)  # a cell may say otherwise
         PartialState(cpu=True)
     if STAGE:
         os.environ |= {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_DEEPSPEED": "true"}
@@ -197,24 +203,27 @@ def fail_proof(how: str):
 
 
 class Poison:
-    """The loss of rank 1's rows (or of all rows, alone) is not a number in the third step."""
+    """The loss of rank 1's rows (or of all rows, alone) is not a number in the third step, or its gradient is not."""
+
+    gradient = False
 
     def pair_losses(self, chosen, rejected):
         losses = super().pair_losses(chosen, rejected)
         if RANK == WORLD - 1 and self.model.training and self.state.global_step == 2:
-            losses = losses * float("nan")
+            losses = losses + (losses * 0).sqrt() if self.gradient else losses * float("nan")
         return losses
 
 
 def nonfinite(cell: dict) -> dict:
-    cls = type("Poisoned", (Poison, getattr(trl_plus, f"{cell['method']}Trainer")), {})
+    own = {"gradient": cell.get("gradient", False)}
+    cls = type("Poisoned", (Poison, getattr(trl_plus, f"{cell['method']}Trainer")), own)
     trainer, said = make_trainer(cell, cell["out"] + ".run", cls), ""
     try:
         trainer.train()
     except NonFiniteError as error:
         said = str(error)
     return {"said": said, "steps": trainer.state.global_step, "logs": logs_of(trainer), "start": {},
-            "weights": weights_of(trainer, cell)}  # fmt: skip
+            "weights": {} if own["gradient"] else weights_of(trainer, cell)}  # fmt: skip
 
 
 def resume(cell: dict) -> dict:
@@ -227,6 +236,7 @@ def resume(cell: dict) -> dict:
         trainer.train(resume_from_checkpoint=None if name == "whole" else f"{folder}/checkpoint-2")
         found[name] = weights_of(trainer, cell)
         found[f"{name} logs"] = logs_of(trainer)
+        found[f"{name} folder"] = trainer.args.output_dir
         found[f"{name} files"] = sorted(path.name for path in Path(trainer.args.output_dir).iterdir())
     return found
 
@@ -255,15 +265,6 @@ def recipe(cell: dict) -> dict:
     said: list = []
     run(load_recipe(str(folder / "r.yaml")), None, said.append)
     return {"said": [text for text in said if isinstance(text, str)], "folder": str(folder / "out")}
-
-
-def refused(cell: dict) -> dict:
-    """The sentence with which a run ends before its first step."""
-    try:
-        make_trainer(cell, cell["out"] + ".run").train()
-    except (ValueError, RuntimeError) as error:
-        return {"said": f"{type(error).__name__}: {error}"}
-    return {"said": ""}
 
 
 def fresh_state() -> None:

@@ -65,8 +65,8 @@ def test_what_is_started(values, recipe, machine, engine, count, cpu):
         (MULTI, {}, CPU, "no GPU is found"),
         (MULTI, {"use_cpu": True}, GPUS, "use_cpu: true"),
         (MULTI | {"distributed_type": "FSDP"}, {}, CPU, "--num-processes N` alone"),
-        (MULTI | {"distributed_type": "FSDP", "use_cpu": True}, {}, CPU, "FSDP does not run on CPUs"),
-        (DS | {"use_cpu": True}, {}, CPU, "DEEPSPEED does not run on CPUs"),
+        (MULTI | {"distributed_type": "FSDP", "use_cpu": True}, {}, CPU, "accelerate runs FSDP on GPUs only"),
+        (DS | {"use_cpu": True}, {}, CPU, "accelerate runs DEEPSPEED on GPUs only"),
         (DS, {}, Machine(4), "pip install deepspeed"),
         (DS | TWO, {}, GPUS, "deepspeed_multinode_launcher: standard"),
         (MULTI | {"num_processes": 5}, {}, GPUS, "--num-processes 4"),
@@ -145,7 +145,7 @@ def test_what_accelerate_leaves_out_in_silence(monkeypatch):
 
     environment = {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}
     monkeypatch.setattr("trl_plus.recipes.launch.this_machine", lambda: CPU)
-    with pytest.raises(RecipeError, match="fsdp, which does not run on CPUs"):
+    with pytest.raises(RecipeError, match="fsdp, which accelerate runs on GPUs only"):
         asked_of(None, None, environment)
     monkeypatch.setattr("trl_plus.recipes.launch.this_machine", lambda: GPUS)
     asked = asked_of(None, None, environment)

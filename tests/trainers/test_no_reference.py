@@ -1,6 +1,6 @@
 """SimPO, CPO and ORPO hold one model: no second one is loaded, built, copied or hashed, whatever the engine.
 
-FSDP and DeepSpeed do not run on CPUs. Here the constructors only believe to run under them, which is what decides
+tests/engines runs FSDP2 and DeepSpeed. Here the constructors only believe to run under them, which is what decides
 whether TRL makes a reference; DPO, which needs one, shows that every way of making it is counted.
 """
 

@@ -77,8 +77,8 @@ def _refuse_cpu(engine: str) -> None:
 
     if not this_machine().gpus:
         raise RecipeError(
-            f"The launcher asks for {engine}, which does not run on CPUs, and no GPU is found: leave the launcher out "
-            "and give `--num-processes N` alone for DDP on CPUs, or run it where the GPUs are."
+            f"The launcher asks for {engine}, which accelerate runs on GPUs only, and no GPU is found: leave the "
+            "launcher out and give `--num-processes N` alone for DDP on CPUs, or run it where the GPUs are."
         )
 
 

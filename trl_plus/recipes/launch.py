@@ -170,7 +170,9 @@ def _on_cpu(kind: str, values: Mapping[str, Any], recipe: Mapping[str, Any], mac
             "CPUs, or run it where the GPUs are."
         )
     if cpu and kind in ("FSDP", "DEEPSPEED"):
-        raise RecipeError(f"{label}: {kind} does not run on CPUs: give `--num-processes N` alone for DDP on CPUs.")
+        raise RecipeError(
+            f"{label}: accelerate runs {kind} on GPUs only: give `--num-processes N` alone for DDP on CPUs."
+        )
     return cpu
 
 

@@ -28,8 +28,15 @@ class RunObjects:
     options: RunOptions
 
 
-def build(recipe: Recipe) -> RunObjects:
+_ENGINE_KEYS = ("deepspeed", "fsdp", "fsdp_config", "accelerator_config", "parallelism_config")
+
+
+def build(recipe: Recipe, engine: bool = False) -> RunObjects:
     """Instantiate the configurations of a recipe, with their own validation.
+
+    Args:
+        engine: with the recipe's DeepSpeed or FSDP keys, for a process that a launcher started to train. All other
+            commands compute in one process, where DeepSpeed would look for the others.
 
     Raises:
         RecipeError: a configuration refuses a value, or the installed TRL or transformers lacks a key or a name.
@@ -44,7 +51,7 @@ def build(recipe: Recipe) -> RunObjects:
     model = _instance(ModelConfig, recipe.group("ModelConfig"), recipe)
     if isinstance(model.lora_target_modules, str) and re.fullmatch(r"[\w.]+", model.lora_target_modules):
         model.lora_target_modules = [model.lora_target_modules]  # TRL makes a pattern, for the whole path, of one name
-    args = _instance(getattr(trl_plus, recipe.method.config), _training_values(recipe, model), recipe)
+    args = _instance(getattr(trl_plus, recipe.method.config), _training_values(recipe, model, engine), recipe)
     return RunObjects(recipe, args, model, data_request(recipe), options)
 
 
@@ -71,9 +78,11 @@ def data_request(recipe: Recipe) -> DataRequest:
     )
 
 
-def _training_values(recipe: Recipe, model: Any) -> dict[str, Any]:
+def _training_values(recipe: Recipe, model: Any, engine: bool) -> dict[str, Any]:
     """The values of the training configuration, with the model's loading arguments put where TRL reads them."""
     values = recipe.group("training")
+    if not engine:
+        values = {name: value for name, value in values.items() if name not in _ENGINE_KEYS}
     given = values.get("model_init_kwargs") or {}
     if not isinstance(given, dict):
         raise RecipeError("`model_init_kwargs` must be a mapping such as {use_kernels: true}.")

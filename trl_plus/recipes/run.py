@@ -70,7 +70,7 @@ def _run(recipe: Recipe, resume: str | None, say: Say, asked: Asked | None, forc
     checkpoint = None
     if resume is not None:
         checkpoint = find_checkpoint(resume, recipe["output_dir"], recipe["max_steps"], say)
-    objects = build(recipe)
+    objects = build(recipe, engine=True)
     refuse_settings(objects)
     if checkpoint is not None:
         check_same_run(objects.recipe, checkpoint, force, say)

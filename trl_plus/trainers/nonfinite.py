@@ -7,6 +7,7 @@ up only after a fault.
 import hashlib
 import json
 import logging
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,15 +127,24 @@ class NonFiniteSteps:
         if bad:
             self._leave_out(model, self._describe(model, window))
 
+    def norm_is_known(self, norm: Any) -> None:
+        """Under DeepSpeed the step is made: a run stops before such weights are saved. Under fp16 a scaler skips it."""
+        if self._steps_in_backward and not self.args.fp16 and norm is not None and not math.isfinite(norm):
+            raise NonFiniteError(
+                f"Step {self.state.global_step + 1}: not finite: the gradient norm ({norm}). DeepSpeed has applied "
+                f"it inside its backward pass, so the weights in memory are lost. {self._saved(lost=True)} {_CURE}."
+            )
+
     def _leave_out(self, model: Any, what: str) -> None:
         """Stops, or takes away the step's gradients and its part of every metric."""
         choice = getattr(self.args, "nonfinite", "stop")
         if choice != "skip" or self._steps_in_backward or self._window is None:
-            raise NonFiniteError(f"{what} {self._saved()} {_CURE}")
+            no_skip = _NO_SKIP if self._steps_in_backward else _SKIP
+            raise NonFiniteError(f"{what} {self._saved()} {_CURE}{no_skip}")
         cap = self.args.max_nonfinite_skips
         if self._skips >= cap:
             raise NonFiniteError(
-                f"{what} max_nonfinite_skips ({cap}) steps were left out before. {self._saved()} {_CURE}"
+                f"{what} max_nonfinite_skips ({cap}) steps were left out before. {self._saved()} {_CURE}{_SKIP}"
             )
         self._skips += 1
         self._skips_since_log += 1
@@ -149,8 +159,10 @@ class NonFiniteSteps:
         if self.accelerator.is_main_process:
             logger.warning("%s The step is left out (%d of at most %d).", what, self._skips, cap)
 
-    def _saved(self) -> str:
+    def _saved(self, lost: bool = False) -> str:
         checkpoint = find(Path(self.args.output_dir)).newest if self.state.global_step else None
+        if checkpoint is None and lost:
+            return "No checkpoint was saved yet."
         if checkpoint is None:
             return "The weights are as they were before this step; no checkpoint was saved yet."
         return f"The last checkpoint is {checkpoint}, from which the run can be resumed."
@@ -213,10 +225,9 @@ class NonFiniteSteps:
         super().log(logs, start_time)
 
 
-_CURE = (
-    "Look at these rows, lower learning_rate or max_grad_norm, or train in bf16 or float32 rather than fp16; "
-    "`nonfinite: skip` leaves such steps out."
-)
+_CURE = "Look at these rows, lower learning_rate or max_grad_norm, or train in bf16 or float32 rather than fp16"
+_SKIP = "; `nonfinite: skip` leaves such steps out."
+_NO_SKIP = ". DeepSpeed applies a step inside its backward pass, so `nonfinite: skip` cannot leave it out."
 
 
 def _numbered(numbers: list[int] | None) -> str:

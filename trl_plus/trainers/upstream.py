@@ -54,6 +54,9 @@ class Seams:
     def before_step(self, model: Any) -> None:
         """The gradients of an optimizer step are complete, and neither clipped nor applied."""
 
+    def norm_is_known(self, norm: Any) -> None:
+        """The gradient norm of an optimizer step, which DeepSpeed has applied by then."""
+
     def metric_means(self, mode: str) -> dict[str, float]:
         """Our metrics since the last call, by TRL's names; `mode` is "train" or "eval"."""
         return {}
@@ -81,10 +84,7 @@ class Seams:
 
     @contextmanager
     def ungathered(self) -> Iterator[None]:
-        """Within this context TRL's metrics are this process's own; our meters add the processes up afterwards.
-
-        TRL gathers in the middle of its loss, and from micro-batches of equal shapes only.
-        """
+        """TRL's metrics are this process's own: it gathers within its loss, from micro-batches of equal shapes only."""
         accelerator, tokens = self.accelerator, self._total_train_tokens
         accelerator.gather = accelerator.gather_for_metrics = lambda values, **_: values
         try:
@@ -104,7 +104,9 @@ class Seams:
     def _get_grad_norm(self, model, grad_norm=None):
         if self.args.max_grad_norm <= 0:  # nothing was clipped
             self.before_step(model)
-        return super()._get_grad_norm(model, grad_norm=grad_norm)
+        grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self.norm_is_known(grad_norm)
+        return grad_norm
 
     def use_weights(self, *, averaged: bool) -> None:
         """Schedule-free optimizers train one set of weights and evaluate the average of another; others have one."""
