@@ -76,12 +76,14 @@ def run(rate, dtype, optimizer, adapter, steps):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=20)
-    steps = parser.parse_args().steps
+    parser.add_argument("--only", default="", help="rows whose name holds this")
+    asked = parser.parse_args()
+    steps = asked.steps
     logging.set_verbosity_error()
     torch.set_num_threads(1)
     print("| weights, optimizer | rate | predicted | unchanged | learned |\n| --- | --- | --- | --- | --- |")
     for name, (dtype, optimizer, adapter) in KINDS.items():
-        for rate in RATES:
+        for rate in RATES if asked.only in name else ():
             predicted, same, fall = run(rate, dtype, optimizer, adapter, steps)
             full = run(rate, torch.float32, optimizer, adapter, steps)[2]
             ends = "stopped: not finite | " if math.isnan(same) else f"{same:.1%} | {fall / full:.0%}"

@@ -12,7 +12,7 @@ from transformers.training_args import OptimizerNames
 import trl_plus
 from trl_plus import packages
 from trl_plus.trainers.optimizers import refuse_missing, updates_in_backward
-from trl_plus.trainers.rounding import keeps_rest, needed_rates, rounded_away
+from trl_plus.trainers.rounding import half_spacing, keeps_rest, needed_rates, rounded_away
 
 NAMES = [name.value for name in OptimizerNames]
 
@@ -159,6 +159,15 @@ def test_what_is_stuck_is_predicted(build_tiny_model):
         moved = [((p + rate) != p) | ((p - rate) != p) for p in model.parameters()]  # torch adds in float32
         share = sum(int(m.sum()) for m in moved) / sum(m.numel() for m in moved)
         assert float((needed <= rate).double().mean()) == pytest.approx(share, abs=0.02)
+
+
+def test_half_the_distance_to_the_next_number():
+    for dtype in (torch.bfloat16, torch.float16):
+        info = torch.finfo(dtype)
+        found = half_spacing(torch.tensor([1.0, -1.5, 0.02, 0.0], dtype=dtype)).tolist()
+        assert found[:2] == [info.eps / 2] * 2
+        assert found[2] == info.eps / 2 * 2**-6  # 0.02 lies between 2^-6 and 2^-5
+        assert 0 < found[3] < 1e-7  # a LoRA matrix that starts at 0 moves with any rate
 
 
 @pytest.mark.parametrize("setting", ["bf16_stochastic_round", "kahan_sum"])

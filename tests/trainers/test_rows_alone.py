@@ -6,7 +6,7 @@ import logging
 import pytest
 import torch
 import transformers
-from torch.nn.functional import logsigmoid
+from independent import distance, loss_and_gradient
 
 from trl_plus.trainers.rows_alone import SHORT, kept_buffers, short_and_long
 
@@ -39,26 +39,17 @@ def rope_model(request, tokenizer):
     return model
 
 
-def simpo_alone(model, rows, beta, gamma):
-    """Loss and gradient of SimPO from the logits of each row by itself, each by a copy that has seen no other row."""
+def forgetful(model):
+    """A copy of a model that has seen no other row at each forward: `dynamic` keeps the longest it has seen."""
 
-    def mean_logp(prompt, completion):
-        ids = torch.tensor([prompt + completion])
-        for module in model.modules():  # the state that `dynamic` keeps
-            if hasattr(module, "max_seq_len_cached"):
-                module(torch.zeros(1, 1, 1), torch.zeros(1, 1, dtype=torch.long))
-        logps = model(input_ids=ids, use_cache=False).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])
-        return logps[len(prompt) - 1 :].mean()
+    def forget(module, args, kwargs):
+        for part in module.modules():
+            if hasattr(part, "max_seq_len_cached"):
+                part(torch.zeros(1, 1, 1), torch.zeros(1, 1, dtype=torch.long))
 
-    losses = [
-        -logsigmoid(
-            beta * (mean_logp(r["prompt_ids"], r["chosen_ids"]) - mean_logp(r["prompt_ids"], r["rejected_ids"])) - gamma
-        )
-        for r in rows
-    ]
-    loss = torch.stack(losses).mean()
-    loss.backward()
-    return loss.item(), {n: -p.grad.double() for n, p in model.named_parameters()}
+    model = copy.deepcopy(model)
+    model.register_forward_pre_hook(forget, with_kwargs=True)
+    return model
 
 
 CUTS = {
@@ -70,7 +61,7 @@ CUTS = {
 }
 
 
-def test_steps_of_rope_by_length_are_those_of_rows_alone(rope_model, pair_rows, make_trainer, difference):
+def test_steps_of_rope_by_length_are_those_of_rows_alone(rope_model, pair_rows, make_trainer):
     rows, own = pair_rows(4, seed=3), None
     for name, (batch, accumulation, options) in CUTS.items():
         trainer = make_trainer(
@@ -81,12 +72,12 @@ def test_steps_of_rope_by_length_are_those_of_rows_alone(rope_model, pair_rows, 
             len(r["prompt_ids"]) + len(r[f"{s}_ids"]) for r in trainer.train_dataset for s in ("chosen", "rejected")
         ]
         assert min(lengths) < BORDER < max(lengths)
-        own = own or simpo_alone(copy.deepcopy(rope_model).train(), list(trainer.train_dataset), 2.0, 1.0)
+        own = own or loss_and_gradient("SimPO", forgetful(rope_model), trainer.train_dataset, beta=2.0, gamma=1.0)
         before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
         trainer.train()
-        update = {n: (p.detach() - before[n]).double() for n, p in trainer.model.named_parameters()}
+        gradient = {n: (before[n] - p.detach()).double() for n, p in trainer.model.named_parameters()}
         assert trainer.state.log_history[0]["loss"] == pytest.approx(own[0], rel=BAR), name
-        assert difference(own[1], update) < BAR, name
+        assert distance(gradient, own[1]) < BAR, name
 
 
 @pytest.mark.parametrize("method", ["DPO", "KTO"])

@@ -81,4 +81,5 @@ def half_spacing(weights: Tensor) -> Tensor:
     info = torch.finfo(weights.dtype)
     exponent = torch.frexp(weights.float())[1] - 1  # weight = mantissa * 2^exponent, mantissa in [1, 2)
     smallest = info.smallest_normal * info.eps / 2
-    return torch.ldexp(torch.full(weights.shape, info.eps / 2), exponent).clamp(min=smallest)
+    spacing = torch.ldexp(torch.full(weights.shape, info.eps / 2), exponent).clamp(min=smallest)
+    return spacing.masked_fill(weights == 0, smallest)
