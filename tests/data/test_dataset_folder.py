@@ -59,7 +59,7 @@ def test_rows_in_subfolders(tmp_path):
 
 def test_a_config_of_plain_files_is_refused(tmp_path):
     write(tmp_path / "rows.jsonl", "ab")
-    with pytest.raises(DataError, match="README.md names no configs: remove it"):
+    with pytest.raises(DataError, match=r"README\.md names no configs: remove it"):
         read_splits(str(tmp_path), "easy", False)
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\nconfigs: none\n")
     assert len(read_splits(str(tmp_path), None, False)["train"]) == 2

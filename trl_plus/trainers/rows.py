@@ -40,7 +40,8 @@ class PreferenceRows:
         if isinstance(sets, dict) and metric in ("loss", "eval_loss") and self.args.eval_strategy != "no":
             names = " or ".join(f"eval_{name}_loss" for name in sets)
             raise ValueError(
-                f"`metric_for_best_model` is {metric}, which each of several evaluation sets has. Fix: set it to {names}."
+                f"`metric_for_best_model` is {metric}, which each of several evaluation sets has. Fix: set it to "
+                f"{names}."
             )
 
     @property
