@@ -43,8 +43,8 @@ def head_without_triton(monkeypatch):
 
 
 @pytest.fixture
-def run(tmp_path, tiny_model_dir, other_model_dir, tokenizer):
-    """run(module, "DPO", rows, steps=2, eval_rows=..., trainer={...}, **config) -> logs, evaluation and update."""
+def make(tmp_path, tiny_model_dir, other_model_dir, tokenizer):
+    """make(module, "DPO", rows, steps=2, eval_rows=..., trainer={...}, **config) -> a trainer."""
 
     # In float64, so that a bar of 1e-6 is far above rounding; both heads give their log-probabilities in float32
     def once(module, method, rows, *, steps=2, eval_rows=None, trainer=None, reference=True, dtype=torch.float64, **kw):
@@ -59,12 +59,22 @@ def run(tmp_path, tiny_model_dir, other_model_dir, tokenizer):
         if reference:
             extra["ref_model"] = AutoModelForCausalLM.from_pretrained(other_model_dir, dtype=dtype)
         extra |= {name: value() if callable(value) else value for name, value in (trainer or {}).items()}
-        made = getattr(module, f"{method}Trainer")(
+        return getattr(module, f"{method}Trainer")(
             args=getattr(module, f"{method}Config")(**settings),
             train_dataset=Dataset.from_list(rows) if isinstance(rows, list) else rows,
             eval_dataset=eval_rows,
             **{"processing_class": tokenizer} | extra,
         )
+
+    return once
+
+
+@pytest.fixture
+def run(make):
+    """run(module, "DPO", rows, steps=2, eval_rows=..., trainer={...}, **config) -> logs, evaluation and update."""
+
+    def once(*args, eval_rows=None, **kwargs):
+        made = make(*args, eval_rows=eval_rows, **kwargs)
         before = {n: p.detach().clone() for n, p in made.model.named_parameters() if p.requires_grad}
         made.train()
         logs = [log for log in made.state.log_history if "loss" in log]
