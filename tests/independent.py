@@ -54,7 +54,8 @@ class Completion:
 
 def own_logits(model: Any, ids: Tensor, **inputs: Any) -> Tensor:
     """(T, V): the logits of one row of T token ids, from the model's own forward, in float32 or wider."""
-    output = model(input_ids=ids[None], attention_mask=torch.ones_like(ids)[None], **{"use_cache": False} | inputs)
+    inputs = {name: value for name, value in ({"use_cache": False} | inputs).items() if value is not None}
+    output = model(input_ids=ids[None].clone(), attention_mask=torch.ones_like(ids)[None], **inputs)
     logits = output["logits"] if isinstance(output, Mapping) else output[0]
     logits = logits[0, -len(ids) :]  # virtual tokens of prompt-learning adapters come first
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -259,7 +260,7 @@ def loss_of(
         model: the policy, in the mode that it is to be computed in.
         rows: tokenized rows, as in `trainer.train_dataset`.
         reference: the reference model of DPO and KTO; without one its log-probabilities are zero.
-        inputs: further arguments of the model's forward.
+        inputs: further arguments of the model's forward; `use_cache` is False, and is left out if it is None.
         **settings: fields of the method's configuration by name. `beta` defaults to the method's own.
     """
     unknown = settings.keys() - DEFAULTS.keys() - {"beta"}

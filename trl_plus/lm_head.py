@@ -13,16 +13,15 @@ import functools
 import logging
 import types
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from transformers.utils import ModelOutput
 
 from trl_plus import head_proof
 from trl_plus.layout_proof import evaluating
+from trl_plus.log_probs import HeadOutput, of_logits, placed
 
 logger = logging.getLogger("trl_plus")
 
@@ -32,19 +31,8 @@ CHUNK_ELEMENTS = 2**26
 TRANSFORMED_LOGITS = (
     "final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier",
 )  # fmt: skip
-COMPLETIONS, FUSED, OWN = "completions", "fused", "own"  # ways to log-probabilities: ours, TRL's, the model's logits
-
-
-@dataclass
-class HeadOutput(ModelOutput):
-    """As TRL's fused output: each (B, T - 1), zero where no label asks for the token; statistics without gradient."""
-
-    log_probs: Tensor | None = None
-    entropy: Tensor | None = None
-    mean_logits: Tensor | None = None
-    is_top1: Tensor | None = None
-    log_sum_sq_probs: Tensor | None = None
-    aux_loss: Tensor | None = None
+# Ways to log-probabilities: our head, TRL's, TRL's with the loss of a router, the model's own logits
+COMPLETIONS, FUSED, ROUTED, OWN = "completions", "fused", "routed", "own"
 
 
 class CompletionHead:
@@ -89,17 +77,15 @@ class CompletionHead:
     # -- which way ----------------------------------------------------------------------------------------------------
 
     def _way(self, module: Any, kwargs: dict[str, Any]) -> str:
+        if kwargs.get("output_router_logits"):
+            return ROUTED
         head = module.get_output_embeddings()
-        if (
-            not self._fast
-            or kwargs.get("output_router_logits")
-            or not isinstance(getattr(head, "weight", None), Tensor)
-        ):
+        if not self._fast or head is None:
             return FUSED
-        # TRL's head multiplies by `weight`. An adapter on the head has more to it. If FSDP2 cuts the head, TRL gathers
-        # its weight by hand, and the gradient of that is not summed over the processes. There the module is called
-        called = not isinstance(head, torch.nn.Linear) or head_proof.is_cut(head)
-        return COMPLETIONS if called or head.weight.device.type == "cpu" else FUSED
+        # TRL's head multiplies by `weight`. An adapter on the head or another class of it has more to it. If FSDP2 cuts
+        # the head, TRL gathers its weight by hand, and the gradient of that is not summed over the processes
+        weight_only = head_proof.is_plain(head) and not head_proof.is_cut(head)
+        return FUSED if weight_only and head.weight.device.type != "cpu" else COMPLETIONS
 
     def _proved(self, way: str, module: Any) -> str:
         """The way, or the model's own logits if it is wrong or was not proved."""
@@ -124,59 +110,88 @@ class CompletionHead:
         Draws no random numbers and leaves no trace. Every process makes the same passes and takes the same ways.
 
         Raises:
-            ValueError: the model cannot be trained on preferences.
+            Unscorable: the model cannot be trained on preferences.
         """
-        if kwargs.get(head_proof.CACHED) is not None:
-            self._reasons[way] = "its rows come with cached states, which a proof would change"
-            return
         statistics, self.statistics = self.statistics, False
+        device = next(module.parameters()).device
         try:
-            with evaluating(module):
-                row, targets, twice = head_proof.one_row(*_without_labels(kwargs))
-                refusal, logits = self._own_of_row(module, row, twice)
+            with evaluating(module), torch.random.fork_rng([device] if device.type == "cuda" else []):
+                refusal, row, targets, twice, logits = self._own_of_row(*_without_labels(kwargs))
+                if refusal is None and twice and head_proof.sees_ahead(logits, module):
+                    refusal = (
+                        "its log-probability of a token depends on tokens after it. Use a decoder (a configuration "
+                        "with `is_decoder` needs it to be true)"
+                    )
                 refusal = self.agree(refusal)
                 if refusal is not None:
-                    raise ValueError(f"{type(module).__name__} cannot be trained on preferences: {refusal}.")
+                    raise head_proof.Unscorable(f"{type(module).__name__} cannot be trained on preferences: {refusal}.")
+                factor, loud = self._loud(module, row, logits)
                 for each in self._ways(module, way):
-                    self._reasons[each] = self.agree(self._reason_against(each, module, row, targets, logits))
+                    self._reasons[each] = self.agree(self._reason_against(each, module, row, targets, loud, factor))
                 self._keeps = self.agree(None if self._takes_positions(row, logits) else "it does not") is None
         finally:
             self.statistics = statistics
 
-    def _own_of_row(self, module: Any, row: dict[str, Any], twice: bool) -> tuple[str | None, Tensor]:
-        """Why the model's own forward is of no use, or None; and its logits."""
-        try:
-            logits, _ = head_proof.own_logits(self._upstream, row)
-        except (ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
-            return f"its own forward fails on a row ({_short(error)})", torch.empty(0)
-        if twice and head_proof.sees_ahead(logits, module):
-            return (
-                "its log-probability of a token depends on tokens after it. Use a decoder (a configuration with "
-                "`is_decoder` needs it to be true)"
-            ), logits
-        return None, logits
+    def _own_of_row(
+        self, kwargs: dict[str, Any], labels: Tensor
+    ) -> tuple[str | None, dict[str, Any], Tensor, bool, Tensor]:
+        """Why the model's own forward is of no use, or None; a row as of `rows_to_try`, and its own logits."""
+        row, targets, twice, reason = kwargs, labels, False, "it takes no row without cached states"
+        for row, targets, twice in head_proof.rows_to_try(kwargs, labels):
+            try:
+                logits = head_proof.own_logits(self._upstream, row)[0]
+            except Exception as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                reason = f"its own forward fails on a row ({_short(error)})"
+                continue
+            rows, width = targets.shape
+            if len(logits) != rows or logits.size(1) < width:
+                shape = ", ".join(map(str, logits.shape))
+                reason = f"its logits of {rows} rows of {width} tokens have the shape ({shape})"
+            elif int(targets.max()) >= logits.size(2):
+                reason = f"a row has the token id {int(targets.max())}, and its logits have {logits.size(2)} entries"
+            else:
+                return None, row, targets, twice, logits
+        return reason, row, targets, twice, torch.empty(0)
+
+    def _loud(self, module: Any, row: dict[str, Any], logits: Tensor) -> tuple[float, Tensor]:
+        """A factor for the backbone's states, and the model's own logits with it.
+
+        Small logits do not show a cap that larger ones will meet later. The factor is 1 for a model whose own forward
+        does not read its logits off the backbone's last states.
+        """
+        factor = head_proof.loudness(logits)
+        with head_proof.louder(module, factor) as passes:
+            loud = head_proof.own_logits(self._upstream, row)[0]
+        return (factor, loud) if passes and bool(loud.isfinite().all()) else (1.0, logits)
 
     def _ways(self, module: Any, way: str) -> list[str]:
-        """The ways of a run: a mixture of experts takes TRL's when its router's loss is asked for."""
+        """The ways of a run: some passes of a mixture of experts ask for its router's loss, others do not."""
         routed = hasattr(module.config.get_text_config(), "output_router_logits")
-        return sorted({way, FUSED} if routed else {way})
+        return sorted({way, self._way(module, {}), *([ROUTED] if routed else [])})
 
     def _reason_against(
-        self, way: str, module: Any, row: dict[str, Any], targets: Tensor, logits: Tensor
+        self, way: str, module: Any, row: dict[str, Any], targets: Tensor, logits: Tensor, factor: float
     ) -> str | None:
         """Why a way is wrong for this model, as the rest of a sentence, or None if it is proved."""
-        reason = head_proof.outside_of_head(module, weight_only=way == FUSED)
+        reason = head_proof.outside_of_head(module, weight_only=way != COMPLETIONS)
         if reason is not None:
             return reason
+        row = row | ({"output_router_logits": True} if way == ROUTED else {})
         try:
-            found = self._run(way, module, row | {"labels": targets}).log_probs
-            gap = head_proof.difference(found, logits, targets)
+            with head_proof.louder(module, factor):
+                found = self._run(way, module, row | {"labels": targets})
+            gap = head_proof.difference(found.log_probs, logits, targets)
+            balance = self._on_own_logits(**row, labels=targets).aux_loss if way == ROUTED else None
         except Exception as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             return f"a fused head does not take it ({_short(error)})"
         if head_proof.exceeds(gap, module):
             return f"with a fused head its log-probabilities differ by up to {float(gap.max()):.2g} nats"
+        if balance is not None and not torch.allclose(found.aux_loss, balance, rtol=head_proof.TOLERANCE_ROUTER):
+            return f"its load-balancing loss is {float(balance):.4g}, and a fused head's {float(found.aux_loss):.4g}"
         return None
 
     def _takes_positions(self, row: dict[str, Any], logits: Tensor) -> bool:
@@ -195,7 +210,8 @@ class CompletionHead:
     # -- the ways -----------------------------------------------------------------------------------------------------
 
     def _run(self, way: str, module: Any, kwargs: dict[str, Any]) -> Any:
-        if way == FUSED:
+        kwargs = head_proof.with_own_ids(kwargs)
+        if way in (FUSED, ROUTED):
             return self._upstream(**kwargs, fused_lm_head=True)
         return self._on_completions(module, **kwargs) if way == COMPLETIONS else self._on_own_logits(**kwargs)
 
@@ -204,30 +220,32 @@ class CompletionHead:
     ) -> HeadOutput:
         hidden = module.base_model(**kwargs).last_hidden_state
         if shift_labels is None:
-            hidden, labels = hidden[:, :-1], labels[:, 1:]
-        else:
-            labels = shift_labels
-        mask = labels != -100
-        parts = completion_log_probs(hidden[mask], labels[mask], module.get_output_embeddings(), self.statistics)
-        return _placed(parts, mask)
+            assert labels is not None
+            hidden, shift_labels = hidden[:, :-1], labels[:, 1:]
+        mask = shift_labels != -100
+        head = module.get_output_embeddings()
+        return placed(completion_log_probs(hidden[mask], shift_labels[mask], head, self.statistics), mask)
 
     def _on_own_logits(
         self, labels: Tensor | None = None, shift_labels: Tensor | None = None, **kwargs: Any
     ) -> HeadOutput:
-        keep = None
-        after = shift_labels if shift_labels is not None else labels[:, 1:]
+        if shift_labels is None:
+            assert labels is not None
+            after, keep = labels[:, 1:], (labels[:, 1:] != -100).any(0).nonzero()[:, 0] if self._keeps else None
+        else:
+            after, keep = shift_labels, None
         mask = after != -100
-        if self._keeps and shift_labels is None:
-            keep = mask.any(0).nonzero()[:, 0]
         logits, output = head_proof.own_logits(self._upstream, kwargs, keep)
         if keep is not None:
             picked = logits[mask[:, keep]]
+        elif shift_labels is None:  # virtual tokens of a prompt-learning adapter come first
+            picked = logits[:, -after.size(1) - 1 :][:, :-1][mask]
         else:
-            picked = logits[:, -labels.size(1) :][:, :-1][mask] if shift_labels is None else logits[mask]
-        parts = _of_logits(picked, after[mask], self.statistics, self._squares)
-        placed = _placed(parts, mask)
-        placed.aux_loss = getattr(output, "aux_loss", None) if kwargs.get("output_router_logits") else None
-        return placed
+            picked = logits[mask]
+        parts = of_logits(picked, after[mask], self.statistics, self._squares)
+        found = placed(parts, mask)
+        found.aux_loss = getattr(output, "aux_loss", None) if kwargs.get("output_router_logits") else None
+        return found
 
 
 def _is_laid_out(kwargs: dict[str, Any]) -> bool:
@@ -239,12 +257,8 @@ def _is_laid_out(kwargs: dict[str, Any]) -> bool:
 def _without_labels(kwargs: dict[str, Any]) -> tuple[dict[str, Any], Tensor]:
     """The inputs of a call, and its labels by position (those of predictors shifted back)."""
     inputs = {name: value for name, value in kwargs.items() if name not in ("labels", "shift_labels")}
-    labels, shifted = kwargs.get("labels"), kwargs.get("shift_labels")
-    return inputs, labels if shifted is None else shifted.roll(1, dims=1)
-
-
-def _placed(parts: tuple[Tensor | None, ...], mask: Tensor) -> HeadOutput:
-    return HeadOutput(*(None if x is None else x.new_zeros(mask.shape).masked_scatter(mask, x) for x in parts))
+    shifted = kwargs.get("shift_labels")
+    return inputs, kwargs["labels"] if shifted is None else shifted.roll(1, dims=1)
 
 
 def _short(error: Exception) -> str:
@@ -264,7 +278,9 @@ def completion_log_probs(
     The logits are made in chunks of about `CHUNK_ELEMENTS`; with several chunks, each is made again in the backward
     pass instead of being kept.
     """
-    rows = max(1, CHUNK_ELEMENTS // head.weight.size(0))
+    # the weight's own shape is another one in 4 bits, and while ZeRO-3 has it cut
+    vocabulary = getattr(head, "out_features", None) or head.weight.size(0)
+    rows = max(1, CHUNK_ELEMENTS // max(1, vocabulary))
     if len(targets) <= rows:
         return _chunk(hidden, targets, head, statistics)
     chunks = [
@@ -275,17 +291,4 @@ def completion_log_probs(
 
 
 def _chunk(hidden: Tensor, targets: Tensor, head: torch.nn.Linear, statistics: bool) -> tuple[Tensor | None, ...]:
-    return _of_logits(head(hidden), targets, statistics)
-
-
-def _of_logits(logits: Tensor, targets: Tensor, statistics: bool, squares: bool = False) -> tuple[Tensor | None, ...]:
-    """Log-probability, entropy, mean logit, top-1 hit and (`squares`) log(sum p^2) of logits (N, V), each (N,)."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    log_probs = logits.log_softmax(-1)
-    chosen = log_probs.gather(1, targets[:, None])[:, 0]
-    with torch.no_grad():
-        summed = (2 * log_probs).logsumexp(-1) if squares else None
-        if not statistics:
-            return chosen, None, None, None, summed
-        entropy = -(log_probs.exp() * log_probs).sum(-1)
-        return chosen, entropy, logits.mean(-1), logits.argmax(-1) == targets, summed
+    return of_logits(head(hidden), targets, statistics)

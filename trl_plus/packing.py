@@ -5,6 +5,7 @@ shape of the rows. Only the states that predict a label leave the backbone, so t
 """
 
 import functools
+import inspect
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -114,15 +115,16 @@ class RowLayout:
 
     def _patch_backbone(self, backbone: Any) -> None:
         inner = backbone.forward
+        names = list(inspect.signature(inner).parameters)
 
         @functools.wraps(type(backbone).forward)
         def forward(module: Any, *args: Any, **kwargs: Any):
             if self._call is None:
                 return inner(*args, **kwargs)
             plan, predictors = self._call
+            kwargs |= dict(zip(names, args, strict=False))  # a model's own forward may pass them by place
             ids = kwargs["input_ids"].reshape(-1)[plan.source]
             lay_out(backbone, plan)
-            # the model's own forward names each of them, also if it has no value
             laid_out = {"input_ids": ids, "attention_mask": carry(plan), "position_ids": plan.positions}
             output = inner(**kwargs | laid_out)
             states = output.last_hidden_state

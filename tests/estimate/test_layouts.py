@@ -128,6 +128,21 @@ def test_attention_that_no_layout_carries(recipe, model_folder, tmp_path, device
     assert "attention has sinks" in " ".join(found.notes)
 
 
+@pytest.mark.parametrize("name, layout", [("ModernBertDecoder", "packed"), ("Bert", "packed"), ("Llama4Text", "rows")])
+def test_a_model_that_is_scored_by_its_own_logits(name, layout, recipe, pairs, model_folder, tmp_path):
+    """Its own forward makes the logits; one whose backbone is not apart from its head has no layout but rows."""
+    import transformers
+    from odd_models import SIZES, THEIRS
+
+    folder = tmp_path / name
+    transformers.AutoTokenizer.from_pretrained(model_folder).save_pretrained(folder)
+    settings = SIZES | THEIRS[f"{name}Config"] | {"vocab_size": 1280, "architectures": [f"{name}ForCausalLM"]}
+    getattr(transformers, f"{name}Config")(**settings).save_pretrained(folder)
+    found = estimate(recipe(f"model_name_or_path={folder}", pairs, *LONG_PROMPTS), device="cpu")
+    assert found.rows.layout == layout
+    assert found.components["logits" if layout == "packed" else "activations"] > 3 * 4 * 1280 * found.shape.scored / 2
+
+
 def test_dropout_keeps_rows_whole(recipe, pairs):
     lora = ("use_peft=true", "lora_target_modules=all-linear")
     shared = estimate(recipe(pairs, *LONG_PROMPTS, *lora), device="cpu")

@@ -66,6 +66,7 @@ FAMILIES = {
     "gpt_neox": ("GPTNeoXConfig", BASE, "parallel attention and MLP"),
     "gpt2": ("GPT2Config", GPT, "absolute positions"),
     "opt": ("OPTConfig", BASE | {"ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": 0.0}, "absolute positions"),
+    "modernbert_decoder": ("ModernBertDecoderConfig", BASE | {"local_attention": 16}, "a layer before the logits"),
     "deepseek_v3": ("DeepseekV3Config", BASE | LATENT, "latent attention (MLA), experts"),
     "gptj": ("GPTJConfig", GPT | {"rotary_dim": 4}, "attention of its own"),
     "falcon": ("FalconConfig", OWN | {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}, ""),

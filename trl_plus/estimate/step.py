@@ -11,7 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from trl_plus.attention import carry
 from trl_plus.estimate.ledger import Ledger
 from trl_plus.estimate.shapes import Shape
+from trl_plus.head_proof import outside_of_head, own_logits
 from trl_plus.lm_head import TRANSFORMED_LOGITS, completion_log_probs
+from trl_plus.log_probs import of_logits
 
 # Labels of a ledger, and of an estimate's components
 WEIGHTS, ADAPTER, GRADIENTS, ACTIVATIONS, HEAD = "weights", "adapter", "gradients", "activations", "logits"
@@ -81,12 +83,48 @@ def _log_probs(model: Any, shape: Shape, passes: Passes, ledger: Ledger, statist
     causal = model.get_base_model() if _has_adapter(model) else model
     autocast = nullcontext() if passes.autocast is None else torch.autocast("cpu", passes.autocast)
     with autocast:
+        if causal.base_model is causal or outside_of_head(causal, weight_only=False) is not None:
+            return _own_log_probs(causal, shape, ledger, statistics)
         hidden = _hidden(causal, shape)
         with ledger.labelled(HEAD):
             head = causal.get_output_embeddings()
             if hidden.requires_grad:
                 hidden.register_hook(lambda grad: setattr(ledger, "label", ACTIVATIONS))
             return _head(hidden, shape, head, passes, causal.config.get_text_config(), statistics)
+
+
+def _own_log_probs(causal: Any, shape: Shape, ledger: Ledger, statistics: bool) -> Tensor:
+    """Log-probabilities from the logits of the model's own forward, which a model without a fused LM head needs."""
+
+    def after_backbone(module: Any, args: Any, output: Any) -> Any:
+        states = getattr(output, "last_hidden_state", None)
+        if states is None:
+            return output
+        if shape.plan is not None:
+            scored = torch.zeros(shape.scored, dtype=torch.long)
+            states = output.last_hidden_state = states.reshape(-1, states.size(-1))[scored][None]
+        ledger.label = HEAD
+        if states.requires_grad:
+            states.register_hook(lambda grad: setattr(ledger, "label", ACTIVATIONS))
+        return output
+
+    if shape.plan is None:
+        ids = torch.zeros(shape.rows, shape.tokens, dtype=torch.long)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    else:
+        ids = torch.zeros(shape.plan.source.shape, dtype=torch.long)
+        inputs = {"input_ids": ids, "attention_mask": carry(shape.plan), "position_ids": ids}
+    handle = causal.base_model.register_forward_hook(after_backbone)
+    try:
+        with ledger.labelled(ledger.label):
+            logits, _ = own_logits(causal.forward, inputs | {"use_cache": False})
+            places = torch.zeros(2, shape.scored, dtype=torch.long)
+            targets = torch.zeros(shape.scored, dtype=torch.long)
+            log_probs = of_logits(logits[places[0], places[1]], targets, statistics)[0]
+    finally:
+        handle.remove()
+    assert log_probs is not None
+    return log_probs
 
 
 def _hidden(causal: Any, shape: Shape) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from trl_plus.evaluation.models import Scorer
 from trl_plus.evaluation.rows import HeldOut
 from trl_plus.evaluation.statistics import Floats
+from trl_plus.head_proof import Unscorable
 from trl_plus.objectives import Completions
 from trl_plus.recipes.errors import RunFault
 from trl_plus.scoring import score
@@ -53,7 +54,7 @@ def score_rows(
         advance: called after each batch with the number of rows done so far.
 
     Raises:
-        RunFault: a log-probability is not finite.
+        RunFault: a log-probability is not finite, or the model has none.
     """
     count = len(held_out.labels)
     total, length, rewards = np.zeros(count), np.zeros(count), np.zeros(count)
@@ -64,7 +65,10 @@ def score_rows(
         if reference is not None:
             ref = torch.tensor(reference.total[index], dtype=torch.float32, device=scorer.device)
         with scorer.passes():
-            side = score(scorer.model, inputs).rows(slice(None), ref)
+            try:
+                side = score(scorer.model, inputs).rows(slice(None), ref)
+            except Unscorable as error:
+                raise RunFault(str(error)) from error
             total[index], length[index] = _array(side.total), _array(side.length)
             if reward is not None:
                 rewards[index] = _array(reward(side))

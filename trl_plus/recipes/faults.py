@@ -56,7 +56,7 @@ def explain(error: BaseException, recipe: Recipe) -> str | None:
     chain = list(_chain(error))
     for link in chain:
         kind, text = type(link).__name__, str(link)
-        if kind == "NonFiniteError":
+        if kind in ("NonFiniteError", "Unscorable"):
             return text
         disk = _disk(link)
         if disk is not None:
