@@ -9,6 +9,8 @@ from trl_plus.trainers.optimizers import optimizer_name
 
 SAMPLE = 4096  # weights that are looked at of each tensor, evenly spread
 MOST = 0.5  # share of weights from which a run is warned: measured by benchmarks/rounding.py (docs/reliability.md)
+# The same of an adapter, whose one half starts at 0 and learns while the other stands still
+MOST_OF_ADAPTER = 0.9
 # Optimizers whose step is not about the rate, but the rate times the gradient
 _BY_GRADIENT = ("sgd", "lomo")
 # What optimizers call a step that is not lost to rounding
@@ -34,7 +36,7 @@ def rounded_away(model: Any, args: Any, optimizer: Any) -> str | None:
         return None
     needed = needed_rates(model)
     share = float((needed > args.learning_rate).double().mean()) if len(needed) else 0.0
-    if share <= MOST:
+    if share <= (MOST_OF_ADAPTER if getattr(model, "peft_config", None) else MOST):
         return None
     enough = float(f"{float(needed.quantile(0.5)):.0e}")
     return (
