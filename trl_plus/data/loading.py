@@ -7,6 +7,7 @@ from typing import Any
 from trl_plus.data.conversion import AlreadyConverted, convert_rows
 from trl_plus.data.files import DataError, test_split
 from trl_plus.data.formats import Format, prepare
+from trl_plus.data.forms import in_form
 from trl_plus.data.mixture import mix
 from trl_plus.data.numbering import mark_groups, number_rows, split_groups
 from trl_plus.data.reading import read_splits
@@ -54,7 +55,7 @@ def load(request: DataRequest) -> Data:
 
 
 def load_raw(request: DataRequest) -> RawData:
-    """Load and convert the rows without looking at what comes out.
+    """Load the rows, convert them and bring them into form, without looking at what comes out.
 
     Raises:
         DataError: a file, split or dataset cannot be read, or is not of the shape that the converter takes.
@@ -72,6 +73,8 @@ def load_raw(request: DataRequest) -> RawData:
         held_out, eval_notes = _converted_eval(held_out, request, eval_name)
         name = f"{request.label} ({train_name}, converted)"
         notes = [*notes, *eval_notes]
+    train = in_form(train, name)
+    held_out = None if held_out is None else in_form(held_out, eval_name)
     return RawData(request, train, held_out, name, eval_name, notes)
 
 

@@ -10,8 +10,9 @@ from accelerate import PartialState
 from trl_plus.batching import RowExtras
 from trl_plus.batching.collators import EXTRA_COLUMNS
 from trl_plus.data.checks import refuse_labels, refuse_nulls, refuse_weights
+from trl_plus.data.forms import in_form, is_formed, refuse_faults
 from trl_plus.data.lengths import LengthReport, apply_overlong, lengths, row_fits
-from trl_plus.data.responses import is_conversation, is_plain, sides_of, split_batch, split_response
+from trl_plus.data.responses import is_conversation, is_plain, sides_of, split_batch, split_response, unpaired_batch
 from trl_plus.trainers import upstream
 
 logger = logging.getLogger("trl_plus")
@@ -58,6 +59,7 @@ class PreferenceRows:
             )
         label = f"the {name} dataset"
         refuse_nulls(dataset, ["prompt", *needed], label)
+        refuse_faults(dataset, label)
         refuse_weights(dataset, label)
         if self.unpairs:
             refuse_labels(dataset, label)
@@ -66,6 +68,9 @@ class PreferenceRows:
         first = next(iter(dataset), None)
         if first is None:
             raise ValueError(f"The {name} dataset is empty: check its path, split and filters.")
+        with PartialState().main_process_first():
+            dataset = in_form(dataset, name)
+        first = next(iter(dataset))
         self.check_rows(dataset, name)
         sides = sides_of(list(first))
         if not is_conversation(first.get(sides[0])):
@@ -76,18 +81,42 @@ class PreferenceRows:
                 "conversations hold the prompt (UltraFeedback), or make it a list with one user message."
             )
         with PartialState().main_process_first():
-            if not hasattr(dataset, "__len__"):
-                return dataset.map(split_response, fn_kwargs={"sides": sides})
-            known = [name for name in ("prompt", *sides) if name in dataset.column_names]
-            if "prompt" in known and all(is_plain(row, sides) for row in dataset.select_columns(known)):
-                return dataset
-            return dataset.map(
-                split_batch,
-                fn_kwargs={"sides": sides},
-                batched=True,
-                with_indices=True,
-                desc=f"Finding the response in {name} dataset",
-            )
+            return self._unpaired(self._split(dataset, sides, name), name)
+
+    def _split(self, dataset: Any, sides: tuple[str, ...], name: str) -> Any:
+        """Conversations as a prompt and the response of each side."""
+        if not hasattr(dataset, "__len__"):
+            return dataset.map(split_response, fn_kwargs={"sides": sides})
+        known = [name for name in ("prompt", *sides) if name in dataset.column_names]
+        if "prompt" in known and all(is_plain(row, sides) for row in dataset.select_columns(known)):
+            return dataset
+        types = dataset.features.copy()
+        types.setdefault("prompt", types[sides[0]])
+        return dataset.map(
+            split_batch,
+            fn_kwargs={"sides": sides},
+            batched=True,
+            with_indices=True,
+            features=types,
+            desc=f"Finding the response in {name} dataset",
+        )
+
+    def _unpaired(self, dataset: Any, name: str) -> Any:
+        """Two completions of each pair, as TRL makes them. TRL's table would fill messages with keys of other rows."""
+        if not self.unpairs or not hasattr(dataset, "__len__") or not is_formed(dataset.features.get("chosen")):
+            return dataset
+        from datasets import Value
+
+        types = dataset.features.copy()
+        types["completion"], types["label"] = types.pop("chosen"), Value("bool")
+        types.pop("rejected")
+        return dataset.map(
+            unpaired_batch,
+            batched=True,
+            remove_columns=["chosen", "rejected"],
+            features=types,
+            desc=f"Unpairing {name} dataset",
+        )
 
     def finish_rows(self, dataset: Any, name: str, rows_before: int | None) -> Any:
         max_length, overlong = self.args_for_rows.max_length, getattr(self.args_for_rows, "overlong", "truncate")

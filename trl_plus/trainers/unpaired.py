@@ -26,6 +26,7 @@ from trl_plus import objectives
 from trl_plus.batching import KLRow, kl_batch, mismatched_partners, rows_of
 from trl_plus.compat import TRLKTOConfig
 from trl_plus.configs import KTOConfig
+from trl_plus.data.forms import without_empty_images
 from trl_plus.objectives import Completions
 from trl_plus.scoring import score
 from trl_plus.trainers import upstream
@@ -72,6 +73,7 @@ class KTOTrainer(StartCheck, PreferenceTrainer, trl.KTOTrainer):
         peft_config: PeftConfig | None = None,
     ):
         args = self._begin(model, args, train_dataset)
+        train_dataset = without_empty_images(train_dataset)
         # Mismatched rows of images come from TRL's collator, inside each micro-batch: we step aside
         self._upstream_kl = args.loss_type == "kto" and has_images(train_dataset)
         self.own_head = not self._upstream_kl
