@@ -43,12 +43,12 @@ def turns_of(column: str, value: Any) -> list[Message] | None:
 
 
 def history_turns(value: Any) -> list[Message] | None:
-    """Earlier exchanges as messages: [question, answer] lists, messages, or {user, assistant}; None for other values."""
+    """Earlier exchanges, [question, answer] or {user, assistant}, or messages, as messages; None for other values."""
     if value is None or value == []:
         return []
     if not isinstance(value, list):
         return None
-    if is_conversation(value):
+    if is_conversation(value) and all(isinstance(message, dict) and "role" in message for message in value):
         return [{key: part for key, part in message.items() if part is not None} for message in value]
     turns: list[Message] = []
     for exchange in value:

@@ -19,7 +19,7 @@ _BATCH = 10_000
 
 
 def in_form(dataset: Any, name: str) -> Any:
-    """The dataset with its messages and tools in one form (`data.messages`), and columns that stand for turns folded in.
+    """The dataset with its messages and tools in one form, and columns that stand for turns in front of them.
 
     A table whose messages hold only role and content, without nulls, is returned as it is. Columns of messages that are
     changed become JSON in the table, so that no row gets the keys of another one.

@@ -19,9 +19,7 @@ def read_splits(name: str, config: str | None, streaming: bool) -> dict[str, Any
     import datasets
 
     if is_local(name):
-        if config is not None:
-            raise DataError(f"`dataset_config: {config}` has no meaning for the local {name}: remove it.")
-        return _read_local(split_files(name), streaming)
+        return _read_local(split_files(name, config), streaming)
     try:
         return dict(datasets.load_dataset(name, name=config, streaming=streaming))
     except Exception as error:  # the hub client raises many unrelated types, all with a sentence worth showing

@@ -59,6 +59,7 @@ def open_run(objects: RunObjects, processor: Any | None) -> Source:
         args=objects.args,
         processor=processor,
         trainer=objects.recipe.method.trainer,
+        plain_text=objects.options.plain_text,
     )
     if processor is not None:
         target = replace(target, stop_ids=stop_ids(target.tokenizer, model, objects.model.model_revision))

@@ -79,6 +79,8 @@ def _contradictions(method: Method, entries: Mapping[str, Value]) -> Iterator[st
     for option in ("load_in_4bit", "load_in_8bit"):
         if option in given and "use_peft" not in given:
             yield f"{entries[option].place}`{option}` needs `use_peft: true`: quantized weights cannot be trained."
+    if "columns" in given:
+        yield from _columns(given["columns"], entries["columns"].place)
     yield from _mixture(given.get("datasets", []))
     if method.paired and given.get("converter") == "pairs_to_unpaired":
         yield (
@@ -90,12 +92,20 @@ def _contradictions(method: Method, entries: Mapping[str, Value]) -> Iterator[st
 _EXCLUSIVE = (
     ("gamma", "gamma_beta_ratio", "keep one of them (gamma = gamma_beta_ratio * beta)"),
     ("dataset_name", "datasets", "keep one of them"),
+    ("columns", "datasets", "give each entry of `datasets` that needs them its `columns`"),
     ("converter", "datasets", "give each entry of `datasets` that needs one its `converter`"),
     ("eval_dataset_name", "eval_fraction", "keep one of them"),
     ("eval_fraction", "test_split_size", "keep one of them"),
     ("load_in_4bit", "load_in_8bit", "keep one of them"),
     ("bf16", "fp16", "keep one of them"),
 )
+
+
+def _columns(columns: Any, place: str) -> Iterator[str]:
+    """Problems of a mapping `columns`."""
+    for target, source in columns.items() if isinstance(columns, dict) else ():
+        if source is not None and not isinstance(source, str):
+            yield f"{place}`columns`: `{target}` must be the name of a column, got {source!r}."
 
 
 def _mixture(datasets: Any) -> Iterator[str]:
@@ -109,6 +119,7 @@ def _mixture(datasets: Any) -> Iterator[str]:
             yield f"datasets[{index}]: {unknown_in_entry(name, keys)}"
         for name in wrong:
             yield f"datasets[{index}]: {_not_expected(keys[name], entry[name])}"
+        yield from _columns(entry.get("columns"), f"datasets[{index}]: ")
         if entry.get("path") is None:
             yield f"datasets[{index}]: `path` is missing: add the dataset's hub id, or a local file or folder."
 

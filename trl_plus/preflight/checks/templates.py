@@ -126,11 +126,11 @@ def nothing_left(tokens: TokenRows, target: Target) -> Hits | None:
     "D413",
     WARNING,
     "a text is trained on without the turns that the model's chat template writes",
-    "Turn the texts into messages (a list of {role, content}), so that the template is applied; for dialogues written "
-    "out as Human: and Assistant:, use `converter: hh`.",
+    "Set `converter: text`, which makes messages of the texts (`converter: hh` for dialogues written out as Human: and "
+    "Assistant:), or `plain_text: true` if it is meant.",
 )
 def text_without_turns(tokens: TokenRows, target: Target) -> Hits | None:
-    if target.kind.conversational or getattr(target.processor, "chat_template", None) is None:
+    if target.kind.conversational or target.plain_text or getattr(target.processor, "chat_template", None) is None:
         return None
     begins = target.tokenizer.bos_token_id
     marks = [token for token in target.control_tokens if token != begins]
