@@ -14,7 +14,7 @@ from trl_plus.data.responses import is_conversation
 MESSAGES = ("prompt", "chosen", "rejected", "completion")
 _TOOLS, _KWARGS = "tools", "chat_template_kwargs"
 _IMAGES = ("image", "images")
-_FORM = "in form"  # marks JSON that `in_form` wrote, so that it is not read again
+FORM = "in form"  # marks JSON that `in_form` wrote, so that it is not read again
 _BATCH = 10_000
 
 
@@ -37,7 +37,7 @@ def in_form(dataset: Any, name: str) -> Any:
     from datasets import Features, Json, List, Value, concatenate_datasets
 
     used = [*changed, *_folded(dataset)]
-    kinds: dict[str, Any] = {_TOOLS: Value("string"), _KWARGS: Json(id=_FORM)}
+    kinds: dict[str, Any] = {_TOOLS: Value("string"), _KWARGS: Json(id=FORM)}
     made = (
         dataset.select_columns(used)
         .with_format(None)
@@ -46,7 +46,7 @@ def in_form(dataset: Any, name: str) -> Any:
             batched=True,
             remove_columns=used,
             fn_kwargs={"types": dict(features), "columns": changed, "blocks": _has_images(features)},
-            features=Features({column: kinds.get(column, List(Json(id=_FORM))) for column in changed}),
+            features=Features({column: kinds.get(column, List(Json(id=FORM))) for column in changed}),
             desc=f"Bringing messages of {name} into form",
         )
     )
@@ -91,7 +91,7 @@ def _is_plain(feature: Any) -> bool:
 def is_formed(feature: Any) -> bool:
     """Whether `in_form` wrote a column of this type."""
     inner = getattr(feature, "feature", feature)
-    return type(inner).__name__ == "Json" and inner.id == _FORM
+    return type(inner).__name__ == "Json" and inner.id == FORM
 
 
 def _folded(dataset: Any) -> list[str]:

@@ -10,9 +10,10 @@ from accelerate import PartialState
 from trl_plus.batching import RowExtras
 from trl_plus.batching.collators import EXTRA_COLUMNS
 from trl_plus.data.checks import refuse_labels, refuse_nulls, refuse_weights
-from trl_plus.data.forms import in_form, is_formed, refuse_faults
+from trl_plus.data.forms import FORM, in_form, is_formed, refuse_faults
 from trl_plus.data.lengths import LengthReport, apply_overlong, lengths, row_fits
 from trl_plus.data.responses import is_conversation, is_plain, sides_of, split_batch, split_response, unpaired_batch
+from trl_plus.data.templates import Needs, fitted, needs_of
 from trl_plus.trainers import upstream
 
 logger = logging.getLogger("trl_plus")
@@ -81,7 +82,7 @@ class PreferenceRows:
                 "conversations hold the prompt (UltraFeedback), or make it a list with one user message."
             )
         with PartialState().main_process_first():
-            return self._unpaired(self._split(dataset, sides, name), name)
+            return self._unpaired(self._fitted(self._split(dataset, sides, name), sides, name), name)
 
     def _split(self, dataset: Any, sides: tuple[str, ...], name: str) -> Any:
         """Conversations as a prompt and the response of each side."""
@@ -99,6 +100,25 @@ class PreferenceRows:
             with_indices=True,
             features=types,
             desc=f"Finding the response in {name} dataset",
+        )
+
+    def _fitted(self, dataset: Any, sides: tuple[str, ...], name: str) -> Any:
+        """Messages as the chat template takes them, if it does not take them in the usual form."""
+        needs = needs_of(self.processing_class_for_rows)
+        if not needs:
+            return dataset
+        columns = ("prompt", *sides)
+        if not hasattr(dataset, "__len__"):
+            return dataset.map(fitted_row, fn_kwargs={"columns": columns, "needs": needs})
+        from datasets import Json, List
+
+        types = dataset.features.copy()
+        types.update({column: List(Json(id=FORM)) for column in columns})
+        return dataset.map(
+            fitted_row,
+            fn_kwargs={"columns": columns, "needs": needs},
+            features=types,
+            desc=f"Fitting {name} dataset to the chat template",
         )
 
     def _unpaired(self, dataset: Any, name: str) -> Any:
@@ -182,6 +202,11 @@ class PreferenceRows:
         if max_length is None or overlong == "truncate":
             return dataset
         return dataset.filter(row_fits, fn_kwargs={"sides": sides, "max_length": max_length, "overlong": overlong})
+
+
+def fitted_row(row: dict[str, Any], columns: tuple[str, ...], needs: Needs) -> dict[str, Any]:
+    """The messages of a row as the chat template takes them."""
+    return {column: fitted(row[column], needs) for column in columns}
 
 
 def context_tokens(row: dict[str, Any], sides: tuple[str, ...], processing_class: Any) -> dict[str, int]:

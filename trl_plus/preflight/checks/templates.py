@@ -80,8 +80,9 @@ def system_dropped(tokens: TokenRows, target: Target) -> Hits | None:
     for place, row in enumerate(tokens.rows):
         if row.turns and row.turns[0]["role"] in ("system", "developer"):
             probe = _squeezed(message_text(row.turns[0]))[:_PROBE]
-            start = target.tokenizer.decode(tokens.prompt[place][: 4 * _PROBE + 64]) if probe else ""
-            mask[place] = bool(probe) and probe not in _squeezed(start)
+            ids = tokens.prompt[place]
+            parts = (ids[: 4 * _PROBE + 64], ids) if probe else ()  # a preamble of the template may stand before it
+            mask[place] = bool(probe) and not any(probe in _squeezed(target.tokenizer.decode(part)) for part in parts)
     return Hits(mask, lambda place: excerpt(message_text(tokens.rows[place].turns[0])))
 
 
