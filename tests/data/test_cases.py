@@ -1,8 +1,9 @@
 """Small datasets in shapes that people really have (`cases/`), and what must come of each.
 
 Keys of a case: `rows`; `kind` of the file; `recipe`; `template`, one that TRL ships; `plain`, a model without a chat
-template; `tokens`, words in what is trained on, by side; `never`, words that must not be there; `once`, words that stand in
-each prompt once; `found`, findings; `refused`, words of a refusal; `follow`, the converter that the first message names.
+template; `tokens`, words in what is trained on, by side; `never`, words that must not be there; `once`, words that are
+in each prompt once; `found`, findings; `refused`, words of a refusal; `follow`, the converter that the first message
+must name.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""D112: columns that hold a part of the prompt and are not used."""
+"""D112, D114, D213: columns that hold the prompt and are not used, a prompt that stands there twice, and tool calls."""
 
 from trl_plus.data.messages import arguments_fault
 from trl_plus.data.unused import PROMPT_PARTS, unused
@@ -38,3 +38,21 @@ def arguments_as_text(row: Row) -> str | None:
         if fault is not None:
             return fault
     return None
+
+
+@text_check(
+    "D114",
+    ERROR,
+    "the sides begin with the messages of `prompt` again",
+    "Write `columns: {prompt: null}`, since the sides hold the prompt themselves: the question would be asked twice.",
+)
+def prompt_twice(row: Row) -> str | None:
+    prompt = row.raw.get("prompt")
+    if not row.conversational or not isinstance(prompt, list):
+        return None
+    asked = [turn for turn in prompt if turn["role"] != "system"]
+    for side in row.responses:
+        spoken = [turn for turn in row.raw[side] if turn["role"] != "system"]
+        if not asked or len(spoken) <= len(asked) or spoken[: len(asked)] != asked:
+            return None
+    return f"prompt: {excerpt(message_text(asked[-1]))}"

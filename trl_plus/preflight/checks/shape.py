@@ -109,24 +109,6 @@ def _is_object(text: str) -> bool:
 
 
 @shape_check(
-    "D114",
-    ERROR,
-    "the sides begin with the messages of `prompt` again",
-    "Write `columns: {prompt: null}`, since the sides hold the prompt themselves: the question would be asked twice.",
-)
-def prompt_twice(row: Raw, kind: Kind) -> str | None:
-    prompt = row.get("prompt")
-    if not kind.conversational or not isinstance(prompt, list) or not prompt:
-        return None
-    asked = [turn for turn in prompt if isinstance(turn, dict) and turn.get("role") != "system"]
-    for side in kind.sides:
-        spoken = [turn for turn in row[side] or [] if isinstance(turn, dict) and turn.get("role") != "system"]
-        if not asked or len(spoken) <= len(asked) or spoken[: len(asked)] != asked:
-            return None
-    return f"prompt: {excerpt(str(asked[-1].get('content')))}"
-
-
-@shape_check(
     "D106", ERROR, "the weight is not a finite number of at least 0", "Mend the `weight` of these rows, or remove them."
 )
 def weight_value(row: Raw, kind: Kind) -> str | None:
