@@ -69,7 +69,7 @@ def late_system_message(field: Field, row: int) -> None:
     field[row].turns += [{"role": "system", "content": "Now be brief."}]
 
 
-@planter("D206", lambda form: form.conversational and form.prompt == "explicit")
+@planter("D114", lambda form: form.conversational and form.prompt == "explicit", implies=lambda form: {"D206"})
 def whole_conversation_as_response(field: Field, row: int) -> None:
     turns = copy.deepcopy(field[row].turns)
     for side in field.form.sides:

@@ -214,9 +214,9 @@ def test_every_code_has_a_test():
 
 
 def test_what_no_check_foresaw_is_told_in_the_trainers_words(tmp_path):
-    """TRL takes `chat_template_kwargs` as a mapping, and fails on a null."""
+    """TRL takes `chat_template_kwargs` as a mapping, and fails on a number."""
     form = FORMS["chat"]
-    rows = [{**row, "chat_template_kwargs": None} for row in rendered(clean_samples(form, 20, 3), form)]
+    rows = [{**row, "chat_template_kwargs": 5} for row in rendered(clean_samples(form, 20, 3), form)]
     model = save_toy(tmp_path / "model", build_toy())
     result = look_with(model, rows, form, tmp_path / "rows.jsonl")
     assert [finding.code for finding in result.findings if finding.severity is Severity.ERROR] == ["D199"]

@@ -9,6 +9,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from trl_plus.comparison.prompts import Prompt
+from trl_plus.data.templates import fitted, needs_of
 from trl_plus.rope import forget_rows, own_factors
 from trl_plus.trainers.upstream import base_model
 
@@ -112,7 +113,8 @@ def as_text(tokenizer: Any, prompt: Prompt) -> str:
     """A prompt as the model reads it, before tokenization."""
     if isinstance(prompt, str):
         return prompt
-    return str(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False))
+    messages = fitted(prompt, needs_of(tokenizer))
+    return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
 
 
 def seed_of(seed: int, text: str) -> int:

@@ -7,12 +7,15 @@ from itertools import islice
 from typing import Any
 
 from trl_plus._version import __version__
+from trl_plus.data.columns import line_of
 from trl_plus.data.converters import CONVERTERS, Row, Shape, Unconvertible, WrongShape, convert, recognise, shape_of
 from trl_plus.data.features import features_of
 from trl_plus.data.files import DataError
 from trl_plus.data.formats import detect, refuse_names
+from trl_plus.data.gathering import gathered
 from trl_plus.data.left_out import SHOWN, LeftOut
 from trl_plus.data.numbering import user_columns
+from trl_plus.data.suggestions import mapping_for
 
 _IN_FORM = "in form"  # in the place of a problem: a row that needs no conversion
 _POSITION = "_position"  # of the row that a converted row was made from
@@ -79,6 +82,8 @@ def convert_rows(dataset: Any, converter: str, name: str, paired_method: bool) -
     if first is None:
         return dataset, []
     conversion = _conversion(first, converter, name, paired_method)
+    if conversion.shape.gather is not None:
+        return gathered(dataset, conversion.shape, conversion.name, converter)
     return (_table if hasattr(dataset, "__len__") else _stream)(dataset, conversion)
 
 
@@ -120,7 +125,10 @@ def _refusal(fault: str, row: Row, paired_method: bool) -> DataError:
             return AlreadyConverted(f"{fault}: remove `converter`, the rows have the form that the method takes.")
     if other is not None:
         return DataError(f"{fault}: use `converter: {other}`, which takes these rows.")
-    return DataError(f"{fault}: rename the columns, or choose the converter by the rows shown in docs/data.md.")
+    line = line_of(mapping_for(row, paired_method))
+    return DataError(
+        f"{fault}: rename the columns with `{line}`, or choose the converter by the rows shown in docs/data.md."
+    )
 
 
 def _in_form(conversion: _Conversion, row: Row) -> DataError:

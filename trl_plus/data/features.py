@@ -25,7 +25,7 @@ def features_of(source: Mapping[str, Any], sample: Row, used: list[str]) -> Any:
             new[name] = source[name]
         elif name == "label":
             new[name] = Value("bool")
-        elif name.startswith("score"):
+        elif name.startswith("score") or isinstance(value, float):
             new[name] = Value("float64")
         else:
             new[name] = message if isinstance(value, list) else Value("string")

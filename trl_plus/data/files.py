@@ -10,7 +10,8 @@ _PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 _SPLIT = re.compile(
     r"^(?P<dataset>.*?)[-_.]?(?P<split>train|test|validation|valid|val|dev|eval)(-\d+-of-\d+)?$", re.IGNORECASE
 )
-_CONFIGS = re.compile(r"---\r?\n(?:(?!---).*\r?\n)*?configs:")  # in the YAML block of a dataset card
+# `train_prefs-00000-of-00001`: a shard of the split that stands in front
+_SHARD = re.compile(r"^(?P<split>\w+(?:\.\w+)*)-\d{5,}-of-\d{5,}$")
 _TEST_WORDS = ("test", "validation", "valid", "val", "dev", "eval")
 
 
@@ -45,27 +46,29 @@ def is_local(name: str) -> bool:
     return looks_like_path(name) or path.exists() or bool(_candidates(path))
 
 
-def is_dataset_folder(path: Path) -> bool:
-    """True for a local folder in the layout of the hub: its README.md has `configs`, or its files lie in subfolders."""
-    if not path.is_dir():
-        return False
-    card = path / "README.md"
-    if card.is_file() and _CONFIGS.match(card.read_text(encoding="utf-8", errors="replace")):
-        return True
-    return not _candidates(path) and any(file.suffix in READERS for file in path.glob("*/**/*"))
-
-
-def split_files(name: str) -> dict[str, list[Path]]:
+def split_files(name: str, config: str | None = None) -> dict[str, list[Path]]:
     """The files of a local dataset by split ("train", "test", "validation", ...).
 
     A file is the split "train". A folder, or a path such as `data/pairs` beside which `data/pairs_train.jsonl` lies,
-    has the splits that its file names end in; if none has such an ending, all are "train".
+    has the splits that its file names end in. The splits of a folder that was downloaded are those that `datasets`
+    finds: by its README, by the shards `SPLIT-00000-of-00001`, or by the names of files and folders.
+
+    Args:
+        config: a configuration that the README of a folder names.
 
     Raises:
-        DataError: there is nothing to read, or the folder holds several datasets.
+        DataError: there is nothing to read, or the folder holds several datasets or configurations.
     """
     path = as_path(name)
+    if path.is_dir() and _has_configs(path):
+        return _discovered(path, config)
+    if config is not None:
+        raise DataError(f"`dataset_config: {config}` has no meaning for the local {name}: remove it.")
     files = _candidates(path)
+    if path.is_dir() and (shards := _shards(path)):
+        return shards
+    if not files and path.is_dir() and any(file.suffix in READERS for file in path.rglob("*")):
+        return _discovered(path, None)
     if not files:
         if path.is_dir():
             raise DataError(f"{name} holds no dataset: it has no file ending in {', '.join(READERS)}.")
@@ -80,7 +83,7 @@ def split_files(name: str) -> dict[str, list[Path]]:
         raise DataError(f"{name} holds files of several kinds ({', '.join(sorted(suffixes))}): keep one kind.")
     matches = {file: _SPLIT.match(file.stem) for file in files}
     if not any(matches.values()):
-        return {"train": files}
+        return _discovered(path, None) if len(files) > 1 and any(map(_names_a_split, files)) else {"train": files}
     datasets = {_dataset(file) for file in files}
     if len(datasets) > 1:
         names = ", ".join(sorted(str(path / dataset) for dataset in datasets))
@@ -89,6 +92,51 @@ def split_files(name: str) -> dict[str, list[Path]]:
     for file, match in matches.items():
         splits.setdefault(match["split"].lower() if match else "train", []).append(file)
     return splits
+
+
+def _has_configs(path: Path) -> bool:
+    """Whether the README of a folder says which files are which split."""
+    readme = path / "README.md"
+    if not readme.is_file():
+        return False
+    head = readme.read_text(encoding="utf-8", errors="replace")
+    parts = head.split("---", 2)
+    return not parts[0].strip() and len(parts) == 3 and bool(re.search(r"^configs:", parts[1], re.MULTILINE))
+
+
+def _shards(path: Path) -> dict[str, list[Path]]:
+    """The splits of a folder all of whose files are shards as the hub names them; empty for other folders."""
+    for folder in (path, path / "data"):
+        files = sorted(file for file in folder.iterdir() if file.suffix in READERS) if folder.is_dir() else []
+        matches = {file: _SHARD.match(file.stem) for file in files}
+        if files and all(matches.values()):
+            splits: dict[str, list[Path]] = {}
+            for file, match in matches.items():
+                splits.setdefault(match["split"] if match else "", []).append(file)
+            return splits
+    return {}
+
+
+def _names_a_split(file: Path) -> bool:
+    """Whether the name of a file has a word for a split in it, as `test_prefs`."""
+    return any(word in ("train", *_TEST_WORDS) for word in re.split(r"[^a-z]+", file.stem.lower()))
+
+
+def _discovered(path: Path, config: str | None) -> dict[str, list[Path]]:
+    """The files by split as `datasets` finds them."""
+    import datasets
+
+    try:
+        builder = datasets.load_dataset_builder(str(path), name=config)
+    except Exception as error:  # the README, patterns and modules each raise their own types
+        said = (str(error).strip() or type(error).__name__).splitlines()
+        cure = " Set `dataset_config` to one of them." if "onfig name is missing" in said[0] else ""
+        raise DataError(f"The splits of {path} cannot be found: {' '.join(said)[:400]}{cure}") from error
+    found = {str(split): [Path(file) for file in files] for split, files in builder.config.data_files.items()}
+    strange = next((file for files in found.values() for file in files if file.suffix not in READERS), None)
+    if strange is not None:
+        raise DataError(f"{path}: {strange.name} cannot be read: its name must end in {', '.join(READERS)}.")
+    return found
 
 
 def test_split(available: list[str], wanted: str) -> str | None:

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from trl_plus.data.checks import refuse_nulls, refuse_weights
+from trl_plus.data.columns import line_of
 from trl_plus.data.converters import recognise
 from trl_plus.data.files import DataError
 from trl_plus.data.numbering import user_columns
 from trl_plus.data.responses import is_conversation
+from trl_plus.data.suggestions import mapping_for
+from trl_plus.data.unused import QUESTIONS, beside
 
 EXPECTED = {
     True: "pairs: `chosen` and `rejected`, with or without `prompt`",
@@ -68,15 +71,39 @@ def detect(row: dict[str, Any], name: str, paired_method: bool) -> Format:
     conversational = kinds[sides[0]] == "a conversation"
     if row.get("prompt") is None:
         if not paired and not conversational:
-            raise DataError(f"{name} has no column `prompt`: labelled text needs one.")
+            raise DataError(f"{name} has no column `prompt`: {_prompt_cure(row, paired_method)}.")
+        if not conversational:
+            _refuse_question_beside(row, sides, name, paired_method)
         return Format(paired, conversational, "implicit")
     prompt = _kind(row["prompt"], f"`prompt` of {name}", row, paired_method)
     if prompt == "a conversation" and not conversational:
         raise DataError(
-            f"{name}: `prompt` is a conversation but `{sides[0]}` is text: make it a list with one message "
-            "{role: assistant, content: ...}."
+            f"{name}: `prompt` is a conversation but `{sides[0]}` is text: set `converter: text`, which makes it a "
+            "message of the assistant."
         )
     return Format(paired, conversational, "text" if conversational and prompt == "text" else "explicit")
+
+
+def _prompt_cure(row: dict[str, Any], paired_method: bool) -> str:
+    converter = recognise(row, paired_method)
+    if converter is not None:
+        return f"set `converter: {converter}`"
+    return f"labelled text needs one, {_mapping(row, paired_method)}"
+
+
+def _refuse_question_beside(row: dict[str, Any], sides: tuple[str, ...], name: str, paired_method: bool) -> None:
+    """Refuse answers as text beside their question, of which only the beginning that they share would be the prompt."""
+    found = beside(row, sides)
+    if not found:
+        return
+    question = next((column for column in QUESTIONS if column in found), found[0])
+    converter = recognise(row, paired_method)
+    cure = f"set `converter: {converter}`, or" if converter else "write"
+    line = line_of({"prompt": question})
+    raise DataError(
+        f"{name} has no column `prompt`, and the text of `{question}` would not be trained on: {cure} `{line}` for "
+        "text without chat turns."
+    )
 
 
 @contextmanager
@@ -144,20 +171,27 @@ def refuse_names(row: dict[str, Any], name: str) -> None:
 
 def _expectation(row: dict[str, Any], paired_method: bool) -> str:
     converter = recognise(row, paired_method)
-    cure = f"set `converter: {converter}`" if converter else _column_cure(user_columns(row))
+    cure = f"set `converter: {converter}`" if converter else _column_cure(row, paired_method)
     return f"the method needs {EXPECTED[paired_method]}: {cure}."
 
 
-def _column_cure(columns: list[str]) -> str:
+def _mapping(row: dict[str, Any], paired_method: bool) -> str:
+    return f"rename the columns with `{line_of(mapping_for(row, paired_method))}`"
+
+
+def _column_cure(row: dict[str, Any], paired_method: bool) -> str:
     """What to do about columns that are none of the method's."""
+    columns = user_columns(row)
     for mark, word in ((";", "semicolons"), ("\t", "tabs")):
         if len(columns) == 1 and mark in columns[0]:
             return f"the file seems to be separated by {word}, separate its values by commas"
     close = {column: column.strip().strip("\ufeff").lower() for column in columns}
-    wrong = [f"`{column}` to `{name}`" for column, name in close.items() if column != name in (*_COLUMNS, "label")]
+    wrong = {name: column for column, name in close.items() if column != name in (*_COLUMNS, "label")}
+    if wrong and all(column == column.strip() and column.isascii() for column in wrong.values()):
+        return f"write `{line_of(wrong)}`"
     if wrong:
-        return f"rename {', '.join(wrong)}"
-    return "rename the columns (datasets.Dataset.rename_columns)"
+        return "rename " + ", ".join(f"`{column}` to `{name}`" for name, column in wrong.items())
+    return _mapping(row, paired_method)
 
 
 def _kind(value: Any, what: str, row: dict[str, Any], paired_method: bool) -> str:

@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from trl_plus.data.columns import mapped
 from trl_plus.data.conversion import AlreadyConverted, convert_rows
 from trl_plus.data.files import DataError, test_split
 from trl_plus.data.formats import Format, prepare
+from trl_plus.data.forms import in_form
 from trl_plus.data.mixture import mix
 from trl_plus.data.numbering import mark_groups, number_rows, split_groups
 from trl_plus.data.reading import read_splits
@@ -24,6 +26,7 @@ class RawData:
             `max_eval_rows` ask for is done by `hold_out`.
         name, eval_name: the rows as messages name them.
         notes: what was done to them, one sentence each.
+        unused_splits: splits of the training data that are neither trained on nor held out.
     """
 
     request: DataRequest
@@ -32,6 +35,7 @@ class RawData:
     name: str
     eval_name: str
     notes: list[str]
+    unused_splits: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ def load(request: DataRequest) -> Data:
 
 
 def load_raw(request: DataRequest) -> RawData:
-    """Load and convert the rows without looking at what comes out.
+    """Load the rows, convert them and bring them into form, without looking at what comes out.
 
     Raises:
         DataError: a file, split or dataset cannot be read, or is not of the shape that the converter takes.
@@ -65,6 +69,8 @@ def load_raw(request: DataRequest) -> RawData:
         raise DataError(f"{request.label} has no split {train_name!r}: set `dataset_train_split` to {_either(splits)}.")
     train, held_out = splits[train_name], _held_out(request, splits)
     name, eval_name = f"{request.label} ({train_name})", f"{request.eval_name or request.label} (held-out)"
+    train = mapped(train, None if request.mixture else request.columns, name)
+    held_out = _mapped_eval(held_out, request, eval_name)
     if request.converter is not None:
         if request.holds_out and held_out is None and hasattr(train, "__len__"):
             train = mark_groups(train)
@@ -72,7 +78,9 @@ def load_raw(request: DataRequest) -> RawData:
         held_out, eval_notes = _converted_eval(held_out, request, eval_name)
         name = f"{request.label} ({train_name}, converted)"
         notes = [*notes, *eval_notes]
-    return RawData(request, train, held_out, name, eval_name, notes)
+    train = in_form(train, name)
+    held_out = None if held_out is None else in_form(held_out, eval_name)
+    return RawData(request, train, held_out, name, eval_name, notes, _unused(request, splits))
 
 
 def finish(raw: RawData) -> Data:
@@ -124,6 +132,21 @@ def _splits(request: DataRequest, name: str | None, config: str | None) -> dict[
     return {split: number_rows(rows, request.row_column, f"{name} ({split})") for split, rows in splits.items()}
 
 
+def _mapped_eval(held_out: Any | None, request: DataRequest, name: str) -> Any | None:
+    """Held-out rows under the names of `columns`. Another dataset may have these names already."""
+    if held_out is None or not request.columns:
+        return held_out
+    if request.eval_name is not None and not _has_sources(held_out, request.columns):
+        return held_out
+    return mapped(held_out, request.columns, name)
+
+
+def _has_sources(dataset: Any, columns: Mapping[str, str | None]) -> bool:
+    known = dataset.column_names or list(next(iter(dataset), {}))
+    sources = [source or target for target, source in columns.items()]
+    return any(source in known or source.split(".")[0] in known for source in sources)
+
+
 def _held_out(request: DataRequest, splits: Mapping[str, Any]) -> Any | None:
     """The rows of the test split or of `eval_dataset_name`; None where there are none."""
     if request.max_eval_rows == 0:
@@ -139,8 +162,20 @@ def _held_out(request: DataRequest, splits: Mapping[str, Any]) -> Any | None:
             f"{request.label} has no split {request.test_split!r}: set `dataset_test_split` to {_either(splits)}, or "
             "remove it and set `eval_fraction`."
         )
-    name = test_split([name for name in splits if name != request.train_split], request.test_split)
+    name = _own_test_split(request, splits)
     return None if name is None else splits[name]
+
+
+def _own_test_split(request: DataRequest, splits: Mapping[str, Any]) -> str | None:
+    return test_split([name for name in splits if name != request.train_split], request.test_split)
+
+
+def _unused(request: DataRequest, splits: Mapping[str, Any]) -> tuple[str, ...]:
+    """The splits that a dataset has beside the one that is trained on and the one that is held out."""
+    if request.mixture:
+        return ()
+    own = None if request.eval_name is not None else _own_test_split(request, splits)
+    return tuple(name for name in splits if name not in (request.train_split, own))
 
 
 def _take(train: Any, request: DataRequest) -> tuple[Any, Any]:

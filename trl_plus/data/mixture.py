@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from trl_plus.data.columns import mapped
 from trl_plus.data.conversion import convert_rows
 from trl_plus.data.features import is_text, with_common_types
 from trl_plus.data.files import DataError, as_path, is_local, split_files
@@ -60,6 +61,9 @@ def _entry(entry: Mapping[str, Any], index: int, request: DataRequest) -> Any:
     path = str(entry["path"])
     own_files = is_local(path) and not as_path(path).is_dir() and not any(entry.get(key) for key in _READING_KEYS)
     rows = _local(entry, request.mixture_streaming) if own_files else _as_trl(entry, request.mixture_streaming)
+    columns = entry.get("columns")
+    if isinstance(columns, Mapping):
+        rows = mapped(rows, columns, path)
     rows = number_rows(rows, request.row_column, path)
     return mark_source(rows, request.source_column, index, path)
 
@@ -67,7 +71,8 @@ def _entry(entry: Mapping[str, Any], index: int, request: DataRequest) -> Any:
 def _as_trl(entry: Mapping[str, Any], streaming: bool) -> Any:
     from trl import DatasetMixtureConfig, get_dataset
 
-    alone = {key: value for key, value in entry.items() if key not in ("fraction", "converter")}
+    ours = ("fraction", "converter", *(("columns",) if isinstance(entry.get("columns"), Mapping) else ()))
+    alone = {key: value for key, value in entry.items() if key not in ours}
     return get_dataset(DatasetMixtureConfig(datasets=[alone], streaming=streaming))["train"]
 
 
@@ -81,7 +86,7 @@ def _local(entry: Mapping[str, Any], streaming: bool) -> Any:
         raise DataError(f"{path} has no split {name!r}: set `split` to {' or '.join(files)}.")
     rows = read_files(files[name], streaming, f"train{split.removeprefix(name)}")
     columns = entry.get("columns")
-    return rows if columns is None else rows.select_columns(columns)
+    return rows.select_columns(columns) if isinstance(columns, list) else rows
 
 
 def _shares(mixture: list[Mapping[str, Any]]) -> list[float] | None:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from trl_plus.data.files import READERS, DataError, as_path, is_dataset_folder, is_local, split_files
+from trl_plus.data.files import READERS, DataError, is_local, split_files
 
 # Without them pandas takes answers such as "NA", "None" and "null" for empty cells
 _OPTIONS: dict[str, dict[str, Any]] = {"csv": {"keep_default_na": False, "na_values": [""]}}
@@ -19,43 +19,11 @@ def read_splits(name: str, config: str | None, streaming: bool) -> dict[str, Any
     import datasets
 
     if is_local(name):
-        if is_dataset_folder(as_path(name)):
-            return _read_folder(as_path(name), config, streaming)
-        if config is not None:
-            raise DataError(
-                f"`dataset_config: {config}` has no meaning for the local {name}, whose README.md names no configs: "
-                "remove it."
-            )
-        return _read_local(split_files(name), streaming)
+        return _read_local(split_files(name, config), streaming)
     try:
         return dict(datasets.load_dataset(name, name=config, streaming=streaming))
     except Exception as error:  # the hub client raises many unrelated types, all with a sentence worth showing
         raise DataError(f"The dataset {name} could not be loaded from the hub: {first_line(error)}") from error
-
-
-def _read_folder(path: Path, config: str | None, streaming: bool) -> dict[str, Any]:
-    """The splits of a folder in the layout of the hub, as its README.md and its folders define them."""
-    import datasets
-
-    options = _OPTIONS["csv"] if next(path.rglob("*.csv"), None) else {}
-    try:
-        return dict(datasets.load_dataset(str(path), name=config, streaming=streaming, **options))
-    except Exception as error:  # the readers and the card's parser each raise their own types
-        known = _configs(path)
-        if known and config not in known:
-            asked = "needs a config" if config is None else f"has no config {config!r}"
-            raise DataError(f"{path} {asked}: set `dataset_config` to {' or '.join(known)}.") from error
-        raise DataError(f"The dataset in {path} cannot be read: {first_line(error)}") from error
-
-
-def _configs(path: Path) -> list[str]:
-    """The configs of a folder in the layout of the hub; none if its README.md is broken."""
-    import datasets
-
-    try:
-        return list(datasets.get_dataset_config_names(str(path)))
-    except Exception:  # the failure that this helps to explain is reported anyway
-        return []
 
 
 def _read_local(files: dict[str, list[Path]], streaming: bool) -> dict[str, Any]:

@@ -12,6 +12,7 @@ class DataRequest:
     """What to load. `name` and `eval_name` are hub ids or local paths; `mixture` is TRL's list `datasets`.
 
     Attributes:
+        columns: new names of the columns of `name` and `eval_name`, see `data.columns`.
         converter: name of the converter of the rows of `name` and `eval_name`; an entry of `mixture` names its own.
         test_split_required: the recipe names the test split itself, so its absence is an error.
         eval_fraction: share of the training rows to hold out where there is no test split.
@@ -23,6 +24,7 @@ class DataRequest:
     paired_method: bool
     name: str | None = None
     config: str | None = None
+    columns: Mapping[str, str | None] | None = None
     converter: str | None = None
     train_split: str = "train"
     test_split: str = "test"

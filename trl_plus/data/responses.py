@@ -75,3 +75,10 @@ def split_batch(batch: dict[str, list[Any]], indices: list[int], sides: tuple[st
         for name in out:
             out[name].append(row[name])
     return out
+
+
+def unpaired_batch(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Labelled completions of a batch of pairs: first every chosen one, then every rejected one, as TRL orders them."""
+    rows = len(batch["chosen"])
+    others = {name: values + values for name, values in batch.items() if name not in SIDES["paired"]}
+    return {**others, "completion": batch["chosen"] + batch["rejected"], "label": [True] * rows + [False] * rows}

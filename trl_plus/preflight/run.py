@@ -20,6 +20,7 @@ from trl_plus.preflight.workers import examine_in_processes
 from trl_plus.recipes.loading import nothing_to_evaluate
 
 COLUMNS_CODE, HELD_OUT_CODE, REFUSED_CODE = "D101", "D111", "D199"
+PLAIN_CODE = "D413"  # stands before all other warnings: every row is trained on in the wrong form
 _EMPTY = np.zeros(0, np.int64)
 WORTH_PROCESSES = 5000  # rows from which starting processes, some seconds each, is worth it
 Advance = Callable[[str, int, int | None], None]
@@ -60,6 +61,8 @@ def preflight(source: Source, extent: Extent, advance: Advance | None = None) ->
         notes=list(source.raw.notes),
     )
     result.findings += left_out(source.raw)
+    if source.raw.unused_splits:
+        result.findings.append(_other_splits(source))
     unevaluated = nothing_to_evaluate(source.target.args, source.label) if _evaluates_nothing(source) else None
     if unevaluated is not None:
         result.findings.append(_whole(HELD_OUT_CODE, unevaluated, "eval"))
@@ -74,7 +77,9 @@ def preflight(source: Source, extent: Extent, advance: Advance | None = None) ->
     with quiet_maps():
         for name, dataset in source.splits():
             summary = _one_split(name, dataset, source, extent, advance or _nothing, result, summary)
-    result.findings.sort(key=lambda finding: (finding.severity.rank, finding.code, finding.split))
+    result.findings.sort(
+        key=lambda finding: (finding.severity.rank, finding.code != PLAIN_CODE, finding.code, finding.split)
+    )
     result.seconds = time.perf_counter() - begun
     return result
 
@@ -173,10 +178,18 @@ def _whole(code: str, sentence: str, split: str = "train") -> Finding:
     return Finding(code, Severity.ERROR, split, title, sentence, 0, 0, cure)
 
 
+def _other_splits(source: Source) -> Finding:
+    request, title = source.raw.request, "the data has splits that are not used"
+    held_out = f" and `{request.test_split}` held out" if request.test_split_required else ""
+    sentence = f"`{request.train_split}` is trained on{held_out}, not {', '.join(source.raw.unused_splits)}."
+    cure = "Nothing has to be done; another one is named by `dataset_train_split` or `dataset_test_split`."
+    return Finding("D116", Severity.INFO, "train", title, sentence, 0, 0, cure)
+
+
 REFUSALS = {
     COLUMNS_CODE: (
         "the columns are not those that the method needs",
-        "Rename the columns, or name the format of the data with `converter`.",
+        "Name the format of the data with `converter`, or its columns with `columns`.",
     ),
     HELD_OUT_CODE: (
         "there are no held-out rows for `eval_strategy`",

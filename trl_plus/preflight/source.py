@@ -60,6 +60,7 @@ def open_run(objects: RunObjects, processor: Any | None) -> Source:
         args=objects.args,
         processor=processor,
         trainer=objects.recipe.method.trainer,
+        plain_text=objects.options.plain_text,
     )
     if processor is not None:
         revision = objects.model.model_revision

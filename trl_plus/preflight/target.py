@@ -22,6 +22,7 @@ class Target:
         stop_ids: token ids that generation stops on: the generation config's and the tokenizer's end of sequence.
         trainer: name of the trainer class.
         vocabulary: the tokens that the model knows; None without a model.
+        plain_text: text without the turns of a chat template is meant.
         sources: the datasets of a mixture, in the order of its entries.
     """
 
@@ -34,6 +35,7 @@ class Target:
     trainer: str = ""
     vocabulary: Vocabulary | None = None
     sources: tuple[str, ...] = ()
+    plain_text: bool = False
 
     def example(self, raw: dict[str, Any], detail: str) -> Example:
         """A row to show; one of a mixture with the name of its dataset, within which rows are numbered."""

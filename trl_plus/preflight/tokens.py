@@ -34,7 +34,9 @@ class Ragged:
 
         array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
         offsets = array.offsets.to_numpy().astype(np.int64)
-        return cls(array.values.to_numpy()[offsets[0] : offsets[-1]].astype(np.int64), offsets - offsets[0])
+        return cls(
+            array.values.to_numpy(zero_copy_only=False)[offsets[0] : offsets[-1]].astype(np.int64), offsets - offsets[0]
+        )
 
     def __len__(self) -> int:
         return len(self.starts) - 1

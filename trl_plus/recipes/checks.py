@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trl_plus.adapter_folders import adapter_instead_of_model
-from trl_plus.data.files import DataError, as_path, is_dataset_folder, looks_like_path, split_files
+from trl_plus.data.files import DataError, as_path, looks_like_path, split_files
 from trl_plus.recipes import package_data
 from trl_plus.recipes.best_model import best_model_problems
 from trl_plus.recipes.errors import RecipeError
@@ -81,6 +81,8 @@ def _contradictions(method: Method, entries: Mapping[str, Value]) -> Iterator[st
         if option in given and "use_peft" not in given:
             yield f"{entries[option].place}`{option}` needs `use_peft: true`: quantized weights cannot be trained."
     yield from _lora_on_head(entries, given)
+    if "columns" in given:
+        yield from _columns(given["columns"], entries["columns"].place)
     yield from _mixture(given.get("datasets", []))
     if method.paired and given.get("converter") == "pairs_to_unpaired":
         yield (
@@ -92,6 +94,7 @@ def _contradictions(method: Method, entries: Mapping[str, Value]) -> Iterator[st
 _EXCLUSIVE = (
     ("gamma", "gamma_beta_ratio", "keep one of them (gamma = gamma_beta_ratio * beta)"),
     ("dataset_name", "datasets", "keep one of them"),
+    ("columns", "datasets", "give each entry of `datasets` that needs them its `columns`"),
     ("converter", "datasets", "give each entry of `datasets` that needs one its `converter`"),
     ("eval_dataset_name", "eval_fraction", "keep one of them"),
     ("eval_fraction", "test_split_size", "keep one of them"),
@@ -113,6 +116,13 @@ def _lora_on_head(entries: Mapping[str, Value], given: Mapping[str, Any]) -> Ite
             )
 
 
+def _columns(columns: Any, place: str) -> Iterator[str]:
+    """Problems of a mapping `columns`."""
+    for target, source in columns.items() if isinstance(columns, dict) else ():
+        if source is not None and not isinstance(source, str):
+            yield f"{place}`columns`: `{target}` must be the name of a column, got {source!r}."
+
+
 def _mixture(datasets: Any) -> Iterator[str]:
     """Problems of the entries of `datasets`."""
     for index, entry in enumerate(datasets if isinstance(datasets, list) else []):
@@ -124,6 +134,7 @@ def _mixture(datasets: Any) -> Iterator[str]:
             yield f"datasets[{index}]: {unknown_in_entry(name, keys)}"
         for name in wrong:
             yield f"datasets[{index}]: {_not_expected(keys[name], entry[name])}"
+        yield from _columns(entry.get("columns"), f"datasets[{index}]: ")
         if entry.get("path") is None:
             yield f"datasets[{index}]: `path` is missing: add the dataset's hub id, or a local file or folder."
 
@@ -199,17 +210,18 @@ def _paths(entries: Mapping[str, Value], needs_data: bool) -> Iterator[str]:
         if entry is None or entry.value is None or (name.endswith("dataset_name") and not needs_data):
             continue
         try:
-            problem = _path_problem(name, package_data.resolve(entry.value))
+            config = entries["dataset_config"].value if "dataset_config" in entries else None
+            problem = _path_problem(name, package_data.resolve(entry.value), config)
         except (RecipeError, DataError) as error:
             problem = str(error)
         if problem is not None:
             yield f"{entry.place}`{name}`: {problem}"
 
 
-def _path_problem(name: str, value: str) -> str | None:
+def _path_problem(name: str, value: str, config: str | None) -> str | None:
     if name.endswith("dataset_name"):
-        if looks_like_path(value) and not is_dataset_folder(as_path(value)):
-            split_files(value)
+        if looks_like_path(value):
+            split_files(value, config if name == "dataset_name" else None)
         return None
     if name == "model_name_or_path" and (adapter := adapter_instead_of_model(value)) is not None:
         return adapter

@@ -40,7 +40,7 @@ def load_processor(objects: RunObjects) -> Any:
             name, revision=objects.model.model_revision, trust_remote_code=objects.args.trust_remote_code
         )
         if objects.options.chat_template_path is not None:
-            processor.chat_template = _template(resolve(objects.options.chat_template_path))
+            processor.chat_template = _fitting(_template(resolve(objects.options.chat_template_path)), processor)
     except (OSError, ValueError) as error:
         raise RecipeError(f"The tokenizer of {name} could not be loaded: {_first_line(error)} {MOVED}") from error
     return processor
@@ -56,6 +56,14 @@ def _template(path: str) -> str:
     if template is None:
         raise ValueError(f"`chat_template_path`: the tokenizer of {path} has no chat template either.")
     return template
+
+
+def _fitting(template: str, processor: Any) -> str:
+    """A template of another tokenizer, which may begin with a token that this one lacks and then writes none."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if "bos_token" not in template or tokenizer.bos_token is not None:
+        return template
+    return "{%- if bos_token is not defined -%}{%- set bos_token = '' -%}{%- endif -%}" + template
 
 
 def check_data(objects: RunObjects, data: Data, processor: Any) -> None:

@@ -63,6 +63,7 @@ def data_request(recipe: Recipe) -> DataRequest:
         paired_method=recipe.method.paired,
         name=script.get("dataset_name"),
         config=script.get("dataset_config"),
+        columns=options.get("columns"),
         converter=options.get("converter"),
         train_split=recipe["dataset_train_split"],
         test_split=recipe["dataset_test_split"],

@@ -16,6 +16,17 @@ class RunOptions:
     """
 
     converter: str | None = field(default=None, metadata={"help": _CONVERTER, "choices": tuple(CONVERTERS)})
+    columns: dict | None = field(
+        default=None,
+        metadata={
+            "help": "Names of the data's columns: new name to column, or to a value inside one with dots, as "
+            "{prompt: question.text, chosen: a}; null leaves a column out."
+        },
+    )
+    plain_text: bool = field(
+        default=False,
+        metadata={"help": "Text is meant to be trained on without the turns of the model's chat template."},
+    )
     eval_dataset_name: str | None = field(
         default=None,
         metadata={"help": "Held-out rows: a hub id, a local file or folder, or bundled:NAME. Its train split is used."},
@@ -70,4 +81,7 @@ class RunOptions:
 class EntryOptions:
     """Keys of an entry of the list `datasets` that TRL's DatasetConfig does not have."""
 
+    columns: list[str] | dict | None = field(
+        default=None, metadata={"help": "Columns to keep, or a mapping of new names to columns."}
+    )
     converter: str | None = field(default=None, metadata={"help": _CONVERTER, "choices": tuple(CONVERTERS)})

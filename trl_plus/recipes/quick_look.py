@@ -41,6 +41,9 @@ def look(objects: RunObjects, processor: Any, say: Callable[[Any], None]) -> Any
             )
         )
     warnings = [finding for finding in result.findings if finding.severity is Severity.WARNING]
+    plain = next((found for found in warnings if found.code == "D413" and found.split == "train"), None)
+    if plain is not None:
+        say(f"Preflight: D413 {plain.sentence}{_rows(plain)} {plain.cure}")
     if warnings:
         kinds = f"{len(warnings)} warning{'s' if len(warnings) > 1 else ''}"
         say(f"Preflight: no errors and {kinds} in {looked} rows: {_named(warnings)}. `{command}` shows them.")

@@ -29,7 +29,7 @@ def explain(name: str, value: Any, method: Method) -> str:
     positive = name.removeprefix("no_")
     if positive != name and positive in known and known[positive].is_boolean:
         return f"unknown key `{name}`: write `{positive}: false`."
-    nearest = get_close_matches(name, [*known, "method"], n=1, cutoff=0.6)
+    nearest = get_close_matches(name, [*known, "method"], n=1, cutoff=0.72)
     if nearest:
         return f"unknown key `{name}`: did you mean `{nearest[0]}`?"
     return f"unknown key `{name}`: remove it; `trl-plus schema` lists every key."

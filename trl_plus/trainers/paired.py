@@ -23,6 +23,7 @@ from transformers import (
 from trl_plus import objectives
 from trl_plus.compat import TRLDPOConfig
 from trl_plus.configs import CPOConfig, DPOConfig, ORPOConfig, SimPOConfig
+from trl_plus.data.forms import without_empty_images
 from trl_plus.loss_types import reads_only_rows, refuse_what_upstream_ignores
 from trl_plus.objectives import Completions
 from trl_plus.trainers.construction import no_reference_model, own_reference_adapter
@@ -63,6 +64,7 @@ class DPOTrainer(StartCheck, PairedTrainer):
         peft_config: PeftConfig | None = None,
     ):
         args = self._begin(model, args, train_dataset, data_collator, ref_model)
+        train_dataset = without_empty_images(train_dataset)
         refuse_what_upstream_ignores(args)
         self._row_wise = self.own_head = reads_only_rows(args)
         self.reference_is_given = ref_model is not None
@@ -145,6 +147,7 @@ class ReferenceFreeTrainer(PairedTrainer):
         peft_config: PeftConfig | None = None,
     ):
         args = self._begin(model, args, train_dataset, data_collator)
+        train_dataset = without_empty_images(train_dataset)
         with no_reference_model(policy_is_a_path=isinstance(model, str)), own_reference_adapter(model, reference=False):
             super().__init__(
                 model=model,

@@ -10,8 +10,10 @@ from accelerate import PartialState
 from trl_plus.batching import RowExtras
 from trl_plus.batching.collators import EXTRA_COLUMNS
 from trl_plus.data.checks import refuse_labels, refuse_nulls, refuse_weights
+from trl_plus.data.forms import FORM, in_form, is_formed, refuse_faults
 from trl_plus.data.lengths import LengthReport, apply_overlong, lengths, row_fits
-from trl_plus.data.responses import is_conversation, is_plain, sides_of, split_batch, split_response
+from trl_plus.data.responses import is_conversation, is_plain, sides_of, split_batch, split_response, unpaired_batch
+from trl_plus.data.templates import Needs, fitted, needs_of
 from trl_plus.data.token_ids import no_row, refuse_unknown_tokens, unknown_token, vocabulary_of
 from trl_plus.trainers import upstream
 
@@ -76,6 +78,7 @@ class PreferenceRows:
             )
         label = f"the {name} dataset"
         refuse_nulls(dataset, ["prompt", *needed], label)
+        refuse_faults(dataset, label)
         refuse_weights(dataset, label)
         if self.unpairs:
             refuse_labels(dataset, label)
@@ -84,6 +87,9 @@ class PreferenceRows:
         first = next(iter(dataset), None)
         if first is None:
             raise ValueError(f"The {name} dataset is empty: check its path, split and filters.")
+        with PartialState().main_process_first():
+            dataset = in_form(dataset, name)
+        first = next(iter(dataset))
         self.check_rows(dataset, name)
         sides = sides_of(list(first))
         if not is_conversation(first.get(sides[0])):
@@ -94,18 +100,61 @@ class PreferenceRows:
                 "conversations hold the prompt (UltraFeedback), or make it a list with one user message."
             )
         with PartialState().main_process_first():
-            if not hasattr(dataset, "__len__"):
-                return dataset.map(split_response, fn_kwargs={"sides": sides})
-            known = [name for name in ("prompt", *sides) if name in dataset.column_names]
-            if "prompt" in known and all(is_plain(row, sides) for row in dataset.select_columns(known)):
-                return dataset
-            return dataset.map(
-                split_batch,
-                fn_kwargs={"sides": sides},
-                batched=True,
-                with_indices=True,
-                desc=f"Finding the response in {name} dataset",
-            )
+            return self._unpaired(self._fitted(self._split(dataset, sides, name), sides, name), name)
+
+    def _split(self, dataset: Any, sides: tuple[str, ...], name: str) -> Any:
+        """Conversations as a prompt and the response of each side."""
+        if not hasattr(dataset, "__len__"):
+            return dataset.map(split_response, fn_kwargs={"sides": sides})
+        known = [name for name in ("prompt", *sides) if name in dataset.column_names]
+        if "prompt" in known and all(is_plain(row, sides) for row in dataset.select_columns(known)):
+            return dataset
+        types = dataset.features.copy()
+        types.setdefault("prompt", types[sides[0]])
+        return dataset.map(
+            split_batch,
+            fn_kwargs={"sides": sides},
+            batched=True,
+            with_indices=True,
+            features=types,
+            desc=f"Finding the response in {name} dataset",
+        )
+
+    def _fitted(self, dataset: Any, sides: tuple[str, ...], name: str) -> Any:
+        """Messages as the chat template takes them, if it does not take them in the usual form."""
+        needs = needs_of(self.processing_class_for_rows)
+        if not needs:
+            return dataset
+        columns = ("prompt", *sides)
+        if not hasattr(dataset, "__len__"):
+            return dataset.map(fitted_row, fn_kwargs={"columns": columns, "needs": needs})
+        from datasets import Json, List
+
+        types = dataset.features.copy()
+        types.update({column: List(Json(id=FORM)) for column in columns})
+        return dataset.map(
+            fitted_row,
+            fn_kwargs={"columns": columns, "needs": needs},
+            features=types,
+            desc=f"Fitting {name} dataset to the chat template",
+        )
+
+    def _unpaired(self, dataset: Any, name: str) -> Any:
+        """Two completions of each pair, as TRL makes them. TRL's table would fill messages with keys of other rows."""
+        if not self.unpairs or not hasattr(dataset, "__len__") or not is_formed(dataset.features.get("chosen")):
+            return dataset
+        from datasets import Value
+
+        types = dataset.features.copy()
+        types["completion"], types["label"] = types.pop("chosen"), Value("bool")
+        types.pop("rejected")
+        return dataset.map(
+            unpaired_batch,
+            batched=True,
+            remove_columns=["chosen", "rejected"],
+            features=types,
+            desc=f"Unpairing {name} dataset",
+        )
 
     def finish_rows(self, dataset: Any, name: str, rows_before: int | None) -> Any:
         max_length, overlong = self.args_for_rows.max_length, getattr(self.args_for_rows, "overlong", "truncate")
@@ -196,6 +245,11 @@ class PreferenceRows:
         if max_length is None or overlong == "truncate":
             return dataset
         return dataset.filter(row_fits, fn_kwargs={"sides": sides, "max_length": max_length, "overlong": overlong})
+
+
+def fitted_row(row: dict[str, Any], columns: tuple[str, ...], needs: Needs) -> dict[str, Any]:
+    """The messages of a row as the chat template takes them."""
+    return {column: fitted(row[column], needs) for column in columns}
 
 
 def context_tokens(row: dict[str, Any], sides: tuple[str, ...], processing_class: Any) -> dict[str, int]:

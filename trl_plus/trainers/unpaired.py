@@ -26,6 +26,7 @@ from trl_plus.batching import mismatched_partners, read_batches, rows_of
 from trl_plus.batching.transfer import to_device
 from trl_plus.compat import TRLKTOConfig
 from trl_plus.configs import KTOConfig
+from trl_plus.data.forms import without_empty_images
 from trl_plus.objectives import Completions
 from trl_plus.trainers.base import OBJECTIVE, PreferenceTrainer
 from trl_plus.trainers.construction import no_fixed_kl_rows, own_reference_adapter
@@ -88,6 +89,7 @@ class KTOTrainer(MismatchedRows, StartCheck, PreferenceTrainer, trl.KTOTrainer):
         peft_config: PeftConfig | None = None,
     ):
         args = self._begin(model, args, train_dataset, data_collator, ref_model)
+        train_dataset = without_empty_images(train_dataset)
         # Mismatched rows of images come from TRL's collator, inside each micro-batch: we step aside
         self._upstream_kl = args.loss_type == "kto" and has_images(train_dataset)
         self.own_head = not self._upstream_kl

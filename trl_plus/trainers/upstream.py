@@ -14,6 +14,7 @@ import torch
 from accelerate.utils import extract_model_from_parallel, is_peft_model
 
 from trl_plus.attention import EAGER, register
+from trl_plus.data.templates import fitted, needs_of
 from trl_plus.scoring import model_inputs
 
 
@@ -297,7 +298,7 @@ def tokenize_messages(processing_class: Any, messages: list[dict[str, Any]], **k
     """Token ids of a conversation, by the very function that TRL tokenizes rows with."""
     from trl.data_utils import _tokenize
 
-    return _tokenize(processing_class, messages, **kwargs)["input_ids"]
+    return _tokenize(processing_class, fitted(messages, needs_of(processing_class)), **kwargs)["input_ids"]
 
 
 def common_prefix(a: list[int], b: list[int]) -> int:

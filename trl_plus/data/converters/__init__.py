@@ -1,8 +1,10 @@
 """Converters: rows of a known foreign shape to pairs or labelled rows. Pure functions of one row, found by name."""
 
 from trl_plus.data.converters.dialogues import ALPACA, HH, OPENAI, PAIRS_TO_UNPAIRED, SHAREGPT
-from trl_plus.data.converters.rows import Row, Shape, Unconvertible, WrongShape, renamed
+from trl_plus.data.converters.general import MESSAGES, PREFERENCE, TEXT
+from trl_plus.data.converters.rows import COLUMNS, Row, Shape, Unconvertible, WrongShape, renamed
 from trl_plus.data.converters.scored import ARGILLA, SCORES, ULTRAFEEDBACK
+from trl_plus.data.converters.trees import GROUPS, TREES
 
 # In the order in which a shape is recognised: the most particular columns first
 CONVERTERS: dict[str, tuple[Shape, ...]] = {
@@ -12,7 +14,12 @@ CONVERTERS: dict[str, tuple[Shape, ...]] = {
     "ultrafeedback": ULTRAFEEDBACK,
     "argilla": ARGILLA,
     "scores": SCORES,
+    "preference": PREFERENCE,
+    "trees": TREES,
+    "groups": GROUPS,
+    "messages": MESSAGES,
     "hh": HH,
+    "text": TEXT,
     "pairs_to_unpaired": PAIRS_TO_UNPAIRED,
 }
 _NEVER_SUGGESTED = "pairs_to_unpaired"  # fits every pair
@@ -35,8 +42,11 @@ def convert(shape: Shape, row: Row, paired_method: bool) -> list[Row]:
     """
     columns = shape.columns(list(row)) or {}
     others = {name: value for name, value in row.items() if name not in columns.values()}
+    fields = {field: row[column] for field, column in columns.items()}
+    if shape.named:
+        fields[COLUMNS] = columns
     try:
-        rows = shape.convert({field: row[column] for field, column in columns.items()}, paired_method)
+        rows = shape.convert(fields, paired_method)
     except (Unconvertible, WrongShape) as error:
         raise type(error)(renamed(str(error), columns)) from error
     clash = [name for name in rows[0] if name in others]
@@ -50,8 +60,8 @@ def recognise(row: Row, paired_method: bool) -> str | None:
     doubtful = None
     for name in CONVERTERS:
         shape = None if name == _NEVER_SUGGESTED else shape_of(name, list(row))
-        if shape is None:
-            continue
+        if shape is None or (name == "argilla" and not any("rating" in column or "score" in column for column in row)):
+            continue  # without ratings `text` reads these rows, and more of their columns
         columns = shape.columns(list(row)) or {}
         if shape.in_form is not None and shape.in_form({field: row[column] for field, column in columns.items()}):
             continue

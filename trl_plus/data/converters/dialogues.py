@@ -54,16 +54,16 @@ def sharegpt_pair(fields: Row, paired: bool) -> list[Row]:
     """`conversations` and one answer per side; or sides that are whole or stand beside a `prompt`."""
     if "conversations" not in fields:
         fields = _renamed(fields, ("chosen", "rejected"))
-        return [{**answers({"prompt": None, **fields}), **_tools(fields)}]
+        return [{**answers({"prompt": None, **fields}), **tools_of(fields)}]
     if "prompt" in fields:
         raise WrongShape("`prompt` and `conversations` are both there, and only one of them can be the prompt")
     sides = (from_value(fields.get(side), side) for side in ("chosen", "rejected"))
-    return [{**pair(_conversation(fields), *sides), **_tools(fields)}]
+    return [{**pair(_conversation(fields), *sides), **tools_of(fields)}]
 
 
 def sharegpt_labelled(fields: Row, paired: bool) -> list[Row]:
     """`conversations` whose last turn is the answer, and a label."""
-    return [{**labelled([], _conversation(fields), fields["kto_tag"], "kto_tag", "conversations"), **_tools(fields)}]
+    return [{**labelled([], _conversation(fields), fields["kto_tag"], "kto_tag", "conversations"), **tools_of(fields)}]
 
 
 def sharegpt_completion(fields: Row, paired: bool) -> list[Row]:
@@ -72,7 +72,7 @@ def sharegpt_completion(fields: Row, paired: bool) -> list[Row]:
     prompt = fields.get("prompt")
     context = prompt if isinstance(prompt, list) else [user(prompt)] if prompt is not None else []
     context = with_system(fields, context)
-    return [{**labelled(context, fields["completion"], fields["kto_tag"], "kto_tag"), **_tools(fields)}]
+    return [{**labelled(context, fields["completion"], fields["kto_tag"], "kto_tag"), **tools_of(fields)}]
 
 
 def _parts(fields: Row, sides: tuple[str, ...]) -> tuple[str, ...]:
@@ -98,7 +98,7 @@ def _conversation(fields: Row) -> list[Message]:
     return with_system(fields, from_value(fields.get("conversations"), "conversations"))
 
 
-def _tools(fields: Row) -> Row:
+def tools_of(fields: Row) -> Row:
     """The column `tools`, if there is one. TRL reads its text as JSON, so blank text must be null."""
     if "tools" not in fields:
         return {}
@@ -118,7 +118,7 @@ def openai(fields: Row, paired: bool) -> list[Row]:
     return [
         {
             **pair(context, *(messages(fields[name], name) for name in names), names),
-            **_tools({"tools": given.get("tools")}),
+            **tools_of({"tools": given.get("tools")}),
         }
     ]
 

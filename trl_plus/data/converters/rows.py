@@ -9,6 +9,7 @@ from typing import Any
 from trl_plus.data.responses import SIDES, Message, is_conversation, split_response
 
 Row = dict[str, Any]
+COLUMNS = "_columns"  # in the fields of a shape that is `named`: the column of each field
 
 
 class Unconvertible(ValueError):
@@ -31,6 +32,9 @@ class Shape:
         many: whether a row may become several.
         labelled: whether labelled rows come out for every method.
         in_form: whether a row, given as fields, needs no conversion; such rows are converted beside others that do.
+        named: whether `convert` also gets the columns of the fields, under COLUMNS.
+        gather: (fields by name, the values of all rows) -> (row that it comes from, new row), for rows that are made
+            of several. Whatever gives no row is left out.
         refuse: (field, its values in many rows -> why they cannot be used together, or None), for what no row shows.
     """
 
@@ -40,6 +44,8 @@ class Shape:
     many: bool = False
     labelled: bool = False
     in_form: Callable[[Row], bool] | None = None
+    named: bool = False
+    gather: Callable[[Mapping[str, list[Any]]], Iterable[tuple[int, Row]]] | None = None
     refuse: tuple[str, Callable[[Iterable[Any]], str | None]] | None = None
 
     def columns(self, available: Sequence[str]) -> dict[str, str] | None:
@@ -47,7 +53,8 @@ class Shape:
         found = {names[0]: next((name for name in names if name in available), None) for names in self.needs}
         if None in found.values():
             return None
-        found |= {names[0]: next((name for name in names if name in available), None) for names in self.also}
+        for names in self.also:  # a column that is needed for one field is not taken for another
+            found[names[0]] = next((name for name in names if name in available and name not in found.values()), None)
         return {field: column for field, column in found.items() if column is not None}
 
 

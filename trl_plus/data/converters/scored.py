@@ -3,6 +3,7 @@
 from typing import Any
 
 from trl_plus.data.converters.dialogues import answers
+from trl_plus.data.converters.parts import CONTEXT, TEXT_KEYS, answer_turns, prompt_turns
 from trl_plus.data.converters.rows import (
     Row,
     Shape,
@@ -77,6 +78,13 @@ def scored(fields: Row, paired: bool) -> list[Row]:
     if len(completions) != len(scores):
         raise Unconvertible(f"there are {len(completions)} completions but {len(scores)} scores")
     turns = [None if completion is None else _answer(completion) for completion in completions]
+    return _scored_rows(context, turns, scores, paired)
+
+
+def _scored_rows(
+    context: list[Message], turns: list[list[Message] | None], scores: list[float | None], paired: bool
+) -> list[Row]:
+    """A pair of the best and the worst answer, or a labelled row of each."""
     if paired:
         known = [None if turn is None else score for turn, score in zip(turns, scores, strict=True)]
         return [_binarized(context, turns, known)]
@@ -88,6 +96,29 @@ def scored(fields: Row, paired: bool) -> list[Row]:
             raise Unconvertible(f"completion {index} has no {'score' if score is None else 'text'}")
         rows.append({**labelled(context, turn, score >= middle, source="completions"), "score": score})
     return rows
+
+
+_ITEM_SCORES = ("score", "rating", "overall_score", "pm_score", "reward", "rank", "preference_rank")
+_ITEM_TEXTS = ("completion", "messages", *TEXT_KEYS)
+
+
+def ranked(fields: Row, paired: bool) -> list[Row]:
+    """A prompt and answers, each a mapping with its text or messages and its score or rank (the lowest is best)."""
+    items = fields["answers"]
+    if items is None:
+        raise Unconvertible("`answers` is null")
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise WrongShape(f"`answers` must hold mappings with a rank or a score, but is {items!r:.60}")
+    marks = [next((key for key in _ITEM_SCORES if isinstance(item.get(key), (int, float))), None) for item in items]
+    mark = next((key for key in marks if key is not None), None)
+    if mark is None:
+        raise WrongShape(f"`answers` holds none of {', '.join(_ITEM_SCORES)}")
+    texts = [next((item[key] for key in _ITEM_TEXTS if item.get(key) is not None), None) for item in items]
+    scores = scores_of([item.get(mark) for item in items], mark)
+    if mark.endswith("rank"):
+        scores = [None if score is None else -score for score in scores]
+    turns = [None if value is None else answer_turns(value, "answers") for value in texts]
+    return _scored_rows(prompt_turns(fields), turns, scores, paired)
 
 
 def _answer(completion: Any) -> list[Message]:
@@ -122,4 +153,9 @@ ARGILLA = (
     Shape((("chosen", "chosen_response"), ("rejected", "rejected_response")), argilla_pair, (_PROMPT, *_RATED)),
     Shape((_PROMPT, ("completions", "generations"), ("scores", "ratings")), scored, _ALSO, many=True),
 )
-SCORES = (Shape((_PROMPT, _COMPLETIONS, _SCORES), scored, _ALSO, many=True),)
+_RANKED_PROMPT = (*_PROMPT, "question", "query", "context", "messages", "conversation", "history")
+_RANKED = ("answers", "completions", "responses", "candidates", "outputs", "replies", "generations")
+SCORES = (
+    Shape((_PROMPT, _COMPLETIONS, _SCORES), scored, _ALSO, many=True),
+    Shape((_RANKED_PROMPT, _RANKED), ranked, CONTEXT, many=True),
+)

@@ -4,13 +4,15 @@ import re
 from typing import Any
 
 from trl_plus.data.checks import is_weight
+from trl_plus.data.messages import message_fault, parsed
 from trl_plus.data.responses import shared_turns
 from trl_plus.preflight.registry import ERROR, conversation_check, shape_check
 from trl_plus.preflight.rows import ROLES, Kind, excerpt
 
 Raw = dict[str, Any]
-# how a list of messages begins that json.dumps or str wrote
+# how messages begin that json.dumps or str wrote: a list of them, or an object that holds such a list
 _MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](role|content|from|value)['"]\s*:""")
+_OBJECT = re.compile(r"""\s*\{\s*['"](role|content|from|value|messages|conversations?|tools|system)['"]\s*:""")
 Conversations = dict[str, list[Any]]
 
 
@@ -18,17 +20,10 @@ def _columns(kind: Kind) -> tuple[str, ...]:
     return ("prompt", *kind.sides) if kind.prompt else kind.sides
 
 
-def _is_message(value: Any) -> bool:
-    if not isinstance(value, dict) or not isinstance(value.get("role"), str):
-        return False
-    content = value.get("content")
-    return isinstance(content, str | list) or bool(content is None and value.get("tool_calls"))
-
-
-def _well_formed(value: Any, conversational: bool) -> bool:
-    if not conversational:
-        return isinstance(value, str)
-    return isinstance(value, list) and all(map(_is_message, value))
+def _malformed(value: Any, name: str, conversational: bool) -> str | None:
+    if isinstance(value, list if conversational else str):
+        return message_fault(value, name) if conversational else None
+    return f"{name}: {excerpt(repr(value))}"
 
 
 @shape_check("D102", ERROR, "a value is missing (null)", "Fill the values in, or remove these rows.")
@@ -50,11 +45,20 @@ def null_value(row: Raw, kind: Kind) -> str | None:
 def malformed_value(row: Raw, kind: Kind) -> str | None:
     for name in _columns(kind):
         conversational = kind.conversational and not (name == "prompt" and kind.text_prompt)
-        if row.get(name) is not None and not _well_formed(row[name], conversational):
-            return f"{name}: {excerpt(repr(row[name]))}"
+        fault = None if row.get(name) is None else _malformed(row[name], name, conversational)
+        if fault is not None:
+            return fault
     if not kind.prompt and row.get("prompt") is not None:
         return f"prompt: {excerpt(repr(row['prompt']))}, where other rows have none"
-    return None
+    return _tools_fault(row.get("tools"))
+
+
+def _tools_fault(tools: Any) -> str | None:
+    """The trainers read `tools` as a list of mappings, or as JSON text of one."""
+    tools = parsed(tools)
+    if tools is None or (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+        return None
+    return f"tools: {excerpt(repr(tools))}"
 
 
 @shape_check("D104", ERROR, "a side holds nothing at all", "Remove these rows, or write the missing response.")
@@ -81,15 +85,27 @@ def label_type(row: Raw, kind: Kind) -> str | None:
 @shape_check(
     "D109",
     ERROR,
-    "a list of messages stands there as text",
+    "messages stand there as JSON text",
     "Keep messages as lists, in JSON Lines or Parquet: a table such as CSV has turned them into text.",
 )
 def messages_as_text(row: Raw, kind: Kind) -> str | None:
     for name in _columns(kind):
         value = row.get(name)
-        if isinstance(value, str) and _MESSAGES.match(value):
+        if isinstance(value, str) and (_MESSAGES.match(value) or _is_object(value)):
             return f"{name}: {excerpt(value)}"
     return None
+
+
+def _is_object(text: str) -> bool:
+    """Whether text is a JSON object of messages. Other objects may be what the model has to answer."""
+    if not _OBJECT.match(text):
+        return False
+    value = parsed(text)
+    if not isinstance(value, dict):
+        return bool(re.search(r"""['"](role|from)['"]\s*:""", text))
+    held = next((value[key] for key in ("messages", "conversations", "conversation") if key in value), None)
+    alone = {"role", "content"} <= set(value) or {"from", "value"} <= set(value)
+    return alone or (isinstance(held, list) and all(isinstance(message, dict) for message in held))
 
 
 @shape_check(

@@ -80,8 +80,9 @@ def system_dropped(tokens: TokenRows, target: Target) -> Hits | None:
     for place, row in enumerate(tokens.rows):
         if row.turns and row.turns[0]["role"] in ("system", "developer"):
             probe = _squeezed(message_text(row.turns[0]))[:_PROBE]
-            start = target.tokenizer.decode(tokens.prompt[place][: 4 * _PROBE + 64]) if probe else ""
-            mask[place] = bool(probe) and probe not in _squeezed(start)
+            ids = tokens.prompt[place]
+            parts = (ids[: 4 * _PROBE + 64], ids) if probe else ()  # a preamble of the template may stand before it
+            mask[place] = bool(probe) and not any(probe in _squeezed(target.tokenizer.decode(part)) for part in parts)
     return Hits(mask, lambda place: excerpt(message_text(tokens.rows[place].turns[0])))
 
 
@@ -126,11 +127,11 @@ def nothing_left(tokens: TokenRows, target: Target) -> Hits | None:
     "D413",
     WARNING,
     "a text is trained on without the turns that the model's chat template writes",
-    "Turn the texts into messages (a list of {role, content}), so that the template is applied; for dialogues written "
-    "out as Human: and Assistant:, use `converter: hh`.",
+    "Set `converter: text`, which makes messages of the texts (`converter: hh` for dialogues written out as Human: and "
+    "Assistant:), or `plain_text: true` if it is meant.",
 )
 def text_without_turns(tokens: TokenRows, target: Target) -> Hits | None:
-    if target.kind.conversational or getattr(target.processor, "chat_template", None) is None:
+    if target.kind.conversational or target.plain_text or getattr(target.processor, "chat_template", None) is None:
         return None
     begins = target.tokenizer.bos_token_id
     marks = [token for token in target.control_tokens if token != begins]

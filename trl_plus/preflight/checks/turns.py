@@ -37,7 +37,9 @@ def blank_prompt(row: Row) -> str | None:
     asked = (
         [message_text(turn) for turn in row.turns if turn["role"] != "system"] if row.conversational else [row.prompt]
     )
-    return None if any(text.strip() for text in asked) or _has_media(row) else "the prompt is blank"
+    if any(text.strip() for text in asked) or _has_media(row):
+        return None
+    return "there is no prompt: the sides have no beginning in common" if row.implicit else "the prompt is blank"
 
 
 @text_check(

@@ -1,0 +1,106 @@
+"""Small datasets in shapes that people really have (`cases/`), and what must come of each.
+
+Keys of a case: `rows`; `kind` of the file; `recipe`; `template`, one that TRL ships; `plain`, a model without a chat
+template; `tokens`, words in what is trained on, by side; `never`, words that must not be there; `once`, words that are
+in each prompt once; `found`, findings; `refused`, words of a refusal; `follow`, the converter that the first message
+must name.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import trl
+
+from tests.preflight.toys import build_toy, save_toy
+from trl_plus.data.files import DataError
+from trl_plus.data.loading import load
+from trl_plus.preflight.findings import Severity
+from trl_plus.preflight.previews import preview_source
+from trl_plus.preflight.quiet import quiet_maps
+from trl_plus.preflight.run import Extent, preflight
+from trl_plus.preflight.source import open_run
+from trl_plus.recipes.loading import load_processor
+from trl_plus.recipes.objects import build
+from trl_plus.recipes.recipe import recipe_from
+
+FILES = sorted((Path(__file__).parent / "cases").glob("*.json"))
+CASES = [(path.stem, case) for path in FILES for case in json.loads(path.read_text(encoding="utf-8"))]
+TEMPLATES = Path(trl.__file__).parent / "chat_templates"
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    """A model folder with a chat template, and one without."""
+    found = {}
+    for name in ("chat", "plain"):
+        toy = build_toy()
+        toy.chat_template = toy.chat_template if name == "chat" else None
+        found[name] = save_toy(tmp_path_factory.mktemp(name), toy)
+    return found
+
+
+def objects_of(case, models, path, folder, **more):
+    values = {"method": "dpo", "model_name_or_path": models["plain" if case.get("plain") else "chat"],
+              "dataset_name": str(path), "output_dir": str(folder / "run"), "max_length": 4096, "bf16": False,
+              **case.get("recipe", {}), **more}  # fmt: skip
+    if "template" in case:
+        values["chat_template_path"] = str(TEMPLATES / case["template"])
+    return build(recipe_from(values, "a case"))
+
+
+def shown(previews):
+    """What is trained on of each row: {"prompt": text, side: text}."""
+    texts = []
+    for preview in previews:
+        row = {side: "".join(token.text for token in tokens if token.loss) for side, tokens in preview.sides.items()}
+        first = next(iter(preview.sides.values()))
+        texts.append({"prompt": "".join(token.text for token in first if not token.loss), **row})
+    return texts
+
+
+def trained(objects, processor):
+    """The same, of the dataset that the trainer makes."""
+    import trl_plus
+
+    trainer = getattr(trl_plus, objects.recipe.method.trainer)
+    with quiet_maps():
+        rows = trainer.tokenized_rows(objects.args, processor, load(objects.data).train)
+    sides = [name for name in ("chosen", "rejected", "completion") if f"{name}_ids" in rows.column_names]
+    tokenizer = getattr(processor, "tokenizer", processor)
+    return [
+        {name: tokenizer.decode(row[f"{name}_ids"], clean_up_tokenization_spaces=False) for name in ("prompt", *sides)}
+        for row in rows
+    ]
+
+
+@pytest.mark.parametrize("kind, case", CASES, ids=[f"{kind}-{case['what']}" for kind, case in CASES])
+def test_case(write, tmp_path, models, kind, case):
+    path = write(f"rows.{case.get('kind', 'jsonl')}", case["rows"])
+    objects = objects_of(case, models, path, tmp_path)
+    if "follow" in case:
+        with pytest.raises(DataError, match=f"set `converter: {case['follow']}`"):
+            load(objects.data)
+        objects = objects_of(case, models, path, tmp_path, converter=case["follow"])
+    processor = load_processor(objects)
+    source = open_run(objects, processor)
+    result = preflight(source, Extent(rows=None, previews=50))
+    codes = {finding.code for finding in result.findings if finding.severity is not Severity.INFO}
+    if "refused" in case:
+        (said,) = [finding.sentence for finding in result.findings if finding.code == "D101"]
+        assert all(word in said for word in case["refused"])
+        return
+    assert set(case.get("found", ())) <= codes
+    if "tokens" not in case:
+        return
+    if case.get("clean", True):
+        ends = {"D401", "D402"} if "template" in case else set()  # of templates with other tokens than the toy's
+        assert codes <= {"D701", "D205", *ends}, [(finding.code, finding.sentence) for finding in result.findings]
+    texts = shown(result.previews)
+    for side, words in case["tokens"].items():
+        assert all(any(word in row[side] for row in texts) for word in words), texts
+    assert not [word for word in case.get("never", ()) for row in texts for text in row.values() if word in text], texts
+    assert all(row["prompt"].count(word) == 1 for word in case.get("once", ()) for row in texts)
+    same = sorted(json.dumps(row, sort_keys=True) for row in texts)
+    assert same == sorted(json.dumps(row, sort_keys=True) for row in trained(objects, processor))
+    assert same == sorted(json.dumps(row, sort_keys=True) for row in shown(preview_source(source, "train", 50, None)))

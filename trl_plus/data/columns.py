@@ -1,0 +1,105 @@
+"""The mapping `columns` of a recipe: names of a dataset's columns to the names that are read here."""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from trl_plus.data.files import DataError
+from trl_plus.data.numbering import user_columns
+
+
+def mapped(dataset: Any, columns: Mapping[str, str | None] | None, name: str) -> Any:
+    """The dataset with its columns under other names.
+
+    Args:
+        columns: new name -> column, or a value inside one with dots between the keys; None leaves a column out.
+        name: the dataset, as messages name it.
+
+    Raises:
+        DataError: there is no such column or key.
+    """
+    if not columns:
+        return dataset
+    first = next(iter(dataset), None)
+    if first is None:
+        return dataset
+    for target, source in columns.items():
+        _look_up(first, source if source is not None else target, target, name)
+    taken = {source for source in columns.values() if source is not None}
+    gone = [column for column in first if (column in columns or column in taken) and columns.get(column) != column]
+    types = _types(dataset.features, columns, gone)
+    wanted = {target: source for target, source in columns.items() if source is not None and source != target}
+    if not wanted:
+        return dataset.remove_columns(gone)
+    if hasattr(dataset, "__len__") and not any("." in source for source in wanted.values()):
+        return _renamed(dataset, wanted, gone)
+    return dataset.map(_pick, fn_kwargs={"wanted": wanted}, remove_columns=gone, features=types)
+
+
+def _renamed(dataset: Any, wanted: Mapping[str, str], gone: list[str]) -> Any:
+    """Columns of a table under new names, none of which is read."""
+    from datasets import concatenate_datasets
+
+    kept = dataset.select_columns([column for column in dataset.column_names if column not in gone])
+    parts = [dataset.select_columns([source]).rename_column(source, target) for target, source in wanted.items()]
+    return concatenate_datasets([*([kept] if kept.column_names else []), *parts], axis=1)
+
+
+def _pick(row: Mapping[str, Any], wanted: Mapping[str, str]) -> dict[str, Any]:
+    return {target: _value(row, source) for target, source in wanted.items()}
+
+
+def _value(row: Mapping[str, Any], source: str) -> Any:
+    if source in row:
+        return row[source]
+    value: Any = row
+    for key in source.split("."):
+        if value is None:
+            return None
+        value = value[int(key)] if isinstance(value, list) and key.isdigit() else value[key]
+    return value
+
+
+def _look_up(row: Mapping[str, Any], source: str, target: str, name: str) -> None:
+    value: Any = row
+    path = [source] if source in row else source.split(".")
+    for depth, key in enumerate(path):
+        if isinstance(value, list) and key.isdigit() and int(key) < len(value):
+            value = value[int(key)]
+        elif isinstance(value, Mapping) and key in value:
+            value = value[key]
+        elif value is None:
+            return
+        else:
+            known = user_columns(value) if isinstance(value, Mapping) else []
+            near = get_close_matches(key, known, n=1, cutoff=0.6)
+            guess = f"did you mean `{near[0]}`? " if near else ""
+            where = f"`{'.'.join(path[:depth])}` of {name}" if depth else name
+            raise DataError(
+                f"`columns: {{{target}: {source}}}`: {where} has no {'key' if depth else 'column'} `{key}`: {guess}"
+                f"It has {', '.join(known) or 'none'}."
+            )
+
+
+def _types(features: Any, columns: Mapping[str, str | None], gone: list[str]) -> Any:
+    """The types of the mapped columns; None if they are not known."""
+    if features is None:
+        return None
+    from datasets import Features
+
+    new = {column: kind for column, kind in features.items() if column not in gone}
+    for target, source in columns.items():
+        if source is None:
+            continue
+        kind: Any = features
+        for key in [source] if source in features else source.split("."):
+            kind = kind.get(key) if isinstance(kind, Mapping) else getattr(kind, "feature", kind)
+            if kind is None:
+                return None
+        new[target] = kind
+    return Features(new)
+
+
+def line_of(columns: Mapping[str, str]) -> str:
+    """The mapping as a line of a recipe."""
+    return "columns: {" + ", ".join(f"{target}: {source}" for target, source in columns.items()) + "}"
