@@ -1,5 +1,6 @@
 """The same inputs through TRL's trainer and ours, in one process."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -54,7 +55,7 @@ def make(tmp_path, tiny_model_dir, other_model_dir, tokenizer):
             "max_grad_norm": 0.0, "bf16": False, "use_cpu": True, "gradient_checkpointing": False, "report_to": [],
             "save_strategy": "no", "logging_steps": 1, "seed": 3, "disable_tqdm": True, "max_length": 128,
             "train_sampling_strategy": "sequential",
-        } | kw  # fmt: skip
+        } | copy.deepcopy(kw)  # fmt: skip  # transformers writes into mappings
         extra = {"model": AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=dtype)}
         if reference:
             extra["ref_model"] = AutoModelForCausalLM.from_pretrained(other_model_dir, dtype=dtype)

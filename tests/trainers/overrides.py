@@ -65,6 +65,13 @@ class OwnInnerLoss:
         return size_of_logits(model, inputs).mean()
 
 
+class OwnOuterLoss:
+    """As TRL's `compute_loss`, with a term."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        return self._compute_loss(model, inputs, return_outputs) + penalty(model)
+
+
 class AddsInside:
     def _compute_loss(self, model, inputs, return_outputs):
         return super()._compute_loss(model, inputs, return_outputs) + penalty(model)

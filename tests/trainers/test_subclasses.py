@@ -25,6 +25,7 @@ from tests.trainers.overrides import (
     OwnDraw,
     OwnInnerLoss,
     OwnLoss,
+    OwnOuterLoss,
     OwnStep,
     OwnStepOnMeans,
     PassesOn,
@@ -128,6 +129,7 @@ KINDS = [
     (AddsExactly, lambda e, w: e.exact(w) + e.own_exact(w)),
     (OwnLoss, lambda e, w: e.own_mean(w)),
     (OwnInnerLoss, lambda e, w: e.own_mean(w)),
+    (OwnOuterLoss, lambda e, w: e.mean(w) + penalty(e.model)),
     (AddsInside, lambda e, w: e.exact(w) + penalty(e.model)),
     (NoCount, lambda e, w: e.mean(w)),
     (OwnCount, lambda e, w: e.mean(w)),
@@ -204,7 +206,9 @@ def test_a_loss_function_of_transformers_is_not_read(make_trainer, pair_rows):
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize("kind", [AddsExactly, OwnLoss, Twice], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind", [AddsExactly, AddsInside, OwnOuterLoss, OwnLoss, Twice], ids=lambda kind: kind.__name__
+)
 def test_eval_loss_is_that_of_the_override(kind, trained, pair_rows, tiny_model_dir, other_model_dir):
     held_out = Dataset.from_list(pair_rows(4, 5))
     sets = {"trainer": {"eval_dataset": held_out}, "per_device_eval_batch_size": 2}

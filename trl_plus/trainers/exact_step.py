@@ -5,6 +5,8 @@ ranks, plus token means sum_i w_i nll_i / sum_i w_i n_i. Each micro-batch contri
 denominators, so the gradient does not depend on how the batch is cut, the last short window included.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +16,7 @@ from torch import Tensor
 
 _TINY = torch.finfo(torch.float32).tiny
 
-ADDED = "added"  # the meter of what an override of `compute_loss` adds to the loss of an evaluation
+ADDED = "added"  # the meter of what overrides add to the loss of an evaluation
 
 
 def loss_of(found: Any) -> Tensor:
@@ -171,16 +173,31 @@ class ExactSteps:
         divisor = self.current_gradient_accumulation_steps if divided else 1
         return replace(num_items_in_batch, micro_batches=divisor)
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    @contextmanager
+    def with_totals(self, inputs: dict[str, Any], num_items_in_batch: Any) -> Iterator[dict[str, Any]]:
+        """Within this context `totals` are those of the step, or of this micro-batch if the step's did not arrive."""
         self._totals = self.arrived(num_items_in_batch)
-        if self._totals is None:
-            if not self.model.training:  # the rows of a training step were marked when the step was measured
-                inputs = self.without_repeats(inputs)
-            self._totals = self.measure([inputs], local=True)
-        found = super().compute_loss(model, inputs, return_outputs=return_outputs)
+        try:
+            if self._totals is None:
+                if not self.model.training:  # the rows of a training step were marked when the step was measured
+                    inputs = self.without_repeats(inputs)
+                self._totals = self.measure([inputs], local=True)
+            yield inputs
+        finally:
+            self._totals = None
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        with self.with_totals(inputs, num_items_in_batch) as inputs:
+            return super().compute_loss(model, inputs, return_outputs=return_outputs)
+
+    def measured_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        if self._totals is None:  # an override of `compute_loss` that calls `_compute_loss` by itself
+            with self.with_totals(inputs, None) as inputs:
+                return self.measured_loss(model, inputs)
+        loss = super().measured_loss(model, inputs)
         if self._own_losses is not None:
-            self._own_losses.append(loss_of(found))
-        return found
+            self._own_losses.append(loss)
+        return loss
 
     def exact_mean(self, values: Tensor, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """The part of this micro-batch in the weighted mean of `values` over the rows of the step: a term of a loss.
@@ -194,7 +211,7 @@ class ExactSteps:
         return totals.share(values, weights)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """TRL's step. Notes how much an override adds to the loss, which `eval_loss` must include."""
+        """TRL's step. Notes how much overrides add to the loss, which `eval_loss` must include."""
         self._own_losses = []
         try:
             loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)

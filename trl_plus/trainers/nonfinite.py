@@ -73,7 +73,10 @@ class NonFiniteSteps:
         if window is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         window.current = inputs
-        found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        try:
+            found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        finally:
+            window.current = None
         window.losses.append(loss_of(found).detach())
         if self._steps_in_backward and window.begun == len(window.batches):
             self.before_step(model)
@@ -86,7 +89,7 @@ class NonFiniteSteps:
 
     def watch_rows(self, values: Tensor) -> None:
         """Notes (B,) values of the current micro-batch's rows, which are not finite exactly if the row is at fault."""
-        if self._window is not None and self.mode == "train":
+        if self._window is not None and self._window.current is not None and self.mode == "train":
             self._window.rows.append((self._window.current, values.detach()))
 
     def forget_step(self) -> list[dict[str, Any]]:

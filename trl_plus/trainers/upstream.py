@@ -32,6 +32,10 @@ class Seams:
         """The scalar to call backward on, for one micro-batch."""
         return self.upstream_loss(model, inputs)
 
+    def measured_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
+        """`micro_batch_loss`, with what it needs to know of the step."""
+        return self.micro_batch_loss(model, inputs)
+
     def prepare_rows(self, dataset: Any, name: str) -> Any:
         """Rows before TRL tokenizes them."""
         return dataset
@@ -199,7 +203,7 @@ class Seams:
         """Nothing: a run of ours reports to nobody unless the recipe says so."""
 
     def _compute_loss(self, model, inputs, return_outputs):
-        loss = self.micro_batch_loss(model, inputs)
+        loss = self.measured_loss(model, inputs)
         if not return_outputs:
             return loss
         # `compute_metrics` wants logits, which a fused head never builds: one more pass, as in TRL
