@@ -63,7 +63,7 @@ def check(trainer, frozen, sides=("chosen_ids", "rejected_ids")):
     torch.testing.assert_close(reference_scores(trainer), expected, atol=1e-4, rtol=1e-5)
     trainer.train()
     torch.testing.assert_close(reference_scores(trainer), expected, atol=1e-4, rtol=1e-5)
-    assert abs(losses(trainer)[-1] - losses(trainer)[0]) > 1e-4
+    assert abs(losses(trainer)[-1] - losses(trainer)[0]) > 1e-5
 
 
 def copy_of_policy(trainer, frozen):
@@ -261,42 +261,3 @@ def test_sharded_weights_are_refused_by_name(make_trainer, pair_rows, tiny_model
     with pytest.raises(ValueError, match=r"shard the weights.*bias.*Fix: .*bias='none'"):
         make_trainer("DPO", pair_rows(4), reference=False, trainer=extra)
     make_trainer("DPO", pair_rows(4), reference=False, trainer=extra | {"peft_config": lora()})
-
-
-# -- the cause of a gap at the start ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "what, cause",
-    [
-        ("full model", "After the trainer was built 1 trainable weight (model.norm.weight) changed"),
-        ("copied adapter", "After the trainer was built"),
-        ("biases", "After the trainer was built"),
-        ("new adapter", "The adapter was changed after the trainer was built"),
-        ("init", "LORA does not start at zero (`init_lora_weights=False`)"),
-        ("prompt tuning", "PROMPT_TUNING puts virtual tokens before every row"),
-        ("attention dropout", "`attention_dropout: 0.4` in its configuration"),
-    ],
-)
-def test_the_cause_that_applies_is_named(what, cause, given, make_trainer, pair_rows, tiny_model_dir, caplog):
-    model = AutoModelForCausalLM.from_pretrained(
-        tiny_model_dir, dtype=torch.float32, attention_dropout=0.4 if what == "attention dropout" else 0.0
-    )
-    extra = {
-        "full model": {"model": model},
-        "attention dropout": {"model": model},
-        "copied adapter": {"model": given(lora())},
-        "biases": {"model": given(lora(bias="all"))},
-        "new adapter": {"model": model, "peft_config": lora()},
-        "init": {"model": model, "peft_config": lora(init_lora_weights=False)},
-        "prompt tuning": {"model": model, "peft_config": KINDS["prompt tuning"][0]},
-    }[what]
-    trainer = make_trainer("DPO", pair_rows(4), reference=False, trainer=extra)
-    if what == "full model":
-        with torch.no_grad():
-            trainer.model.model.norm.weight.mul_(1.5)
-    elif what in ("copied adapter", "biases", "new adapter"):
-        shaken(trainer.model, 0.3)
-    trainer.train()
-    assert caplog.text.count("not its reference at the first step") == 1
-    assert cause in caplog.text
