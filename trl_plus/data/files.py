@@ -63,7 +63,10 @@ def split_files(name: str, config: str | None = None) -> dict[str, list[Path]]:
     if path.is_dir() and _has_configs(path):
         return _discovered(path, config)
     if config is not None:
-        raise DataError(f"`dataset_config: {config}` has no meaning for the local {name}: remove it.")
+        raise DataError(
+            f"`dataset_config: {config}` has no meaning for the local {name}, whose README.md names no configs: "
+            "remove it."
+        )
     files = _candidates(path)
     if path.is_dir() and (shards := _shards(path)):
         return shards
@@ -129,14 +132,27 @@ def _discovered(path: Path, config: str | None) -> dict[str, list[Path]]:
     try:
         builder = datasets.load_dataset_builder(str(path), name=config)
     except Exception as error:  # the README, patterns and modules each raise their own types
+        known = _configs(path)
+        if known and config not in known:
+            asked = "needs a config" if config is None else f"has no config {config!r}"
+            raise DataError(f"{path} {asked}: set `dataset_config` to {' or '.join(known)}.") from error
         said = (str(error).strip() or type(error).__name__).splitlines()
-        cure = " Set `dataset_config` to one of them." if "onfig name is missing" in said[0] else ""
-        raise DataError(f"The splits of {path} cannot be found: {' '.join(said)[:400]}{cure}") from error
+        raise DataError(f"The splits of {path} cannot be found: {' '.join(said)[:400]}") from error
     found = {str(split): [Path(file) for file in files] for split, files in builder.config.data_files.items()}
     strange = next((file for files in found.values() for file in files if file.suffix not in READERS), None)
     if strange is not None:
         raise DataError(f"{path}: {strange.name} cannot be read: its name must end in {', '.join(READERS)}.")
     return found
+
+
+def _configs(path: Path) -> list[str]:
+    """The configurations of a folder; none if its README is broken."""
+    import datasets
+
+    try:
+        return list(datasets.get_dataset_config_names(str(path)))
+    except Exception:  # the failure that this helps to explain is reported anyway
+        return []
 
 
 def test_split(available: list[str], wanted: str) -> str | None:
