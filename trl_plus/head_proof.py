@@ -111,6 +111,7 @@ def rows_to_try(kwargs: Mapping[str, Any], labels: Tensor) -> Iterator[tuple[dic
     """
     mask, ids = kwargs.get("attention_mask"), kwargs.get("input_ids")
     if _is_text(kwargs, labels):
+        assert mask is not None
         lengths = mask.bool().sum(1)
         row = int(torch.where(lengths >= 3, lengths, lengths.max() + 1).argmin())
         places = mask[row].bool().nonzero()[:TOKENS, 0]

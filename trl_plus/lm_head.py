@@ -60,7 +60,9 @@ class CompletionHead:
         self._upstream = upstream_forward = model.forward
 
         @functools.wraps(type(model).forward)  # `generate` validates its arguments against the signature
-        def forward(module: Any, *args: Any, labels: Tensor | None = None, fused_lm_head: bool = False, **kwargs: Any):
+        def forward(
+            module: Any, *args: Any, labels: Tensor | None = None, fused_lm_head: bool = False, **kwargs: Any
+        ) -> Any:
             if labels is not None:
                 kwargs["labels"] = labels
             if not fused_lm_head:
