@@ -49,6 +49,8 @@ OVERRIDDEN = {
         "_save": "output_dir state_dict",
         "evaluation_loop": "dataloader description prediction_loss_only ignore_keys metric_key_prefix",
         "get_batch_samples": "epoch_iterator num_batches device",
+        "prediction_step": "model inputs prediction_loss_only ignore_keys",
+        "save_model": "output_dir _internal_call",
         "train": "resume_from_checkpoint trial ignore_keys_for_eval",
     },
 }
@@ -73,6 +75,7 @@ _CONSTRUCTOR = (
 IMPORTED = {
     "transformers.integrations:INTEGRATION_TO_CALLBACK": None,
     "transformers.masking_utils:eager_mask": None,
+    "transformers.modeling_utils:PreTrainedModel._from_config": "config **kwargs",
     "transformers.trainer_utils:IntervalStrategy": None,
     "transformers.trainer_utils:SaveStrategy": None,
     "transformers.utils:ModelOutput": None,

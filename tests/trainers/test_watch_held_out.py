@@ -3,13 +3,14 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from trl_plus import CPOConfig, DPOConfig, KTOConfig, ORPOConfig, SimPOConfig
 from trl_plus.trainers.watch import LearningWatch
 
 CONFIGS = {"DPO": DPOConfig, "SimPO": SimPOConfig, "KTO": KTOConfig, "CPO": CPOConfig, "ORPO": ORPOConfig}
 LORA = SimpleNamespace(
-    parameters=lambda: [SimpleNamespace(numel=lambda: 1000)],
+    parameters=lambda: [torch.nn.Parameter(torch.ones(1000))],
     peft_config={"default": SimpleNamespace(peft_type="LORA")},
 )
 
