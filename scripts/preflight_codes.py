@@ -2,7 +2,7 @@
 
 from trl_plus.preflight import checks, left_out  # noqa: F401  (checks registers them)
 from trl_plus.preflight.registry import every_check
-from trl_plus.preflight.run import REFUSALS
+from trl_plus.preflight.run import OTHER_SPLITS, REFUSALS
 from trl_plus.preflight.with_model import CODES
 
 
@@ -10,6 +10,7 @@ def lines() -> list[str]:
     """One table row per code, in the order of the codes."""
     rows = {code: ("error", title, cure) for code, (title, cure) in REFUSALS.items()}
     rows |= {code: (severity.value, title, cure) for code, (severity, title, cure) in CODES.items()}
+    rows[OTHER_SPLITS[0]] = ("info", *OTHER_SPLITS[1:])
     rows[left_out.CODE] = (f"warning, rare: {left_out.RARE:.0%}", left_out.TITLE, left_out.CURE)
     for code, check in every_check().items():
         rare = f", rare: {check.rare:.0%}" if check.rare else ""

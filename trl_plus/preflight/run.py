@@ -178,12 +178,18 @@ def _whole(code: str, sentence: str, split: str = "train") -> Finding:
     return Finding(code, Severity.ERROR, split, title, sentence, 0, 0, cure)
 
 
+OTHER_SPLITS = (
+    "D116",
+    "the data has splits that are not used",
+    "Nothing has to be done; another one is named by `dataset_train_split` or `dataset_test_split`.",
+)
+
+
 def _other_splits(source: Source) -> Finding:
-    request, title = source.raw.request, "the data has splits that are not used"
+    request, (code, title, cure) = source.raw.request, OTHER_SPLITS
     held_out = f" and `{request.test_split}` held out" if request.test_split_required else ""
     sentence = f"`{request.train_split}` is trained on{held_out}, not {', '.join(source.raw.unused_splits)}."
-    cure = "Nothing has to be done; another one is named by `dataset_train_split` or `dataset_test_split`."
-    return Finding("D116", Severity.INFO, "train", title, sentence, 0, 0, cure)
+    return Finding(code, Severity.INFO, "train", title, sentence, 0, 0, cure)
 
 
 REFUSALS = {
