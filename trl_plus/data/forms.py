@@ -77,7 +77,7 @@ def _holds_messages(dataset: Any, column: str) -> bool:
     inner = getattr(dataset.features.get(column), "feature", None)
     if inner is None or isinstance(inner, dict):
         return isinstance(inner, dict) and "role" in inner
-    values = (value for value in dataset.select_columns([column]).take(100)[column] if value)
+    values = (value for value in dataset.select_columns([column])[:100][column] if value)
     return is_conversation(next(values, None))
 
 

@@ -212,10 +212,19 @@ def _paths(entries: Mapping[str, Value], needs_data: bool) -> Iterator[str]:
         try:
             config = entries["dataset_config"].value if "dataset_config" in entries else None
             problem = _path_problem(name, package_data.resolve(entry.value), config)
+            if problem is None and name == "model_name_or_path" and not _is_inside(entry.value, output):
+                problem = adapter_instead_of_model(package_data.resolve(entry.value))
         except (RecipeError, DataError) as error:
             problem = str(error)
         if problem is not None:
             yield f"{entry.place}`{name}`: {problem}"
+
+
+def _is_inside(model: str, output: Value | None) -> bool:
+    """True for a model in `output_dir`, which a fresh run refuses by itself and a resumed one reads."""
+    if output is None or not output.value:
+        return False
+    return as_path(model).resolve().is_relative_to(as_path(output.value).resolve())
 
 
 def _path_problem(name: str, value: str, config: str | None) -> str | None:
@@ -223,8 +232,6 @@ def _path_problem(name: str, value: str, config: str | None) -> str | None:
         if looks_like_path(value):
             split_files(value, config if name == "dataset_name" else None)
         return None
-    if name == "model_name_or_path" and (adapter := adapter_instead_of_model(value)) is not None:
-        return adapter
     is_path = value.startswith(("./", "../", "/", "~")) or value.endswith(".jinja")
     if is_path and not as_path(value).exists():
         return f"{value} does not exist: check the path, which is relative to {Path.cwd()}."
