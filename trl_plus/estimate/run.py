@@ -131,7 +131,7 @@ def _estimate(
     recipe: Recipe, device: str, accelerate_config: str | None, num_processes: int | None
 ) -> tuple[Estimate, Measure]:
     """An estimate without a limit, and what measures other micro-batches of it."""
-    planned = plan(_buildable(recipe, device), accelerate_config, num_processes)
+    planned = plan(_buildable(recipe, device), accelerate_config, num_processes, elsewhere=True)
     objects = planned.objects
     config = read_config(objects)
     notes: list[str] = []

@@ -41,18 +41,22 @@ class Plan:
     notes_shown: int
 
 
-def plan(recipe: Recipe, accelerate_config: str | None = None, num_processes: int | None = None) -> Plan:
+def plan(
+    recipe: Recipe, accelerate_config: str | None = None, num_processes: int | None = None, elsewhere: bool = False
+) -> Plan:
     """Validate everything that needs neither the hub nor model weights.
 
     Args:
         accelerate_config, num_processes: what the run would be launched with.
+        elsewhere: True for a run on another machine. Packages that are missing here do not matter.
 
     Raises:
         RecipeError, DataError: the run would be refused.
     """
     processes, engine, refused = _launch(recipe, accelerate_config, num_processes)
     objects = build(recipe)
-    refuse_settings(objects)
+    if not elsewhere:
+        refuse_settings(objects)
     data = load(objects.data) if objects.data.local else None
     if data is not None:
         check_held_out(objects, data)
