@@ -108,7 +108,7 @@ class RowLayout:
 
     @property
     def setting(self) -> tuple[str, bool, Any]:
-        """What a plan depends on besides its rows."""
+        """The settings that a plan depends on, besides its rows."""
         return self.layout, self.share, self.factors
 
     # -- its backbone -------------------------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ class RowLayout:
 
 
 def unknown_inputs(kwargs: dict[str, Any]) -> set[str]:
-    """What of a batch no layout knows how to lay out: images, embeddings, positions of the caller's own."""
+    """Inputs of a batch that no layout can lay out: images, embeddings, positions of the caller's own."""
     given = {name for name, value in kwargs.items() if value is not None} - {"labels"}
     unknown = given - KNOWN_INPUTS
     if "input_ids" not in given or kwargs.get("attention_mask") is None or kwargs["attention_mask"].ndim != 2:
@@ -159,7 +159,9 @@ def unknown_inputs(kwargs: dict[str, Any]) -> set[str]:
 
 
 def recoverable(error: Exception) -> bool:
-    """Whether plain rows may work after this error: no memory is left, processes have parted, or a GPU is lost if not.
+    """Return True if plain rows may work after this error.
+
+    They cannot if no memory is left, processes have parted, or a GPU is lost.
 
     A fault inside a CUDA kernel is noticed later, by another call, and ends the process's use of the device.
     """
