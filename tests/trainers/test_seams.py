@@ -71,7 +71,7 @@ def test_every_private_attribute_is_listed():
 
 
 def test_the_declared_range_begins_where_the_tests_do():
-    pyproject = (PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8")
+    pyproject = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
     for library, (oldest, _) in TESTED.items():
         assert f'"{library}>={oldest}' in pyproject
 
