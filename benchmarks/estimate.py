@@ -126,9 +126,9 @@ def measure(recipe: str, overrides: list[str]) -> dict[str, float]:
     """MiB of this process: before the model is built, and the peak of two optimizer steps."""
     import trl_plus.trainers  # noqa: F401
     from trl_plus.data.loading import load
-    from trl_plus.recipes import load_recipe
-    from trl_plus.recipes.loading import build_trainer, load_processor
-    from trl_plus.recipes.objects import build
+    from trl_plus.recipes.recipe import load_recipe
+    from trl_plus.setup.objects import build
+    from trl_plus.setup.trainer import build_trainer, load_processor
 
     objects = build(load_recipe(recipe, [*overrides, "max_steps=2", "disable_tqdm=true"]))
     data, processor = load(objects.data), load_processor(objects)
@@ -179,7 +179,7 @@ def main() -> None:
     import trl_plus
     from trl_plus.estimate.measure import PROCESS
     from trl_plus.estimate.run import estimate
-    from trl_plus.recipes import load_recipe
+    from trl_plus.recipes.recipe import load_recipe
 
     baselines = []
     print("| model | method | length | micro-batch | with | tokens | measured, MiB | estimated, MiB | ratio |")

@@ -14,9 +14,9 @@ from gpu import write
 from gpu_trainers import SHAPES, attention_seen, gradient, layout_of, make_trainer, rows, tokens
 from transformers import TrainerCallback
 
-from trl_plus.attention import cuda, dense, segments
-from trl_plus.attention.options import Options
-from trl_plus.batching.layouts import Plan, make_plan
+from trl_plus.forward.attention import cuda, dense, segments
+from trl_plus.forward.attention.options import Options
+from trl_plus.forward.layouts import Plan, make_plan
 
 # Largest relative error of a kernel's output and gradients against float64, and of a step's gradient
 KERNEL_ERROR = {torch.bfloat16: 2e-2, torch.float16: 1e-2, torch.float32: 1e-4}

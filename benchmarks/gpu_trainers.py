@@ -11,7 +11,7 @@ from datasets import Dataset
 from peers import classes, unpaired
 from peft import LoraConfig
 
-from trl_plus.attention import interface
+from trl_plus.forward.attention import interface
 
 # hidden size, intermediate size, layers, heads, key heads
 SHAPES = {

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 import trl_plus
-from trl_plus.trainers.nonfinite import NonFiniteError
+from trl_plus.step.nonfinite import NonFiniteError
 from trl_plus.trainers.rounding import needed_rates
 
 ROOT = Path(trl_plus.__file__).parent / "quickstart"

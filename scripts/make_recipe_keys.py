@@ -1,7 +1,7 @@
 """Write trl_plus/recipes/keys.json: every recipe key with its type, default, choices and help.
 
 The command line validates recipes against this file, so that a typo is answered without importing torch or TRL.
-Run it after a change of trl_plus/configs.py or of the TRL or transformers version:
+Run it after a change of trl_plus/trainers/configs.py or of the TRL or transformers version:
 
     python scripts/make_recipe_keys.py
 """
@@ -21,9 +21,9 @@ from typing import Any
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 from trl.scripts.utils import DatasetConfig
 
-from trl_plus import configs
+from trl_plus.recipes.old_keys import REFUSED
 from trl_plus.recipes.options import EntryOptions, RunOptions
-from trl_plus.recipes.renamed import REFUSED
+from trl_plus.trainers import configs
 
 TARGET = Path(__file__).parents[1] / "trl_plus" / "recipes" / "keys.json"
 METHOD_CONFIGS = (

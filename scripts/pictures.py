@@ -6,7 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from trl_plus.reporting.pages import write_page
+from trl_plus.ui.pages import write_page
 
 WIDTH = 1200  # of a page's picture, in pixels
 

@@ -17,8 +17,8 @@ from pictures import page_picture
 from rich.console import Console
 
 from trl_plus.preflight.findings import Result
-from trl_plus.reporting.preflight_html import preflight_page
-from trl_plus.reporting.preflight_table import preflight_report
+from trl_plus.preflight.page import preflight_page
+from trl_plus.preflight.table import preflight_report
 
 ROOT = Path(__file__).parents[1]
 ASSETS = ROOT / "trl_plus" / "quickstart"

@@ -15,11 +15,11 @@ from pathlib import Path
 from pictures import page_picture
 
 from trl_plus.comparison.answers import Sampling
+from trl_plus.comparison.page import comparison_page
 from trl_plus.comparison.run import Comparison, compare
-from trl_plus.recipes.runs import open_run
-from trl_plus.reporting.comparison_html import comparison_page
-from trl_plus.reporting.run_folder import Run, read_run
-from trl_plus.reporting.run_html import run_page
+from trl_plus.report.page import run_page
+from trl_plus.report.run import Run, read_run
+from trl_plus.runs.weights import open_run
 
 ROOT = Path(__file__).parents[1]
 WORDS = ("eval_strategy=steps", "eval_steps=10", "logging_steps=2")

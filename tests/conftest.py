@@ -203,8 +203,8 @@ def quickstart(tmp_path_factory):
 @pytest.fixture(scope="session")
 def train_tiny(tmp_path_factory, tiny_model_dir):
     """train_tiny(method, train rows, held-out rows, **keys) -> output folder of two steps, run in this process."""
-    from trl_plus.recipes import load_recipe
-    from trl_plus.recipes.run import run
+    from trl_plus.recipes.recipe import load_recipe
+    from trl_plus.training.run import run
 
     def _train(method, train, held_out, **keys):
         work = tmp_path_factory.mktemp(method)

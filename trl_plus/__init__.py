@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from trl_plus._version import __version__
 
 _PUBLIC = {
-    "DPOConfig": "trl_plus.configs",
-    "SimPOConfig": "trl_plus.configs",
-    "ORPOConfig": "trl_plus.configs",
-    "CPOConfig": "trl_plus.configs",
-    "KTOConfig": "trl_plus.configs",
+    "DPOConfig": "trl_plus.trainers.configs",
+    "SimPOConfig": "trl_plus.trainers.configs",
+    "ORPOConfig": "trl_plus.trainers.configs",
+    "CPOConfig": "trl_plus.trainers.configs",
+    "KTOConfig": "trl_plus.trainers.configs",
     "DPOTrainer": "trl_plus.trainers",
     "SimPOTrainer": "trl_plus.trainers",
     "ORPOTrainer": "trl_plus.trainers",
@@ -36,8 +36,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from trl_plus.configs import CPOConfig, DPOConfig, KTOConfig, ORPOConfig, SimPOConfig
     from trl_plus.trainers import CPOTrainer, DPOTrainer, KTOTrainer, ORPOTrainer, SimPOTrainer
+    from trl_plus.trainers.configs import CPOConfig, DPOConfig, KTOConfig, ORPOConfig, SimPOConfig
 
 
 def __getattr__(name: str) -> Any:

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-from trl_plus.attention import cuda, dense, segments
-from trl_plus.attention.options import Options
-from trl_plus.batching.layouts import make_plan
+from trl_plus.forward.attention import cuda, dense, segments
+from trl_plus.forward.attention.options import Options
+from trl_plus.forward.layouts import make_plan
 
 # Three groups: a long common beginning, one that is too short to share, and a row that begins the other
 LENGTHS, COMMON, WIDTH = torch.tensor([14, 9, 12, 20, 11, 10]), torch.tensor([11, 3, 10]), 20

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn.attention import flex_attention as torch_flex
 
-from trl_plus.attention import dense, flex
-from trl_plus.attention.options import Options
-from trl_plus.batching.layouts import make_plan
+from trl_plus.forward.attention import dense, flex
+from trl_plus.forward.attention.options import Options
+from trl_plus.forward.layouts import make_plan
 
 GEMMA = (Options(window=70, softcap=50.0), Options(softcap=50.0))
 

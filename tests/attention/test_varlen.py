@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn.attention import varlen
 
-from trl_plus.attention import cuda, interface, segments
-from trl_plus.attention.options import Options
-from trl_plus.batching.layouts import make_plan
+from trl_plus.forward.attention import cuda, interface, segments
+from trl_plus.forward.attention.options import Options
+from trl_plus.forward.layouts import make_plan
 
 LENGTHS, COMMON = torch.tensor([14, 9, 12, 20, 11, 10]), torch.tensor([11, 3, 10])
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from trl_plus.batching import layouts
-from trl_plus.batching.layouts import Branch, common_beginning, make_plan
-from trl_plus.packing import plan_rows
+from trl_plus.forward import layouts
+from trl_plus.forward.layouts import Branch, common_beginning, make_plan
+from trl_plus.forward.packing import plan_rows
 
 IDS = torch.tensor([[1, 2, 3, 4, 0], [5, 6, 0, 0, 0], [1, 2, 7, 8, 9], [5, 7, 8, 0, 0]])
 MASK = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0], [1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from trl_plus.cli import app
 from trl_plus.cli.arguments import normalise
-from trl_plus.recipes.launch import Machine
+from trl_plus.launch.decision import Machine
 from trl_plus.recipes.package_data import recipe_names
 
 GOOD = "method: simpo\nmodel_name_or_path: org/model\ndataset_name: org/data\noutput_dir: out\n"
@@ -152,7 +152,7 @@ def test_exit_codes_of_a_run(monkeypatch, tmp_path, capfd, error, code, shown):
 
     path = tmp_path / "r.yaml"
     path.write_text(GOOD)
-    monkeypatch.setattr("trl_plus.recipes.run.run", fail)
+    monkeypatch.setattr("trl_plus.training.run.run", fail)
     result = call("train", str(path))
     assert result.exit_code == code
     text = result.output + capfd.readouterr().err
@@ -162,7 +162,7 @@ def test_exit_codes_of_a_run(monkeypatch, tmp_path, capfd, error, code, shown):
 
 def test_launch(monkeypatch, tmp_path):
     started = []
-    monkeypatch.setattr("trl_plus.recipes.processes.start", lambda launch, words: started.append((launch, words)) or 3)
+    monkeypatch.setattr("trl_plus.launch.processes.start", lambda launch, words: started.append((launch, words)) or 3)
     (tmp_path / "r.yaml").write_text(GOOD)
     (tmp_path / "a.yaml").write_text("distributed_type: MULTI_CPU\nuse_cpu: true\n")
     recipe, config = str(tmp_path / "r.yaml"), str(tmp_path / "a.yaml")
@@ -179,8 +179,8 @@ def test_a_launched_process_does_not_launch(monkeypatch, tmp_path):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     ran = []
     monkeypatch.setenv("LOCAL_RANK", "0")
-    monkeypatch.setattr("trl_plus.recipes.run.run", lambda *words: ran.append(words))
-    monkeypatch.setattr("trl_plus.recipes.launch.this_machine", lambda: Machine(gpus=1))
+    monkeypatch.setattr("trl_plus.training.run.run", lambda *words: ran.append(words))
+    monkeypatch.setattr("trl_plus.launch.decision.this_machine", lambda: Machine(gpus=1))
     (tmp_path / "r.yaml").write_text(GOOD)
     assert call("train", str(tmp_path / "r.yaml"), "--accelerate-config", "zero2").exit_code == 0
     assert len(ran) == 1

@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 
 from trl_plus.cli import app
 from trl_plus.cli.arguments import normalise
-from trl_plus.recipes.quick_look import _named
-from trl_plus.reporting.preflight_json import schema
+from trl_plus.preflight.as_json import schema
+from trl_plus.training.first_look import _named
 
 
 def call(*words):

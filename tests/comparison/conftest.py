@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from trl_plus.recipes import load_recipe
-from trl_plus.recipes.run import run
+from trl_plus.recipes.recipe import load_recipe
+from trl_plus.training.run import run
 
 
 @pytest.fixture(scope="session")

@@ -17,12 +17,12 @@ from trl_plus.data.files import DataError
 from trl_plus.data.loading import load
 from trl_plus.preflight.findings import Severity
 from trl_plus.preflight.previews import preview_source
-from trl_plus.preflight.quiet import quiet_maps
 from trl_plus.preflight.run import Extent, preflight
 from trl_plus.preflight.source import open_run
-from trl_plus.recipes.loading import load_processor
-from trl_plus.recipes.objects import build
 from trl_plus.recipes.recipe import recipe_from
+from trl_plus.setup.objects import build
+from trl_plus.setup.trainer import load_processor
+from trl_plus.ui.quiet_maps import quiet_maps
 
 FILES = sorted((Path(__file__).parent / "cases").glob("*.json"))
 CASES = [(path.stem, case) for path in FILES for case in json.loads(path.read_text(encoding="utf-8"))]

@@ -66,7 +66,7 @@ def test_a_config_of_plain_files_is_refused(tmp_path):
 
 
 def test_a_recipe_with_a_config(folder, tmp_path_factory):
-    from trl_plus.recipes import load_recipe
+    from trl_plus.recipes.recipe import load_recipe
 
     (folder / "README.md").write_text(CARD)
     path = tmp_path_factory.mktemp("recipe") / "r.yaml"

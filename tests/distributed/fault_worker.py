@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import trl_plus
 from tests.conftest import make_pairs, make_unpaired
-from trl_plus.trainers.nonfinite import NonFiniteError
+from trl_plus.step.nonfinite import NonFiniteError
 
 RANK = int(os.environ["RANK"])
 

@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.conftest import make_pairs
-from trl_plus.checkpoint_files import UNFINISHED
+from trl_plus.runs.checkpoint_files import UNFINISHED
 
 IP, PORT = "10.77.0.1", "29511"
 LIMIT = 240  # seconds for a run that takes 25 on an idle machine

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from tests.docs.pages import ROOT, blocks
-from trl_plus.recipes import RecipeError, load_recipe
+from trl_plus.errors import RecipeError
+from trl_plus.recipes.recipe import load_recipe
 
 
 def is_recipe(code):
@@ -30,7 +31,7 @@ def test_there_is_code_to_check():
 
 @pytest.mark.parametrize("code", RECIPES, ids=lambda code: code.id)
 def test_recipe_is_valid(code, tmp_path):
-    from trl_plus.recipes.objects import build
+    from trl_plus.setup.objects import build
 
     path = tmp_path / "recipe.yaml"
     path.write_text(code.text, encoding="utf-8")

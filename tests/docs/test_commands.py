@@ -12,7 +12,7 @@ import typer
 from tests.docs.pages import ROOT, Code, all_code, commands
 from trl_plus.cli import app
 from trl_plus.cli.arguments import normalise
-from trl_plus.recipes.errors import RecipeError
+from trl_plus.errors import RecipeError
 from trl_plus.recipes.keys import all_keys
 from trl_plus.recipes.overrides import parse_overrides
 from trl_plus.recipes.package_data import recipe_names, recipe_path, recipes_folder

@@ -89,7 +89,7 @@ def test_files_and_functions_that_are_named_exist():
 
 @pytest.mark.parametrize(
     "text",
-    ["tests/none.py", "recipes/none.yaml", "trl_plus/scoring.py: nothing", "tests/conftest.py::test_nothing"],
+    ["tests/none.py", "recipes/none.yaml", "trl_plus/forward/score.py: nothing", "tests/conftest.py::test_nothing"],
 )
 def test_a_name_of_nothing_is_found(text):
     assert names_nothing(text)

@@ -21,10 +21,10 @@ import safetensors.torch
 import torch
 from tqdm import tqdm
 
-from trl_plus import checkpoint_files
-from trl_plus.recipes import load_recipe
-from trl_plus.recipes.run import run
-from trl_plus.trainers.exact_step import ExactSteps
+from trl_plus.recipes.recipe import load_recipe
+from trl_plus.runs import checkpoint_files
+from trl_plus.step.exact_step import ExactSteps
+from trl_plus.training.run import run
 
 # module and function at whose k-th call the process dies, in the middle of what it writes where it writes
 CALLS = {

@@ -17,7 +17,7 @@ import time
 
 import pytest
 
-from trl_plus.checkpoint_files import problem_of
+from trl_plus.runs.checkpoint_files import problem_of
 
 STEPS = 2000  # far more than are made before the signal
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import build_model
 from tests.engines import cells
-from trl_plus.checkpoint_files import UNFINISHED, find
+from trl_plus.runs.checkpoint_files import UNFINISHED, find
 
 WORKER = Path(__file__).parent / "worker.py"
 LIMIT = 900  # seconds for the runs of one engine: about 60 on two idle cores, ten times as many on busy ones
@@ -204,10 +204,10 @@ def test_resumed_run_makes_the_same_bits(engine, name, result):
 @pytest.mark.parametrize("engine, name", table(cells.RECIPES))
 def test_what_a_recipe_saved_is_evaluated_and_merged(engine, name, result, tmp_path):
     """Whole weights give the margin that the engine itself measured; shards are refused with what makes them whole."""
+    from trl_plus.errors import RecipeError
     from trl_plus.evaluation.run import evaluate
     from trl_plus.merging.run import merge
-    from trl_plus.recipes.errors import RecipeError
-    from trl_plus.recipes.runs import open_run
+    from trl_plus.runs.weights import open_run
 
     folder = Path(result(engine, name)["folder"])
     resolved = folder / "recipe.resolved.yaml"

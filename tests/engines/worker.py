@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, set_seed
 
 import trl_plus
 from tests.conftest import make_pairs, make_unpaired
-from trl_plus.trainers.nonfinite import NonFiniteError
+from trl_plus.step.nonfinite import NonFiniteError
 
 ENGINE = sys.argv[1] if __name__ == "__main__" else "single"
 RANK, WORLD = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -185,8 +185,8 @@ def train(cell: dict) -> dict:
 @contextmanager
 def fail_proof(how: str):
     """One rank's proof fails: in a layer in the middle of a pass, before any pass, or by a wrong result."""
-    import trl_plus.layout_proof as proof
-    from trl_plus.attention import interface
+    import trl_plus.forward.layout_proof as proof
+    from trl_plus.forward.attention import interface
 
     def failing(*args, **kwargs):
         raise RuntimeError("no kernel on this rank")
@@ -243,8 +243,8 @@ def resume(cell: dict) -> dict:
 
 def recipe(cell: dict) -> dict:
     """A run of a recipe, as `trl-plus train` makes it in each process."""
-    from trl_plus.recipes import load_recipe
-    from trl_plus.recipes.run import run
+    from trl_plus.recipes.recipe import load_recipe
+    from trl_plus.training.run import run
 
     folder = Path(cell["out"] + ".recipe")
     if RANK == 0:

@@ -29,7 +29,7 @@ def model_folder(tmp_path_factory):
 @pytest.fixture
 def recipe(model_folder, tmp_path):
     """recipe(*overrides): a recipe of full fine-tuning."""
-    from trl_plus.recipes import load_recipe
+    from trl_plus.recipes.recipe import load_recipe
 
     path = tmp_path / "recipe.yaml"
     path.write_text(

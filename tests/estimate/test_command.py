@@ -8,9 +8,9 @@ from typer.testing import CliRunner
 
 from trl_plus.cli import app
 from trl_plus.cli.arguments import normalise
+from trl_plus.estimate.output import cures_text
 from trl_plus.estimate.run import Cure, Fit
 from trl_plus.recipes.package_data import recipe_names
-from trl_plus.reporting.estimate import cures_text
 
 INTEGER, NUMBER = {"type": "integer"}, {"type": ["number", "null"]}
 SCHEMA = {

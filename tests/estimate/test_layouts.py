@@ -4,14 +4,14 @@ import json
 
 import pytest
 
-from trl_plus.batching.layouts import make_plan
 from trl_plus.data.loading import load
+from trl_plus.errors import RecipeError
 from trl_plus.estimate.layout import _Run
 from trl_plus.estimate.run import estimate
 from trl_plus.estimate.shapes import Row, Rows
-from trl_plus.recipes.errors import RecipeError
-from trl_plus.recipes.loading import build_trainer, load_processor
-from trl_plus.recipes.objects import build
+from trl_plus.forward.layouts import make_plan
+from trl_plus.setup.objects import build
+from trl_plus.setup.trainer import build_trainer, load_processor
 
 ROWS = 4
 LONG_PROMPTS = ("max_length=128", f"per_device_train_batch_size={ROWS}", "gradient_accumulation_steps=1")

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from trl_plus.errors import RecipeError
 from trl_plus.estimate.model import build_model, quantized_bytes, read_config
 from trl_plus.estimate.run import estimate
-from trl_plus.recipes.errors import RecipeError
-from trl_plus.recipes.objects import build
+from trl_plus.setup.objects import build
 
 LORA = ("use_peft=true", "lora_target_modules=all-linear")
 # embeddings and head 2*1280*16; per layer q, o 16*16, k, v 16*8, three of the MLP 16*48, two norms; last norm

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from trl_plus.evaluation.run import evaluate
-from trl_plus.recipes.runs import open_run, open_tuned
+from trl_plus.runs.weights import open_run, open_tuned
 
 FULL = {"use_peft": False, "lora_r": None}
 ROWS = {"layout": "rows"}  # in 16 bits packed rows are rounded elsewhere, and `evaluate` scores plain ones

@@ -9,9 +9,9 @@ from trl_plus.cli import app
 from trl_plus.cli.arguments import normalise
 from trl_plus.data.files import DataError
 from trl_plus.evaluation.rows import held_out_rows
-from trl_plus.recipes import load_recipe
-from trl_plus.recipes.loading import load_processor
-from trl_plus.recipes.objects import build
+from trl_plus.recipes.recipe import load_recipe
+from trl_plus.setup.objects import build
+from trl_plus.setup.trainer import load_processor
 
 
 def call(*words):

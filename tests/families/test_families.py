@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from trl_plus.packing import RowLayout
+from trl_plus.forward.packing import RowLayout
 
 sys.path.append(str(Path(__file__).parent))
 

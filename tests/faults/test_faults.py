@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 from trl_plus.cli import app
 from trl_plus.data.files import DataError
 from trl_plus.data.loading import DataRequest, load
-from trl_plus.recipes import RecipeError, load_recipe
-from trl_plus.recipes.faults import check_machine, explain
+from trl_plus.errors import RecipeError
+from trl_plus.recipes.recipe import load_recipe
+from trl_plus.setup.machine_errors import check_machine, explain
 
 TEXT = {"prompt": "q", "chosen": "a", "rejected": "b"}
 
@@ -104,7 +105,7 @@ def test_disk_full_while_saving(recipe_file, tmp_path, monkeypatch):
 
 
 def test_a_non_finite_loss_is_no_traceback(recipe_file, monkeypatch):
-    from trl_plus.trainers.nonfinite import NonFiniteError
+    from trl_plus.step.nonfinite import NonFiniteError
 
     fail_at(monkeypatch, 1, NonFiniteError("Step 1: not finite: the loss."))
     code, text = train(recipe_file())
@@ -113,7 +114,7 @@ def test_a_non_finite_loss_is_no_traceback(recipe_file, monkeypatch):
 
 
 def test_a_killed_dataloader_worker(recipe_file, monkeypatch):
-    from trl_plus.batching import RowExtras
+    from trl_plus.data.collators import RowExtras
 
     real, parent = RowExtras.__call__, os.getpid()
 

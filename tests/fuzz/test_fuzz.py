@@ -9,9 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trl_plus.data.files import DataError
-from trl_plus.recipes import RecipeError, load_recipe
+from trl_plus.errors import RecipeError
+from trl_plus.methods import METHODS
 from trl_plus.recipes.keys import all_keys
-from trl_plus.recipes.methods import METHODS
+from trl_plus.recipes.recipe import load_recipe
 
 SHORT, LONG = 500, 10_000
 KEYS = [*sorted(all_keys()), "method", "<<", "zzz"]

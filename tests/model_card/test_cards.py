@@ -10,13 +10,13 @@ import yaml
 from datasets import Dataset
 from huggingface_hub import ModelCard
 
-from trl_plus.model_card import Card, Part, card_text, is_ours, merged_text
-from trl_plus.model_card.papers import METHODS, methods_of
-from trl_plus.recipes import METHODS as RECIPE_METHODS
-from trl_plus.recipes import load_recipe
-from trl_plus.recipes.cards import card_of
+from trl_plus.methods import METHODS as RECIPE_METHODS
+from trl_plus.papers import METHODS, methods_of
 from trl_plus.recipes.keys import config_keys
-from trl_plus.recipes.objects import build
+from trl_plus.recipes.recipe import load_recipe
+from trl_plus.runs.model_card import Card, Part, card_text, is_ours, merged_text
+from trl_plus.setup.card import card_of
+from trl_plus.setup.objects import build
 
 # method of a recipe -> (what the card calls it, a paper it cites)
 NAMES = {

@@ -82,9 +82,9 @@ def save_toy(folder: Path, tokenizer: Any, ends: list[str] | None = None) -> str
 
 def open_toy(model: str, data: str, method: str, keep_template: bool = False, **values: Any) -> Source:
     """The rows of a file for a toy. Text is for models without a chat template (D413), so text rows take it away."""
-    from trl_plus.recipes.loading import load_processor
-    from trl_plus.recipes.objects import build
     from trl_plus.recipes.recipe import recipe_from
+    from trl_plus.setup.objects import build
+    from trl_plus.setup.trainer import load_processor
 
     given = {"method": method, "model_name_or_path": model, "output_dir": f"{model}-out", "dataset_name": data,
              "max_length": 8192, "use_cpu": True, "bf16": False, **values}  # fmt: skip

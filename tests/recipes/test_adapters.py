@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 import trl_plus
 from trl_plus.cli import app
-from trl_plus.recipes import RecipeError, load_recipe
+from trl_plus.errors import RecipeError
+from trl_plus.recipes.recipe import load_recipe
 
 
 @pytest.fixture

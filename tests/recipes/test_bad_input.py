@@ -2,11 +2,12 @@
 
 import pytest
 
-from trl_plus.recipes import RecipeError, load_recipe
+from trl_plus.errors import RecipeError
+from trl_plus.methods import METHODS
 from trl_plus.recipes.keys import all_keys
-from trl_plus.recipes.methods import METHODS
-from trl_plus.recipes.renamed import REFUSED, RENAMED, REPLACED
-from trl_plus.recipes.unknown import explain
+from trl_plus.recipes.old_keys import REFUSED, RENAMED, REPLACED
+from trl_plus.recipes.recipe import load_recipe
+from trl_plus.recipes.unknown_keys import explain
 
 
 def message(path, *overrides):

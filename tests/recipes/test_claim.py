@@ -11,14 +11,14 @@ import time
 
 import pytest
 
-from trl_plus.recipes import RecipeError
-from trl_plus.recipes import claim as module
-from trl_plus.recipes.claim import FILE, claimed
+from trl_plus.errors import RecipeError
+from trl_plus.runs import lock as module
+from trl_plus.runs.lock import FILE, claimed
 
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from trl_plus.recipes.claim import claimed
+from trl_plus.runs.lock import claimed
 with claimed(Path(sys.argv[1]), print):
     if os.fork() == 0:  # as a worker of a data loader, which a killed run leaves behind
         print("held", flush=True)

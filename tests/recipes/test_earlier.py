@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from trl_plus.recipes import RecipeError, load_recipe
-from trl_plus.recipes.earlier import holds_run, refuse_moved, set_aside
-from trl_plus.recipes.run import run
+from trl_plus.errors import RecipeError
+from trl_plus.recipes.recipe import load_recipe
+from trl_plus.runs.previous import holds_run, refuse_moved, set_aside
+from trl_plus.training.run import run
 
 ADAPTER = (
     "README.md", "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "evaluation.json",
@@ -112,8 +113,8 @@ def execute(path, resume=None, said=None):
 
 
 def test_the_earlier_run_is_still_a_run(recipe_file, tmp_path):
-    from trl_plus.recipes.runs import open_run
-    from trl_plus.reporting.run_output import write_report
+    from trl_plus.report.output import write_report
+    from trl_plus.runs.weights import open_run
 
     short = {"num_train_epochs": None, "report_generations": 0}
     execute(recipe_file(max_steps=2, save_steps=2, **short))

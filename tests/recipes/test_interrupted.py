@@ -7,10 +7,11 @@ import sys
 
 import pytest
 
-from trl_plus.recipes import RecipeError, load_recipe
-from trl_plus.recipes import run as module
-from trl_plus.recipes.run import run
-from trl_plus.recipes.stopping import Stopped
+from trl_plus.errors import RecipeError
+from trl_plus.recipes.recipe import load_recipe
+from trl_plus.training import run as module
+from trl_plus.training.run import run
+from trl_plus.training.stopping import Stopped
 
 
 def execute(path, resume=None):
@@ -76,7 +77,7 @@ def test_a_refused_run_leaves_the_earlier_one_resumable(recipe_file, tmp_path):
 
 
 def test_a_folder_in_use_is_refused(recipe_file, tmp_path):
-    hold = "import sys\nfrom pathlib import Path\nfrom trl_plus.recipes.claim import claimed\n"
+    hold = "import sys\nfrom pathlib import Path\nfrom trl_plus.runs.lock import claimed\n"
     hold += "with claimed(Path('out'), print):\n    print('held', flush=True)\n    sys.stdin.read()"
     words = [sys.executable, "-c", hold]
     path = recipe_file()

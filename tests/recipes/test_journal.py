@@ -6,13 +6,13 @@ from datetime import UTC, datetime
 
 import pytest
 
-from trl_plus.recipes import load_recipe
-from trl_plus.recipes.journal import COMMAND, Journal
-from trl_plus.recipes.run import run
-from trl_plus.reporting.preflight_json import from_json
-from trl_plus.reporting.run_folder import read_run
-from trl_plus.reporting.run_html import run_page
-from trl_plus.reporting.run_words import outcome
+from trl_plus.preflight.as_json import from_json
+from trl_plus.recipes.recipe import load_recipe
+from trl_plus.report.page import run_page
+from trl_plus.report.run import read_run
+from trl_plus.report.words import outcome
+from trl_plus.runs.journal import COMMAND, Journal
+from trl_plus.training.run import run
 
 
 def events(folder):

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from trl_plus.recipes import RecipeError, load_recipe, processes
-from trl_plus.recipes.asked import Asked, asked_of, check_started
-from trl_plus.recipes.engines import config_file, launcher_arguments, read_config, shipped_engines, trl_configurations
-from trl_plus.recipes.launch import Launch, Machine, child_command, decide, is_main_process, read_launch
+from trl_plus.errors import RecipeError
+from trl_plus.launch import processes
+from trl_plus.launch.decision import Launch, Machine, child_command, decide, is_main_process, read_launch
+from trl_plus.launch.engines import config_file, launcher_arguments, read_config, shipped_engines, trl_configurations
+from trl_plus.launch.request import Asked, asked_of, check_started
 from trl_plus.recipes.package_data import recipe_names
+from trl_plus.recipes.recipe import load_recipe
 
 CPU, GPUS = Machine(0), Machine(4, bf16=True, deepspeed=True)
 PLAIN = {"use_cpu": False, "bf16": None, "fp16": False}
@@ -144,10 +146,10 @@ def test_what_accelerate_leaves_out_in_silence(monkeypatch):
     from accelerate.utils import DistributedType
 
     environment = {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}
-    monkeypatch.setattr("trl_plus.recipes.launch.this_machine", lambda: CPU)
+    monkeypatch.setattr("trl_plus.launch.decision.this_machine", lambda: CPU)
     with pytest.raises(RecipeError, match="fsdp, which accelerate runs on GPUs only"):
         asked_of(None, None, environment)
-    monkeypatch.setattr("trl_plus.recipes.launch.this_machine", lambda: GPUS)
+    monkeypatch.setattr("trl_plus.launch.decision.this_machine", lambda: GPUS)
     asked = asked_of(None, None, environment)
     with pytest.raises(RecipeError, match="fsdp was asked for, but ddp would run"):
         check_started(asked, SimpleNamespace(num_processes=2, distributed_type=DistributedType.MULTI_CPU))
@@ -236,7 +238,7 @@ PARENT = """
 import signal, subprocess, sys
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also under nohup
 from trl_plus.recipes import processes
-from trl_plus.recipes.launch import Launch
+from trl_plus.launch.decision import Launch
 processes.environment_of = lambda launch: __import__("os").environ.copy()
 processes._GRACE = 1.0
 popen = subprocess.Popen

@@ -2,9 +2,10 @@
 
 import pytest
 
-from trl_plus.recipes import METHODS, RecipeError, load_recipe
+from trl_plus.errors import RecipeError
+from trl_plus.methods import METHODS
 from trl_plus.recipes.keys import keys_of
-from trl_plus.recipes.recipe import write_resolved
+from trl_plus.recipes.recipe import load_recipe, write_resolved
 
 
 def test_precedence_and_origins(write):

@@ -8,10 +8,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from trl_plus import checkpoint_files as files
-from trl_plus.recipes import RecipeError, load_recipe
-from trl_plus.recipes.checkpoints import NEWEST, find_checkpoint
-from trl_plus.recipes.resume import changes, check_same_run
+from trl_plus.errors import RecipeError
+from trl_plus.recipes.recipe import load_recipe
+from trl_plus.runs import checkpoint_files as files
+from trl_plus.runs.resume_point import NEWEST, find_checkpoint
+from trl_plus.runs.same_recipe import changes, check_same_run
 
 
 def checkpoint(out, step):
@@ -180,7 +181,7 @@ def terminal():
 @pytest.mark.usefixtures("terminal")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_lets_the_step_finish(number):
-    from trl_plus.recipes.stopping import StopOnSignal, Stopped
+    from trl_plus.training.stopping import StopOnSignal, Stopped
 
     before, plain = signal.getsignal(number), Plain()
     with StopOnSignal("out", print) as stop:
@@ -203,7 +204,7 @@ def test_a_signal_lets_the_step_finish(number):
 
 
 def test_nohup_is_obeyed(terminal):
-    from trl_plus.recipes.signals import stopping_signals
+    from trl_plus.launch.signals import stopping_signals
 
     assert signal.SIGHUP in stopping_signals()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from trl_plus.recipes import RecipeError, load_recipe
-from trl_plus.recipes.run import run
+from trl_plus.errors import RecipeError
+from trl_plus.recipes.recipe import load_recipe
+from trl_plus.training.run import run
 
 
 def execute(path, resume=None, *overrides):

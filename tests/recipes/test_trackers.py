@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from trl_plus.recipes import RecipeError, load_recipe
-from trl_plus.recipes.faults import check_machine
-from trl_plus.recipes.run import run
-from trl_plus.recipes.trackers import run_id
+from trl_plus.errors import RecipeError
+from trl_plus.recipes.recipe import load_recipe
+from trl_plus.runs.trackers import run_id
+from trl_plus.setup.machine_errors import check_machine
+from trl_plus.training.run import run
 
 ONCE = {"train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss", "total_flos"}
 
@@ -111,7 +112,7 @@ def test_any_folder_has_a_name_that_trackers_take(tmp_path):
 
 @pytest.mark.parametrize("tracker", ["tensorboard", "wandb", "trackio"])
 def test_a_missing_tracker_is_named_before_anything_is_loaded(recipe_file, tracker, monkeypatch):
-    monkeypatch.setattr("trl_plus.packages.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("trl_plus.upstream.packages.importlib.util.find_spec", lambda name: None)
     with pytest.raises(RecipeError, match=f"pip install {tracker}, or set `report_to: none`"):
         check_machine(load_recipe(recipe_file(report_to=tracker)))
 

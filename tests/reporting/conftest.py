@@ -9,9 +9,9 @@ import time
 
 import pytest
 
+from trl_plus.preflight.as_json import as_json
 from trl_plus.preflight.findings import Example, Finding, Lengths, Preview, Result, Severity, Split, Token
-from trl_plus.reporting.pages import write_page
-from trl_plus.reporting.preflight_json import as_json
+from trl_plus.ui.pages import write_page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
 PATIENCE = 60  # seconds a browser on a busy machine may take for one answer

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from trl_plus.comparison.answers import Answer, Sampling
+from trl_plus.comparison.page import comparison_page
 from trl_plus.comparison.run import Comparison, Pair
-from trl_plus.reporting.comparison_html import comparison_page
 
 ROOT = Path(__file__).parents[2]
 SHOWN = "[...document.querySelectorAll('article.sample')].filter((x) => x.offsetParent).map((x) => x.dataset.number)"

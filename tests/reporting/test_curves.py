@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from trl_plus.reporting.curves import HEIGHT, POINTS, WIDTH, Line, figure, panel, points_of, tick_texts, ticks
+from trl_plus.report.curves import HEIGHT, POINTS, WIDTH, Line, figure, panel, points_of, tick_texts, ticks
 
 
 def line(points, name="train", dots=False):

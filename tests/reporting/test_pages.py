@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trl_plus.reporting.pages import write_page
-from trl_plus.reporting.preflight_html import preflight_page
-from trl_plus.reporting.preview_html import preview_page
+from trl_plus.preflight.page import preflight_page
+from trl_plus.preflight.preview_page import preview_page
+from trl_plus.ui.pages import write_page
 
 ROOT = Path(__file__).parents[2]
 # Line breaks and backticks are drawn with elements of ours

@@ -7,8 +7,8 @@ import jsonschema
 import numpy as np
 import pytest
 
+from trl_plus.preflight.as_json import SCHEMA_VERSION, as_json, json_text, schema
 from trl_plus.preflight.findings import Lengths, Split
-from trl_plus.reporting.preflight_json import SCHEMA_VERSION, as_json, json_text, schema
 
 
 def strict(node):

@@ -3,8 +3,8 @@
 import pytest
 
 from trl_plus.preflight.findings import Example, Severity
-from trl_plus.reporting.preflight_html import preflight_page
-from trl_plus.reporting.preview_html import preview_page
+from trl_plus.preflight.page import preflight_page
+from trl_plus.preflight.preview_page import preview_page
 
 SHOWN = "[...document.querySelectorAll('article.finding')].filter((x) => x.offsetParent).map((x) => x.dataset.code)"
 HOSTILE = [

@@ -3,7 +3,7 @@
 import pytest
 
 from trl_plus.preflight.findings import Lengths
-from trl_plus.reporting.preflight_plots import BINS, HEIGHT, WIDTH, difference_plot, length_plot
+from trl_plus.preflight.plots import BINS, HEIGHT, WIDTH, difference_plot, length_plot
 
 
 def lengths(edges, counts):

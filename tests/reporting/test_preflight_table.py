@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from trl_plus.preflight.findings import Example, Severity
-from trl_plus.reporting.preflight_table import preflight_report
+from trl_plus.preflight.table import preflight_report
 
 ODD = ["[red]x[/red] \x1b]0;owned\x07 \x1b[2J \x9b31m \u202e", "\ud800 lone", "nul \0", "😀👩‍👩‍👧‍👦", "y" * 1_000_000]
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from trl_plus.reporting.run_folder import read_run
-from trl_plus.reporting.run_html import run_page
+from trl_plus.report.page import run_page
+from trl_plus.report.run import read_run
 
 HOSTILE = [
     "</script><script>document.title='owned';alert(1)</script>",
@@ -69,7 +69,7 @@ def test_two_runs(show, make_run):
 
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: ascii(text[:12]))
 def test_text_is_shown_and_not_run(show, make_run, everywhere, text):
-    from trl_plus.reporting.preflight_json import as_json
+    from trl_plus.preflight.as_json import as_json
 
     folder = make_run("run")
     summary = json.loads((folder / "metrics.json").read_text())

@@ -7,11 +7,11 @@ import pytest
 from typer.testing import CliRunner
 
 from trl_plus.cli import app
-from trl_plus.reporting import run_words as words
-from trl_plus.reporting.preflight_json import as_json, from_json
-from trl_plus.reporting.run_folder import read_run
-from trl_plus.reporting.run_html import run_page
-from trl_plus.reporting.run_panels import panels_of
+from trl_plus.preflight.as_json import as_json, from_json
+from trl_plus.report import words
+from trl_plus.report.page import run_page
+from trl_plus.report.panels import panels_of
+from trl_plus.report.run import read_run
 
 END = {"event": "end", "step": 7}
 
@@ -93,7 +93,7 @@ def test_stopped_failed_killed(make_run, tmp_path, monkeypatch):
     state, sentence, more = outcome(make_run("a", journal=make_run.journal({**END, "outcome": "stopped"}), **cut))
     assert (state, sentence) == ("warning", "Stopped at step 8 of 20.")
     assert more == "It left no complete checkpoint to go on from."
-    monkeypatch.setattr("trl_plus.checkpoint_files.problem_of", lambda folder: None)
+    monkeypatch.setattr("trl_plus.runs.checkpoint_files.problem_of", lambda folder: None)
     (tmp_path / "a" / "checkpoint-6").mkdir()
     assert outcome(tmp_path / "a")[2].endswith("/a/recipe.resolved.yaml --resume` goes on from checkpoint-6.")
     failed = make_run.journal({"event": "end", "step": 9, "outcome": "failed", "error": "CUDA out of memory."})

@@ -1,6 +1,6 @@
 """What users override in a trainer: mixed in before one of ours."""
 
-from trl_plus.trainers.exact_step import row_weights
+from trl_plus.step.exact_step import row_weights
 
 
 def penalty(model):

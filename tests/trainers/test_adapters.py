@@ -59,10 +59,10 @@ def test_gradient_checkpointing_changes_nothing(update_of, difference, pair_rows
 
 
 def test_the_head_in_chunks_changes_nothing(update_of, difference, pair_rows, monkeypatch):
-    import trl_plus.lm_head
+    import trl_plus.forward.lm_head
 
     whole = update_of("DPO", pair_rows(4), 4)
-    monkeypatch.setattr(trl_plus.lm_head, "CHUNK_ELEMENTS", 3 * 400)
+    monkeypatch.setattr(trl_plus.forward.lm_head, "CHUNK_ELEMENTS", 3 * 400)
     assert difference(whole, update_of("DPO", pair_rows(4), 4)) < 1e-5
 
 

@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers import AutoModelForSequenceClassification
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from trl_plus.batching import RowExtras
+from trl_plus.data.collators import RowExtras
 
 
 class Halves:

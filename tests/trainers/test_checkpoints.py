@@ -11,8 +11,8 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from trl_plus import checkpoint_files as files
-from trl_plus.recipes.stopping import StopOnSignal, Stopped
+from trl_plus.runs import checkpoint_files as files
+from trl_plus.training.stopping import StopOnSignal, Stopped
 
 
 class At(TrainerCallback):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig
 
-from trl_plus.attention import dense, interface, segments
+from trl_plus.forward.attention import dense, interface, segments
 
 PROMPT_TUNING = {"peft_config": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)}
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from trl_plus.attention import dense, interface
+from trl_plus.forward.attention import dense, interface
 from trl_plus.trainers import layouts
 
 ERRORS = [

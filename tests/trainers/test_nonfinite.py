@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from trl_plus.trainers.nonfinite import NonFiniteError
+from trl_plus.step.nonfinite import NonFiniteError
 
 BAD = 5
 MARK = "zzzz QQQQ"

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import trl
 
-from trl_plus import KTOTrainer, ORPOTrainer, SimPOTrainer, seams
-from trl_plus.seams import IMPORTED, OVERRIDDEN, TESTED, VersionError, check_seams, differences
+from trl_plus import KTOTrainer, ORPOTrainer, SimPOTrainer
+from trl_plus.upstream import signatures as seams
+from trl_plus.upstream.signatures import IMPORTED, OVERRIDDEN, TESTED, VersionError, check_seams, differences
 
 PACKAGE = Path(seams.__file__).parent
 OVERRIDES = {name: parameters for methods in OVERRIDDEN.values() for name, parameters in methods.items()}

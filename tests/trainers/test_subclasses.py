@@ -228,7 +228,7 @@ def test_the_totals_are_no_number(trained, pair_rows):
 
 @pytest.mark.parametrize("kind", [Twice, OwnLoss, OwnDraw], ids=lambda kind: kind.__name__)
 def test_a_step_that_is_not_finite_stops_the_run(kind, trained, pair_rows, monkeypatch):
-    from trl_plus.trainers.nonfinite import NonFiniteError
+    from trl_plus.step.nonfinite import NonFiniteError
 
     class Broken(kind):
         def compute_loss(self, *args, **kwargs):

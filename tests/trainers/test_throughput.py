@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trl_plus.trainers import throughput
+from trl_plus.step import throughput
 
 
 def test_tokens_and_padding_by_hand(make_trainer, pair_rows, monkeypatch):

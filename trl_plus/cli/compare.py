@@ -53,7 +53,7 @@ def compare(
 
     Any key of the run's recipe can be set after it: eval_dataset_name=other.jsonl, use_cpu=true.
     """
-    from trl_plus.recipes.errors import RecipeError
+    from trl_plus.errors import RecipeError
 
     with exit_codes():
         if score is not None:
@@ -69,7 +69,7 @@ def compare(
 
 def _score(sheet: Path, as_json: bool) -> None:
     from trl_plus.comparison.blind import score_sheet
-    from trl_plus.reporting.score_output import show_score
+    from trl_plus.comparison.score_output import show_score
 
     show_score(score_sheet(sheet), as_json)
 
@@ -87,9 +87,9 @@ def _compare(
 ) -> None:
     from trl_plus.comparison.blind import refuse_existing
     from trl_plus.comparison.prompts import read_prompts
-    from trl_plus.recipes.quiet import quiet_libraries
-    from trl_plus.recipes.runs import open_run
-    from trl_plus.reporting.pages import check_writable
+    from trl_plus.runs.weights import open_run
+    from trl_plus.ui.pages import check_writable
+    from trl_plus.upstream.quiet import quiet_libraries
 
     if blind is not None:
         refuse_existing(blind)
@@ -102,10 +102,10 @@ def _compare(
     quiet_libraries()  # before the libraries are imported
 
     from trl_plus.comparison.answers import Sampling
+    from trl_plus.comparison.output import show_comparison
     from trl_plus.comparison.run import compare as answer
-    from trl_plus.recipes.faults import explained
-    from trl_plus.reporting.comparison_output import show_comparison
-    from trl_plus.reporting.progress import row_progress
+    from trl_plus.setup.machine_errors import explained
+    from trl_plus.ui.progress import row_progress
 
     with explained(recipe), row_progress(not as_json, "Answers of {}") as advance:
         result = answer(recipe, weights, prompts, count, raw, Sampling(**settings), advance)

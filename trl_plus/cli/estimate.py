@@ -51,8 +51,8 @@ def estimate(
     import json
     import sys
 
-    from trl_plus.recipes import load_recipe
-    from trl_plus.recipes.quiet import quiet_libraries
+    from trl_plus.recipes.recipe import load_recipe
+    from trl_plus.upstream.quiet import quiet_libraries
 
     with exit_codes():
         loaded = load_recipe(recipe, context.args)
@@ -63,7 +63,7 @@ def estimate(
 
             found = run.estimate(loaded, device and device.value, memory, accelerate_config, num_processes)
             measured = calibration.calibrate(found) if calibrate else None
-        from trl_plus.reporting import estimate as report
+        from trl_plus.estimate import output as report
 
         if as_json:
             typer.echo(json.dumps(report.as_json(found, measured), indent=1))

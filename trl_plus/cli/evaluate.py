@@ -45,17 +45,17 @@ def evaluate(
 
     Any key of the recipe can be set after it: per_device_eval_batch_size=32, eval_dataset_name=other.jsonl.
     """
-    from trl_plus.recipes.quiet import quiet_libraries
-    from trl_plus.recipes.runs import open_tuned
+    from trl_plus.runs.weights import open_tuned
+    from trl_plus.upstream.quiet import quiet_libraries
 
     with exit_codes():
         recipe, weights = open_tuned(what, model, context.args)
         quiet_libraries()  # before the libraries are imported
 
+        from trl_plus.evaluation.output import show_evaluation
         from trl_plus.evaluation.run import ALL
         from trl_plus.evaluation.run import evaluate as measure
-        from trl_plus.reporting.evaluation_output import show_evaluation
-        from trl_plus.reporting.progress import row_progress
+        from trl_plus.ui.progress import row_progress
 
         with row_progress(not as_json, "Scoring with {}") as advance:
             result = measure(recipe, weights, ALL if all_rows else rows, by, advance)

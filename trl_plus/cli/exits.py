@@ -7,12 +7,11 @@ from contextlib import contextmanager
 import typer
 
 from trl_plus.data.files import DataError
-from trl_plus.recipes import RecipeError
-from trl_plus.recipes.errors import RunFault
-from trl_plus.recipes.launch import is_main_process
-from trl_plus.recipes.quick_look import DataFound
-from trl_plus.reporting.printable import printable
-from trl_plus.seams import explain
+from trl_plus.errors import RecipeError, RunFault
+from trl_plus.launch.decision import is_main_process
+from trl_plus.training.first_look import DataFound
+from trl_plus.ui.printable import printable
+from trl_plus.upstream.signatures import explain
 
 PREFLIGHT = 3
 

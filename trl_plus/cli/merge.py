@@ -48,8 +48,8 @@ def merge(
     Any key of the run's recipe can be set after it: model_name_or_path=PATH where the base model lies elsewhere.
     """
     from trl_plus.merging.destination import check_adapter, check_destination, shard_size
-    from trl_plus.recipes.quiet import quiet_libraries
-    from trl_plus.recipes.runs import open_run
+    from trl_plus.runs.weights import open_run
+    from trl_plus.upstream.quiet import quiet_libraries
 
     with exit_codes():
         recipe, weights = open_run(run, context.args, needs_data=False)
@@ -59,8 +59,8 @@ def merge(
         quiet_libraries()  # before the libraries are imported
 
         from trl_plus.merging.run import merge as write
-        from trl_plus.reporting.console import say
-        from trl_plus.reporting.merge_text import merge_report
+        from trl_plus.merging.text import merge_report
+        from trl_plus.ui.console import say
 
         result = write(recipe, weights, destination, dtype and dtype.value, size, base and base.value, say)
         for part in merge_report(result):

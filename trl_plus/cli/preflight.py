@@ -45,11 +45,11 @@ def preflight(
     Any key of the recipe can be set after it: max_length=2048, converter=hh.
     """
     from trl_plus.preflight.opening import open_argument
+    from trl_plus.preflight.output import check_target, show_preflight
     from trl_plus.preflight.run import Extent
     from trl_plus.preflight.run import preflight as look
-    from trl_plus.recipes.quiet import quiet_libraries
-    from trl_plus.reporting.preflight_output import check_target, show_preflight
-    from trl_plus.reporting.progress import row_progress
+    from trl_plus.ui.progress import row_progress
+    from trl_plus.upstream.quiet import quiet_libraries
 
     with exit_codes():
         quiet_libraries()

@@ -33,9 +33,9 @@ def preview(
 ) -> None:
     """Show rows as token sequences: prompts dim, responses bright, special tokens marked, cut tokens struck through."""
     from trl_plus.preflight.opening import open_argument
+    from trl_plus.preflight.output import check_target, show_previews
     from trl_plus.preflight.previews import preview_source
-    from trl_plus.recipes.quiet import quiet_libraries
-    from trl_plus.reporting.preflight_output import check_target, show_previews
+    from trl_plus.upstream.quiet import quiet_libraries
 
     with exit_codes():
         quiet_libraries()

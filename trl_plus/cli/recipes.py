@@ -14,8 +14,8 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="A bundled recipe, suc
 @app.command("list", epilog="Example: trl-plus recipes list")
 def list_() -> None:
     """List the bundled recipes."""
-    from trl_plus.reporting.console import say
-    from trl_plus.reporting.recipe_list import recipe_table
+    from trl_plus.recipes.listing import recipe_table
+    from trl_plus.ui.console import say
 
     with exit_codes():
         say(recipe_table())

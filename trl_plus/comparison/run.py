@@ -12,10 +12,10 @@ from trl_plus.comparison.prompts import Prompt, as_conversations, held_out_promp
 from trl_plus.data.files import DataError
 from trl_plus.data.loading import load
 from trl_plus.evaluation.models import free, is_quantized, load_model, other_base, out_of_memory, put_adapter
-from trl_plus.recipes.loading import load_processor
-from trl_plus.recipes.objects import RunObjects, build
 from trl_plus.recipes.recipe import Recipe
-from trl_plus.recipes.runs import Weights
+from trl_plus.runs.weights import Weights
+from trl_plus.setup.objects import RunObjects, build
+from trl_plus.setup.trainer import load_processor
 
 BASE, TUNED = "base", "tuned"
 HELD_OUT = 20  # prompts where none are named and no number is given

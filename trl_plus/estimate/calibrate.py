@@ -11,10 +11,10 @@ from typing import Any
 from transformers import TrainerCallback
 
 from trl_plus.data.files import DataError
+from trl_plus.errors import RecipeError
 from trl_plus.estimate.run import Estimate
-from trl_plus.recipes.errors import RecipeError
-from trl_plus.recipes.loading import build_trainer, check_data, load_processor
-from trl_plus.recipes.objects import build
+from trl_plus.setup.objects import build
+from trl_plus.setup.trainer import build_trainer, check_data, load_processor
 
 STEPS = 4  # of which the first is a warm-up
 

@@ -6,8 +6,8 @@ from typing import Any
 from torch import nn
 
 from trl_plus.estimate.step import ADAPTER, GRADIENTS, WEIGHTS
-from trl_plus.recipes.engines import config_file
-from trl_plus.recipes.engines import read_config as read_engine
+from trl_plus.launch.engines import config_file
+from trl_plus.launch.engines import read_config as read_engine
 
 # Elements that ZeRO-3 keeps gathered at most (stage3_max_live_parameters of DeepSpeed)
 _LIVE = 10**9

@@ -5,12 +5,12 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from trl_plus.attention import Unsupported, carry, register
-from trl_plus.batching.layouts import make_plan
+from trl_plus.errors import RecipeError
 from trl_plus.estimate.model import stand_in_for_flash
-from trl_plus.packing import known_reason
-from trl_plus.recipes.errors import RecipeError
-from trl_plus.recipes.objects import RunObjects
+from trl_plus.forward.attention import Unsupported, carry, register
+from trl_plus.forward.layouts import make_plan
+from trl_plus.forward.packing import known_reason
+from trl_plus.setup.objects import RunObjects
 from trl_plus.trainers import upstream
 from trl_plus.trainers.layouts import FASTEST, RowLayouts
 

@@ -6,15 +6,15 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
+from trl_plus.errors import RecipeError
 from trl_plus.estimate import optimizers
 from trl_plus.estimate.engines import ENGINE, OPTIMIZER, REFERENCE, Engine
 from trl_plus.estimate.model import QuantizedLinear
 from trl_plus.estimate.shapes import Rows, Shape
 from trl_plus.estimate.step import ADAPTER, GRADIENTS, WEIGHTS, Passes, peak_of_step
-from trl_plus.loss_types import reads_only_rows
-from trl_plus.recipes.errors import RecipeError
-from trl_plus.recipes.objects import RunObjects
 from trl_plus.recipes.recipe import Recipe
+from trl_plus.setup.objects import RunObjects
+from trl_plus.trainers.loss_types import reads_only_rows
 
 GIB = 2**30
 PROCESS = "process"

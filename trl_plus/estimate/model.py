@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trl_plus.recipes.errors import RecipeError
-from trl_plus.recipes.objects import RunObjects
+from trl_plus.errors import RecipeError
+from trl_plus.setup.objects import RunObjects
 
 # bitsandbytes: elements per quantisation constant, and constants per nested constant
 _BLOCK_4_BIT, _BLOCK_NESTED = 64, 256

@@ -7,17 +7,17 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from trl_plus.data.files import DataError
+from trl_plus.errors import RecipeError
 from trl_plus.estimate import engines, layout
 from trl_plus.estimate.engines import Engine
 from trl_plus.estimate.lengths import sampled
 from trl_plus.estimate.measure import GIB, PROCESS, Measure, autocast
 from trl_plus.estimate.model import build_model, make_fake, read_config, weights_dtype
 from trl_plus.estimate.shapes import Rows, Shape
-from trl_plus.recipes.dry_run import Plan, plan
-from trl_plus.recipes.errors import RecipeError
-from trl_plus.recipes.faults import memory_cures, overrides
-from trl_plus.recipes.loading import load_processor
 from trl_plus.recipes.recipe import Recipe
+from trl_plus.setup.dry_run import Plan, plan
+from trl_plus.setup.machine_errors import memory_cures, overrides
+from trl_plus.setup.trainer import load_processor
 
 BUDGETS = 32  # values of `tokens_per_device` that are told apart
 

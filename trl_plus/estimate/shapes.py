@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from trl_plus.batching.layouts import Plan, make_plan
+from trl_plus.forward.layouts import Plan, make_plan
 
 DRAWS = 200
 Lengths = tuple[int, int]  # tokens of a sequence with its prompt, and of its completion

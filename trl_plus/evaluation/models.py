@@ -11,18 +11,18 @@ from typing import Any
 
 import torch
 
-from trl_plus.lm_head import CompletionHead
-from trl_plus.recipes.errors import RecipeError, RunFault
-from trl_plus.recipes.objects import RunObjects
-from trl_plus.recipes.runs import Weights
-from trl_plus.rope import own_factors
+from trl_plus.errors import RecipeError, RunFault
+from trl_plus.forward.lm_head import CompletionHead
+from trl_plus.forward.rope import own_factors
+from trl_plus.runs.weights import Weights
+from trl_plus.setup.objects import RunObjects
 from trl_plus.trainers import outside, upstream
 from trl_plus.trainers.adapters import keep_trainable
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """A model that is ready to score completions (`trl_plus.scoring.score`), and how its run computes.
+    """A model that is ready to score completions (`trl_plus.forward.score.score`), and how its run computes.
 
     Attributes:
         model: in evaluation mode; a PEFT model has its adapter on.

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trl_plus.batching import RowExtras
+from trl_plus.data.collators import RowExtras
 from trl_plus.data.digests import held_out_digest
 from trl_plus.data.files import DataError
 from trl_plus.data.loading import load
 from trl_plus.evaluation.statistics import Floats, Ints
-from trl_plus.preflight.quiet import quiet_maps
-from trl_plus.recipes.loading import check_data
-from trl_plus.recipes.objects import RunObjects
+from trl_plus.setup.objects import RunObjects
+from trl_plus.setup.trainer import check_data
+from trl_plus.ui.quiet_maps import quiet_maps
 
 ROW = "_row"  # column with a row's number in its source; beside it, in a mixture, the number of its entry
 _ENTRY = f"{ROW}_source"

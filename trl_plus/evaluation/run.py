@@ -22,11 +22,11 @@ from trl_plus.evaluation.models import free, is_adapter, load_model, other_base,
 from trl_plus.evaluation.rows import HeldOut, held_out_rows
 from trl_plus.evaluation.scores import Advance, Scores, score_rows
 from trl_plus.evaluation.statistics import Estimate
-from trl_plus.recipes.judged import Judged, judged
-from trl_plus.recipes.loading import load_processor
-from trl_plus.recipes.objects import RunObjects, build
 from trl_plus.recipes.recipe import COMMAND_LINE, Recipe
-from trl_plus.recipes.runs import Weights, held_out_digest_of
+from trl_plus.runs.evaluated import Judged, judged
+from trl_plus.runs.weights import Weights, held_out_digest_of
+from trl_plus.setup.objects import RunObjects, build
+from trl_plus.setup.trainer import load_processor
 
 ALL = -1  # of the held-out rows
 # Keys that say which rows are held out

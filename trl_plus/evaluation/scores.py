@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from trl_plus.errors import RunFault
 from trl_plus.evaluation.models import Scorer
 from trl_plus.evaluation.rows import HeldOut
 from trl_plus.evaluation.statistics import Floats
-from trl_plus.head_proof import Unscorable
+from trl_plus.forward.head_proof import Unscorable
+from trl_plus.forward.score import score
 from trl_plus.objectives import Completions
-from trl_plus.recipes.errors import RunFault
-from trl_plus.scoring import score
 
 Reward = Callable[[Completions], torch.Tensor]
 Advance = Callable[[int], None]

@@ -6,11 +6,11 @@ from typing import Any
 
 from peft import PeftConfig
 
-from trl_plus.model_card import card_text, merged_text
-from trl_plus.recipes.cards import card_of
-from trl_plus.recipes.objects import RunObjects
-from trl_plus.recipes.runs import Weights
-from trl_plus.trainers.cards import CARD, adapter_words
+from trl_plus.runs.model_card import card_text, merged_text
+from trl_plus.runs.weights import Weights
+from trl_plus.setup.card import card_of
+from trl_plus.setup.objects import RunObjects
+from trl_plus.trainers.card import CARD, adapter_words
 
 
 def merged_card(objects: RunObjects, weights: Weights, name: str, dtype: str, dequantized: bool) -> str:

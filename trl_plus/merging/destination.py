@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from trl_plus.data.files import as_path
-from trl_plus.recipes.errors import RecipeError, RunFault
-from trl_plus.recipes.runs import Weights
+from trl_plus.errors import RecipeError, RunFault
+from trl_plus.runs.weights import Weights
 
 
 def check_adapter(weights: Weights) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from trl_plus.data.files import DataError
+from trl_plus.errors import RecipeError
 from trl_plus.evaluation.models import free, load_model, other_base, out_of_memory, put_adapter, scorer
 from trl_plus.evaluation.rows import HeldOut, held_out_rows
 from trl_plus.evaluation.scores import Scores, score_rows
@@ -24,11 +25,10 @@ from trl_plus.merging.weights import (
     require,
 )
 from trl_plus.preflight.target import stop_ids
-from trl_plus.recipes.errors import RecipeError
-from trl_plus.recipes.loading import load_processor
-from trl_plus.recipes.objects import RunObjects, build
 from trl_plus.recipes.recipe import Recipe
-from trl_plus.recipes.runs import Weights
+from trl_plus.runs.weights import Weights
+from trl_plus.setup.objects import RunObjects, build
+from trl_plus.setup.trainer import load_processor
 
 SAMPLES = 4  # sequences whose logits are compared
 ROWS = 200  # held-out rows that a quantized run's three models are scored on, at most

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trl_plus.errors import RecipeError, RunFault
 from trl_plus.evaluation.models import is_quantized, load_model, put_adapter
-from trl_plus.recipes.errors import RecipeError, RunFault
-from trl_plus.recipes.objects import RunObjects
-from trl_plus.recipes.runs import Weights
+from trl_plus.runs.weights import Weights
+from trl_plus.setup.objects import RunObjects
 
 ORIGINAL, DEQUANTIZED = "original", "dequantized"
 # Of the largest logit: float32 has seven digits, and a merge adds the same terms in another order

@@ -2,7 +2,7 @@
 
 No trainer, no model, no I/O; this package imports only torch. Every function takes `Completions` and returns one loss
 per row, in float32 or the wider dtype of its input. Means over rows, weights and token-mean NLL terms belong to
-whoever knows the whole effective batch (`trl_plus.trainers.exact_step`).
+whoever knows the whole effective batch (`trl_plus.step.exact_step`).
 """
 
 from trl_plus.objectives.completions import Completions

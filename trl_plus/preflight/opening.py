@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from trl_plus.data.files import is_local
-from trl_plus.preflight.quiet import quiet_maps
+from trl_plus.errors import RecipeError
+from trl_plus.methods import METHODS
 from trl_plus.preflight.source import Source, open_dataset, open_run
-from trl_plus.recipes.errors import RecipeError
-from trl_plus.recipes.methods import METHODS
 from trl_plus.recipes.package_data import recipe_names, resolve
 from trl_plus.recipes.recipe import Recipe, load_recipe, recipe_from
-from trl_plus.recipes.unknown import unknown_method
+from trl_plus.recipes.unknown_keys import unknown_method
+from trl_plus.ui.quiet_maps import quiet_maps
 
 _NOWHERE = "none"  # stands for what a recipe must name and a look at the data does not need
 
@@ -61,15 +61,15 @@ def _open(argument: str, method: str | None, model: str | None, overrides: Seque
 
 
 def _run(recipe: Recipe) -> Opened:
-    from trl_plus.recipes.loading import load_processor
-    from trl_plus.recipes.objects import build
+    from trl_plus.setup.objects import build
+    from trl_plus.setup.trainer import load_processor
 
     objects = build(recipe)
     return Opened(open_run(objects, load_processor(objects)), recipe, tuple(recipe.notes))
 
 
 def _request(argument: str, method: str | None, overrides: Sequence[str]) -> Any:
-    from trl_plus.recipes.objects import data_request
+    from trl_plus.setup.objects import data_request
 
     recipe = recipe_from(
         _values(argument, method or "kto", _NOWHERE), argument, overrides

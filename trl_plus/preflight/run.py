@@ -10,14 +10,14 @@ import numpy as np
 from trl_plus.preflight.examine import Batch, examine
 from trl_plus.preflight.findings import Finding, Result, Severity, Split
 from trl_plus.preflight.left_out import left_out
-from trl_plus.preflight.quiet import quiet_maps
 from trl_plus.preflight.registry import SUMMARY, Check, every_check
 from trl_plus.preflight.source import Source, batches
 from trl_plus.preflight.statistics import split_statistics
 from trl_plus.preflight.tally import Found, Summary, Tally, joined
 from trl_plus.preflight.target import Target
 from trl_plus.preflight.workers import examine_in_processes
-from trl_plus.recipes.loading import nothing_to_evaluate
+from trl_plus.setup.trainer import nothing_to_evaluate
+from trl_plus.ui.quiet_maps import quiet_maps
 
 COLUMNS_CODE, HELD_OUT_CODE, REFUSED_CODE = "D101", "D111", "D199"
 PLAIN_CODE = "D413"  # stands before all other warnings: every row is trained on in the wrong form

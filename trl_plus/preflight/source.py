@@ -13,11 +13,11 @@ from trl_plus.data.formats import detect, utf8
 from trl_plus.data.loading import RawData, hold_out, load_raw
 from trl_plus.data.request import DataRequest
 from trl_plus.data.token_ids import vocabulary_named
+from trl_plus.methods import METHODS
 from trl_plus.preflight.examine import Batch
 from trl_plus.preflight.rows import IMAGES, ROW, SOURCE, SOURCE_ROW, Kind, kind_of
 from trl_plus.preflight.target import Target, stop_ids
-from trl_plus.recipes.methods import METHODS
-from trl_plus.recipes.objects import RunObjects
+from trl_plus.setup.objects import RunObjects
 
 BATCH = 5000  # rows
 _LOOK = 100  # rows from which the kind of the data is told

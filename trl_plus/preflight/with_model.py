@@ -8,9 +8,9 @@ import numpy as np
 from trl_plus.data.files import DataError
 from trl_plus.preflight.findings import Example, Finding, Result, Severity
 from trl_plus.preflight.opening import Opened
-from trl_plus.preflight.quiet import quiet_maps
 from trl_plus.preflight.source import Source, batches
 from trl_plus.preflight.tokens import TokenRows
+from trl_plus.ui.quiet_maps import quiet_maps
 
 ROWS = 64  # pairs that are scored
 _SAME = 0.01  # nats per token: a margin below it is no margin
@@ -91,7 +91,7 @@ def _margins(opened: Opened) -> Margins:
     from trl_plus.evaluation.models import load_model, scorer
     from trl_plus.evaluation.rows import pairs_of
     from trl_plus.evaluation.scores import score_rows
-    from trl_plus.recipes.objects import build
+    from trl_plus.setup.objects import build
 
     assert opened.recipe is not None
     objects = build(opened.recipe)

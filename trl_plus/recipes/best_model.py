@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from trl_plus.methods import Method
 from trl_plus.recipes.keys import keys_of
-from trl_plus.recipes.methods import Method
 
 
 def best_model_problems(method: Method, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

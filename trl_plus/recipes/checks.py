@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trl_plus.adapter_folders import adapter_instead_of_model
 from trl_plus.data.files import DataError, as_path, looks_like_path, split_files
+from trl_plus.errors import RecipeError
+from trl_plus.methods import Method
 from trl_plus.recipes import package_data
+from trl_plus.recipes.adapter_folders import adapter_instead_of_model
 from trl_plus.recipes.best_model import best_model_problems
-from trl_plus.recipes.errors import RecipeError
 from trl_plus.recipes.keys import Key, dataset_keys, keys_of
-from trl_plus.recipes.methods import Method
-from trl_plus.recipes.models import dataset_model, faults, recipe_model
-from trl_plus.recipes.unknown import explain, meant, unknown_in_entry
+from trl_plus.recipes.pydantic_models import dataset_model, faults, recipe_model
+from trl_plus.recipes.unknown_keys import explain, meant, unknown_in_entry
 
 
 @dataclass(frozen=True)

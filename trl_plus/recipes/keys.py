@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from trl_plus.recipes.methods import METHODS, Method
+from trl_plus.methods import METHODS, Method
 
 # Groups of keys that every method takes, by the class that receives them.
 OPTION_GROUPS = ("RunOptions", "ScriptArguments", "DatasetMixtureConfig", "ModelConfig")

@@ -1,8 +1,8 @@
 """Names that the installed transformers knows, checked before it loads anything. Importing them imports torch."""
 
-from trl_plus.recipes.errors import RecipeError
+from trl_plus.errors import RecipeError
 from trl_plus.recipes.recipe import Recipe
-from trl_plus.recipes.unknown import meant
+from trl_plus.recipes.unknown_keys import meant
 
 
 def check_names(recipe: Recipe) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from trl_plus.recipes.errors import RecipeError
+from trl_plus.errors import RecipeError
 from trl_plus.recipes.keys import all_keys
 from trl_plus.recipes.yaml_text import parse_value
 

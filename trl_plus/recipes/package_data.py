@@ -5,7 +5,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import trl_plus
-from trl_plus.recipes.errors import RecipeError
+from trl_plus.errors import RecipeError
 
 SCHEME = "bundled:"
 BUNDLED = "bundled recipe "  # how the label of a bundled recipe begins

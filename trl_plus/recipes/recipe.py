@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from trl_plus.errors import RecipeError
+from trl_plus.methods import METHODS, Method
 from trl_plus.recipes import package_data
 from trl_plus.recipes.best_model import best_model_notes
 from trl_plus.recipes.checks import Value, problems
-from trl_plus.recipes.errors import RecipeError
-from trl_plus.recipes.inert import split_off
+from trl_plus.recipes.ineffective import split_off
 from trl_plus.recipes.keys import Key, keys_of
-from trl_plus.recipes.methods import METHODS, Method
 from trl_plus.recipes.overrides import parse_overrides
-from trl_plus.recipes.unknown import unknown_method
+from trl_plus.recipes.unknown_keys import unknown_method
 from trl_plus.recipes.yaml_text import inline, read_file
 
 RESOLVED = "recipe.resolved.yaml"

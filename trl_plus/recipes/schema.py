@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from trl_plus.methods import METHODS
 from trl_plus.recipes.keys import config_keys, keys_of, option_keys, shared_keys
-from trl_plus.recipes.methods import METHODS
-from trl_plus.recipes.models import model_from
+from trl_plus.recipes.pydantic_models import model_from
 
 
 def recipe_schema() -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from trl_plus.recipes.errors import RecipeError
+from trl_plus.errors import RecipeError
 
 MAX_BYTES = 256 * 1024  # no recipe is larger; PyYAML takes seconds for a megabyte
 MAX_DEPTH = 40

@@ -10,21 +10,23 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.trainer_utils import IntervalStrategy
 
-from trl_plus.adapter_folders import adapter_instead_of_model
-from trl_plus.lm_head import CompletionHead
+from trl_plus.forward.lm_head import CompletionHead
+from trl_plus.forward.planning import MarksLabels
+from trl_plus.forward.rope import own_factors
+from trl_plus.forward.score import Scores, score
 from trl_plus.objectives import Completions
-from trl_plus.planning import MarksLabels
-from trl_plus.rope import own_factors
-from trl_plus.scoring import Scores, score
+from trl_plus.recipes.adapter_folders import adapter_instead_of_model
+from trl_plus.step.exact_step import ADDED, ExactSteps, row_weights
+from trl_plus.step.meters import Meters
+from trl_plus.step.nonfinite import NonFiniteSteps
+from trl_plus.step.throughput import Throughput
+from trl_plus.step.token_budget import TokenBudget
 from trl_plus.trainers import upstream
 from trl_plus.trainers.adapters import check_kind, keep_trainable
-from trl_plus.trainers.cards import ModelCards
+from trl_plus.trainers.card import ModelCards
 from trl_plus.trainers.checkpoints import SafeCheckpoints
 from trl_plus.trainers.construction import refuse_wrong_kinds
-from trl_plus.trainers.exact_step import ADDED, ExactSteps, row_weights
 from trl_plus.trainers.layouts import RowLayouts
-from trl_plus.trainers.metrics import Meters
-from trl_plus.trainers.nonfinite import NonFiniteSteps
 from trl_plus.trainers.optimizers import refuse_missing, refuse_without_gpu
 from trl_plus.trainers.outside import OutsideWeights
 from trl_plus.trainers.own_reference import OwnReference
@@ -32,8 +34,6 @@ from trl_plus.trainers.reference_cache import KeptReference
 from trl_plus.trainers.rows import PreferenceRows
 from trl_plus.trainers.rows_alone import RowsAlone
 from trl_plus.trainers.sharded import frozen_copy
-from trl_plus.trainers.throughput import Throughput
-from trl_plus.trainers.token_budget import TokenBudget
 from trl_plus.trainers.watch import LearningWatch
 
 

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from trl_plus import checkpoint_files as files
-from trl_plus.model_card import is_ours
-from trl_plus.trainers.cards import CARD
-from trl_plus.trainers.metrics import UNSAVED
+from trl_plus.runs import checkpoint_files as files
+from trl_plus.runs.model_card import is_ours
+from trl_plus.step.meters import UNSAVED
+from trl_plus.trainers.card import CARD
 
 logger = logging.getLogger("trl_plus")
 PROGRESS = "trl_plus_state.json"

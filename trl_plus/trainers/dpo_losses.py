@@ -5,8 +5,8 @@ from typing import Any
 from torch import Tensor
 
 from trl_plus import objectives as O
-from trl_plus.loss_types import ROW_WISE
 from trl_plus.objectives import Completions
+from trl_plus.trainers.loss_types import ROW_WISE
 
 
 def _one(loss_type: str, chosen: Completions, rejected: Completions, args: Any) -> Tensor:

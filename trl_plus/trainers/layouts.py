@@ -9,10 +9,10 @@ import torch
 from accelerate.utils import DistributedType, gather_object, reduce
 from torch import Tensor
 
-from trl_plus.attention import OLDEST
-from trl_plus.layout_proof import reason_against
-from trl_plus.packing import Planner, RowLayout, in_short, recoverable
-from trl_plus.planning import count_rows, rows_of_batch
+from trl_plus.forward.attention import OLDEST
+from trl_plus.forward.layout_proof import reason_against
+from trl_plus.forward.packing import Planner, RowLayout, in_short, recoverable
+from trl_plus.forward.planning import count_rows, rows_of_batch
 from trl_plus.trainers import upstream
 from trl_plus.trainers.adapters import needs_plain_rows
 

@@ -21,16 +21,16 @@ from transformers import (
 )
 
 from trl_plus import objectives
-from trl_plus.compat import TRLDPOConfig
-from trl_plus.configs import CPOConfig, DPOConfig, ORPOConfig, SimPOConfig
 from trl_plus.data.forms import without_empty_images
-from trl_plus.loss_types import reads_only_rows, refuse_what_upstream_ignores
 from trl_plus.objectives import Completions
+from trl_plus.step.exact_step import row_weights, without_weightless_pairs
+from trl_plus.trainers.configs import CPOConfig, DPOConfig, ORPOConfig, SimPOConfig
 from trl_plus.trainers.construction import no_reference_model, own_reference_adapter
 from trl_plus.trainers.dpo_losses import pair_losses
-from trl_plus.trainers.exact_step import row_weights, without_weightless_pairs
+from trl_plus.trainers.loss_types import reads_only_rows, refuse_what_upstream_ignores
 from trl_plus.trainers.pairs import PairedTrainer
 from trl_plus.trainers.reference import StartCheck
+from trl_plus.upstream.compat import TRLDPOConfig
 
 logger = logging.getLogger("trl_plus")
 Rows = Dataset | IterableDataset

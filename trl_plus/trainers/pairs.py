@@ -7,8 +7,8 @@ import trl
 from torch import Tensor
 
 from trl_plus.objectives import Completions
+from trl_plus.step.exact_step import row_weights
 from trl_plus.trainers.base import OBJECTIVE, PreferenceTrainer
-from trl_plus.trainers.exact_step import row_weights
 
 
 class PairedTrainer(PreferenceTrainer, trl.DPOTrainer):

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 
-from trl_plus.batching import RowExtras
-from trl_plus.batching.collators import EXTRA_COLUMNS
 from trl_plus.data.checks import refuse_labels, refuse_nulls, refuse_weights
+from trl_plus.data.collators import EXTRA_COLUMNS, RowExtras
 from trl_plus.data.forms import FORM, in_form, is_formed, refuse_faults
 from trl_plus.data.lengths import LengthReport, apply_overlong, lengths, row_fits
 from trl_plus.data.responses import is_conversation, is_plain, sides_of, split_batch, split_response, unpaired_batch

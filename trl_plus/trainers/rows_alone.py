@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trl_plus.layout_proof import TOLERANCE, TOLERANCE_16_BIT, in_16_bits
-from trl_plus.packing import unknown_inputs
-from trl_plus.scoring import model_inputs, score
+from trl_plus.forward.layout_proof import TOLERANCE, TOLERANCE_16_BIT, in_16_bits
+from trl_plus.forward.packing import unknown_inputs
+from trl_plus.forward.score import model_inputs, score
 from trl_plus.trainers import upstream
 from trl_plus.trainers.checkpoints import untouched_random_state
 from trl_plus.trainers.reference import ROUNDING_16_BIT

@@ -22,17 +22,17 @@ from transformers import (
 )
 
 from trl_plus import objectives
-from trl_plus.batching import mismatched_partners, read_batches, rows_of
-from trl_plus.batching.transfer import to_device
-from trl_plus.compat import TRLKTOConfig
-from trl_plus.configs import KTOConfig
 from trl_plus.data.forms import without_empty_images
+from trl_plus.forward.transfer import to_device
 from trl_plus.objectives import Completions
+from trl_plus.step.exact_step import StepTotals, row_weights
+from trl_plus.step.mismatched import MismatchedRows
+from trl_plus.step.partners import mismatched_partners, read_batches, rows_of
 from trl_plus.trainers.base import OBJECTIVE, PreferenceTrainer
+from trl_plus.trainers.configs import KTOConfig
 from trl_plus.trainers.construction import no_fixed_kl_rows, own_reference_adapter
-from trl_plus.trainers.exact_step import StepTotals, row_weights
-from trl_plus.trainers.mismatched import MismatchedRows
 from trl_plus.trainers.reference import StartCheck
+from trl_plus.upstream.compat import TRLKTOConfig
 
 logger = logging.getLogger("trl_plus")
 Rows = Dataset | IterableDataset

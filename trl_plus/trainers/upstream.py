@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from accelerate.utils import extract_model_from_parallel, is_peft_model
 
-from trl_plus.attention import EAGER, register
 from trl_plus.data.templates import fitted, needs_of
-from trl_plus.scoring import model_inputs
+from trl_plus.forward.attention import EAGER, register
+from trl_plus.forward.score import model_inputs
 
 
 class Seams:

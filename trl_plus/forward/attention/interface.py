@@ -1,0 +1,112 @@
+"""Where models meet our attention: entries of transformers' `AttentionInterface` that know a layout when they see one.
+
+A layout comes in with the attention mask, the one thing that every model hands from its forward to each layer, and that
+checkpointed layers get again in the backward pass. Transformers passes a mask of four dimensions on untouched. A call
+without a layout goes to the function that was registered before, with the arguments it came with.
+"""
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import eager_mask
+
+from trl_plus.forward.attention import cuda, dense, segments
+from trl_plus.forward.attention.options import Options
+from trl_plus.forward.attention.proof import Unsupported, or_zeros, prove_gradient
+from trl_plus.forward.layouts import Plan
+
+KNOWN = ("sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
+EAGER = "trl_plus_eager"  # for models whose attention is a function of their own file, which no registry knows
+
+
+def carry(plan: Plan) -> Tensor:
+    """A mask that brings the plan to every layer, as its attribute `plan`."""
+    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=plan.source.device)
+    mask.plan = plan
+    return mask
+
+
+def register() -> None:
+    """Puts our functions before transformers' own in the registry. Once is enough, and twice does no harm."""
+    functions = AttentionInterface()
+    for name in KNOWN:
+        if name in functions and not hasattr(functions[name], "before_layouts"):
+            AttentionInterface.register(name, _with_layouts(functions[name], name))
+    AttentionInterface.register(EAGER, _with_layouts(_eager, EAGER))
+    AttentionMaskInterface.register(EAGER, eager_mask)
+
+
+def _with_layouts(before: Callable, name: str) -> Callable:
+    @functools.wraps(before)
+    def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
+        plan = getattr(attention_mask, "plan", None)
+        if plan is None:
+            if getattr(attention_mask, "shape", None) == (1, 1, 1, 1) and query.size(2) > 1:
+                raise Unsupported("does not get the mask that its model was given")
+            return before(module, query, key, value, attention_mask, **kwargs)
+        query, key, value = as_autocast(query, key, value)
+        output = or_zeros(lambda: laid_out(module, query, key, value, plan, kwargs), query, value)
+        return output.transpose(1, 2).contiguous(), None
+
+    def laid_out(module: Any, query: Tensor, key: Tensor, value: Tensor, plan: Plan, kwargs: dict[str, Any]) -> Tensor:
+        _refuse(kwargs)
+        options = Options(
+            scaling=kwargs.get("scaling"),
+            dropout=kwargs.get("dropout", 0.0),
+            window=kwargs.get("sliding_window"),
+            softcap=kwargs.get("softcap"),
+        )
+        if name.startswith("flash") and len(plan.source) == 1:
+
+            def attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, options: Options) -> Tensor:
+                return cuda.flash(before, module, q, k, v, plan, kwargs)[0].transpose(1, 2)
+        else:
+            attend = backend(query, value, plan, options)
+        prove_gradient(attend, query, key, value, plan, options)
+        return attend(query, key, value, plan, options)
+
+    attention.before_layouts = before
+    return attention
+
+
+def as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """As scaled-dot-product attention casts what it gets under autocast; kernels outside its list do not.
+
+    Without it, float32 weights under bf16 autocast give queries in float32 (rotary embeddings) and values in bfloat16.
+    """
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    return tuple(tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors)
+
+
+def backend(query: Tensor, value: Tensor, plan: Plan, options: Options) -> Callable:
+    """The fastest function that does what is asked, on the device at hand."""
+    if query.device.type == "cpu":
+        return segments.attend
+    if query.device.type != "cuda":
+        return dense.attend
+    if cuda.takes_varlen(query, value, plan, options):
+        return cuda.varlen
+    return segments.attend if options.dropout else cuda.flex
+
+
+def _refuse(kwargs: dict[str, Any]) -> None:
+    if kwargs.get("s_aux") is not None:
+        raise Unsupported("has sinks")
+    if kwargs.get("position_bias") is not None:
+        raise Unsupported("adds a bias by position (ALiBi)")
+    if kwargs.get("is_causal") is False:
+        raise Unsupported("is not causal")
+    if kwargs.get("output_attentions"):
+        raise Unsupported("is asked for its weights")
+
+
+def _eager(module: Any, *args: Any, **kwargs: Any) -> Any:
+    """The attention function of the model's own file."""
+    return sys.modules[type(module).__module__].eager_attention_forward(module, *args, **kwargs)

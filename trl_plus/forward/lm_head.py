@@ -1,0 +1,296 @@
+"""The LM head on completion tokens only, proved against the model's own logits, which take its place where it is wrong.
+
+On CUDA (Triton) TRL's fused LM head projects only the positions that a label asks for. Elsewhere it projects prompts
+and padding too, tile by tile, and recomputes each tile in the backward pass. On a CPU plain matrix products over the
+completion tokens are faster and, in chunks, need no more memory (benchmarks/compare.py).
+
+Both multiply the backbone's last states by a weight. A model whose logits are something else (a transform, a cap, a
+scale that no table knows) would be trained on wrong log-probabilities. So the first batch compares them with the
+log-softmax of the logits of the model's own forward.
+"""
+
+import functools
+import logging
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from trl_plus.forward import head_proof
+from trl_plus.forward.layout_proof import evaluating
+from trl_plus.forward.log_probs import HeadOutput, of_logits, placed
+
+logger = logging.getLogger("trl_plus")
+
+# Elements of a chunk of logits: 64 Mi are 256 MB in float32
+CHUNK_ELEMENTS = 2**26
+# Configuration entries of models that transform their logits; TRL's head knows how, so it stays in charge of them
+TRANSFORMED_LOGITS = (
+    "final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier",
+)  # fmt: skip
+# Ways to log-probabilities: our head, TRL's, TRL's with the loss of a router, the model's own logits
+COMPLETIONS, FUSED, ROUTED, OWN = "completions", "fused", "routed", "own"
+
+
+class CompletionHead:
+    """Installed on a causal model that already carries TRL's fused head; takes over where it is the better one.
+
+    Args:
+        model: the model without its PEFT wrapper.
+        fast: False if the loss reads `log_sum_sq_probs`, which the head on completion tokens does not compute.
+
+    Attributes:
+        statistics: True if entropy, mean logit and top-1 hits are computed, too (off for a reference).
+        agree: turns a reason against a way into that of all processes; every process calls it at its first batch.
+        is_main: False on a process that must not log.
+    """
+
+    def __init__(self, model: Any, fast: bool = True) -> None:
+        self.statistics, self.is_main = True, True
+        self.agree: Callable[[str | None], str | None] = lambda reason: reason
+        config = model.config.get_text_config()
+        self._fast = fast and all(getattr(config, name, None) is None for name in TRANSFORMED_LOGITS)
+        self._squares = not fast
+        self._reasons: dict[str, str | None] = {}  # way -> why it is wrong for this model, None if it is proved
+        self._keeps = False  # the model's own forward takes `logits_to_keep`, and it means what it says
+        self._warned = False
+        self._upstream = upstream_forward = model.forward
+
+        @functools.wraps(type(model).forward)  # `generate` validates its arguments against the signature
+        def forward(
+            module: Any, *args: Any, labels: Tensor | None = None, fused_lm_head: bool = False, **kwargs: Any
+        ) -> Any:
+            if labels is not None:
+                kwargs["labels"] = labels
+            if not fused_lm_head:
+                return upstream_forward(*args, **kwargs)
+            if args:
+                return upstream_forward(*args, **kwargs, fused_lm_head=True)
+            way = self._way(module, kwargs)
+            if way not in self._reasons and not _is_laid_out(kwargs):
+                self._prove(module, way, kwargs)
+            return self._run(self._proved(way, module), module, kwargs)
+
+        model.forward = types.MethodType(forward, model)
+
+    # -- which way ----------------------------------------------------------------------------------------------------
+
+    def _way(self, module: Any, kwargs: dict[str, Any]) -> str:
+        if kwargs.get("output_router_logits"):
+            return ROUTED
+        head = module.get_output_embeddings()
+        if not self._fast or head is None:
+            return FUSED
+        # TRL's head multiplies by `weight`. An adapter on the head or another class of it has more to it. If FSDP2 cuts
+        # the head, TRL gathers its weight by hand, and the gradient of that is not summed over the processes
+        weight_only = head_proof.is_plain(head) and not head_proof.is_cut(head)
+        return FUSED if weight_only and head.weight.device.type != "cpu" else COMPLETIONS
+
+    def _proved(self, way: str, module: Any) -> str:
+        """The way, or the model's own logits if it is wrong or was not proved."""
+        reason = self._reasons.get(way, "it is first called with rows in another layout")
+        if reason is None:
+            return way
+        if self.is_main and not self._warned:
+            self._warned = True
+            logger.warning(
+                "Log-probabilities are taken from the logits of %s itself, which needs more time and memory than a "
+                "fused LM head: %s.",
+                type(module).__name__,
+                reason,
+            )
+        return OWN
+
+    @torch.compiler.disable
+    @torch.no_grad()
+    def _prove(self, module: Any, way: str, kwargs: dict[str, Any]) -> None:
+        """Compare every way that this model may take with its own logits, on one row.
+
+        Draws no random numbers and leaves no trace. Every process makes the same passes and takes the same ways.
+
+        Raises:
+            Unscorable: the model cannot be trained on preferences.
+        """
+        statistics, self.statistics = self.statistics, False
+        device = next(module.parameters()).device
+        try:
+            with evaluating(module), torch.random.fork_rng([device] if device.type == "cuda" else []):
+                refusal, row, targets, twice, logits = self._own_of_row(*_without_labels(kwargs))
+                if refusal is None and twice and head_proof.sees_ahead(logits, module):
+                    refusal = (
+                        "its log-probability of a token depends on tokens after it. Use a decoder (a configuration "
+                        "with `is_decoder` needs it to be true)"
+                    )
+                refusal = self.agree(refusal)
+                if refusal is not None:
+                    raise head_proof.Unscorable(f"{type(module).__name__} cannot be trained on preferences: {refusal}.")
+                factor, loud = self._loud(module, row, logits)
+                for each in self._ways(module, way):
+                    self._reasons[each] = self.agree(self._reason_against(each, module, row, targets, loud, factor))
+                self._keeps = self.agree(None if self._takes_positions(row, logits) else "it does not") is None
+        finally:
+            self.statistics = statistics
+
+    def _own_of_row(
+        self, kwargs: dict[str, Any], labels: Tensor
+    ) -> tuple[str | None, dict[str, Any], Tensor, bool, Tensor]:
+        """Why the model's own forward is of no use, or None; a row as of `rows_to_try`, and its own logits."""
+        row, targets, twice, reason = kwargs, labels, False, "it takes no row without cached states"
+        for row, targets, twice in head_proof.rows_to_try(kwargs, labels):
+            try:
+                logits = head_proof.own_logits(self._upstream, row)[0]
+            except Exception as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                reason = f"its own forward fails on a row ({_short(error)})"
+                continue
+            rows, width = targets.shape
+            if len(logits) != rows or logits.size(1) < width:
+                shape = ", ".join(map(str, logits.shape))
+                reason = f"its logits of {rows} rows of {width} tokens have the shape ({shape})"
+            elif int(targets.max()) >= logits.size(2):
+                reason = f"a row has the token id {int(targets.max())}, and its logits have {logits.size(2)} entries"
+            else:
+                return None, row, targets, twice, logits
+        return reason, row, targets, twice, torch.empty(0)
+
+    def _loud(self, module: Any, row: dict[str, Any], logits: Tensor) -> tuple[float, Tensor]:
+        """A factor for the backbone's states, and the model's own logits with it.
+
+        Small logits do not show a cap that larger ones will meet later. The factor is 1 for a model whose own forward
+        does not read its logits off the backbone's last states.
+        """
+        factor = head_proof.loudness(logits)
+        with head_proof.louder(module, factor) as passes:
+            loud = head_proof.own_logits(self._upstream, row)[0]
+        return (factor, loud) if passes and bool(loud.isfinite().all()) else (1.0, logits)
+
+    def _ways(self, module: Any, way: str) -> list[str]:
+        """The ways of a run: some passes of a mixture of experts ask for its router's loss, others do not."""
+        routed = hasattr(module.config.get_text_config(), "output_router_logits")
+        return sorted({way, self._way(module, {}), *([ROUTED] if routed else [])})
+
+    def _reason_against(
+        self, way: str, module: Any, row: dict[str, Any], targets: Tensor, logits: Tensor, factor: float
+    ) -> str | None:
+        """Why a way is wrong for this model, as the rest of a sentence, or None if it is proved."""
+        reason = head_proof.outside_of_head(module, weight_only=way != COMPLETIONS)
+        if reason is not None:
+            return reason
+        row = row | ({"output_router_logits": True} if way == ROUTED else {})
+        try:
+            with head_proof.louder(module, factor):
+                found = self._run(way, module, row | {"labels": targets})
+            gap = head_proof.difference(found.log_probs, logits, targets)
+            balance = self._on_own_logits(**row, labels=targets).aux_loss if way == ROUTED else None
+        except Exception as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            return f"a fused head does not take it ({_short(error)})"
+        if head_proof.exceeds(gap, module):
+            return f"with a fused head its log-probabilities differ by up to {float(gap.max()):.2g} nats"
+        if balance is not None and not torch.allclose(found.aux_loss, balance, rtol=head_proof.TOLERANCE_ROUTER):
+            return f"its load-balancing loss is {float(balance):.4g}, and a fused head's {float(found.aux_loss):.4g}"
+        return None
+
+    def _takes_positions(self, row: dict[str, Any], logits: Tensor) -> bool:
+        """True if `logits_to_keep` gives the logits of the positions that it names."""
+        if all(reason is None for reason in self._reasons.values()) or not isinstance(row.get("input_ids"), Tensor):
+            return False
+        keep = torch.arange(0, logits.size(1), 2, device=logits.device)
+        try:
+            kept, _ = head_proof.own_logits(self._upstream, row, keep)
+        except Exception as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            return False
+        return kept.shape == logits[:, keep].shape and torch.allclose(kept, logits[:, keep], rtol=1e-3, atol=1e-4)
+
+    # -- the ways -----------------------------------------------------------------------------------------------------
+
+    def _run(self, way: str, module: Any, kwargs: dict[str, Any]) -> Any:
+        kwargs = head_proof.with_own_ids(kwargs)
+        if way in (FUSED, ROUTED):
+            return self._upstream(**kwargs, fused_lm_head=True)
+        return self._on_completions(module, **kwargs) if way == COMPLETIONS else self._on_own_logits(**kwargs)
+
+    def _on_completions(
+        self, module: Any, labels: Tensor | None = None, shift_labels: Tensor | None = None, **kwargs: Any
+    ) -> HeadOutput:
+        hidden = module.base_model(**kwargs).last_hidden_state
+        if shift_labels is None:
+            assert labels is not None
+            hidden, shift_labels = hidden[:, :-1], labels[:, 1:]
+        mask = shift_labels != -100
+        head = module.get_output_embeddings()
+        return placed(completion_log_probs(hidden[mask], shift_labels[mask], head, self.statistics), mask)
+
+    def _on_own_logits(
+        self, labels: Tensor | None = None, shift_labels: Tensor | None = None, **kwargs: Any
+    ) -> HeadOutput:
+        if shift_labels is None:
+            assert labels is not None
+            after, keep = labels[:, 1:], (labels[:, 1:] != -100).any(0).nonzero()[:, 0] if self._keeps else None
+        else:
+            after, keep = shift_labels, None
+        mask = after != -100
+        logits, output = head_proof.own_logits(self._upstream, kwargs, keep)
+        if keep is not None:
+            picked = logits[mask[:, keep]]
+        elif shift_labels is None:  # virtual tokens of a prompt-learning adapter come first
+            picked = logits[:, -after.size(1) - 1 :][:, :-1][mask]
+        else:
+            picked = logits[mask]
+        parts = of_logits(picked, after[mask], self.statistics, self._squares)
+        found = placed(parts, mask)
+        found.aux_loss = getattr(output, "aux_loss", None) if kwargs.get("output_router_logits") else None
+        return found
+
+
+def _is_laid_out(kwargs: dict[str, Any]) -> bool:
+    """True if the labels are of predictors alone, which the backbone picks: there is no row to compare."""
+    shifted, ids = kwargs.get("shift_labels"), kwargs.get("input_ids")
+    return shifted is not None and (ids is None or shifted.shape != ids.shape)
+
+
+def _without_labels(kwargs: dict[str, Any]) -> tuple[dict[str, Any], Tensor]:
+    """The inputs of a call, and its labels by position (those of predictors shifted back)."""
+    inputs = {name: value for name, value in kwargs.items() if name not in ("labels", "shift_labels")}
+    shifted = kwargs.get("shift_labels")
+    return inputs, kwargs["labels"] if shifted is None else shifted.roll(1, dims=1)
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error) or '-').splitlines()[0][:120]}"
+
+
+def completion_log_probs(
+    hidden: Tensor, targets: Tensor, head: torch.nn.Linear, statistics: bool
+) -> tuple[Tensor | None, ...]:
+    """Log-probability of each target, and entropy, mean logit, top-1 hit of each distribution (None without).
+
+    Args:
+        hidden: (N, H), the states that predict the targets.
+        targets: (N,), token ids.
+        head: the LM head, vocabulary V.
+
+    The logits are made in chunks of about `CHUNK_ELEMENTS`; with several chunks, each is made again in the backward
+    pass instead of being kept.
+    """
+    # the weight's own shape is another one in 4 bits, and while ZeRO-3 has it cut
+    vocabulary = getattr(head, "out_features", None) or head.weight.size(0)
+    rows = max(1, CHUNK_ELEMENTS // max(1, vocabulary))
+    if len(targets) <= rows:
+        return _chunk(hidden, targets, head, statistics)
+    chunks = [
+        checkpoint(_chunk, h, t, head, statistics, use_reentrant=False)
+        for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)
+    ]
+    return tuple(None if parts[0] is None else torch.cat(parts) for parts in zip(*chunks, strict=True))
+
+
+def _chunk(hidden: Tensor, targets: Tensor, head: torch.nn.Linear, statistics: bool) -> tuple[Tensor | None, ...]:
+    return of_logits(head(hidden), targets, statistics)

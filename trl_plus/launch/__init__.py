@@ -1,0 +1,1 @@
+"""Processes and engines of a run."""

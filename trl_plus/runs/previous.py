@@ -1,0 +1,149 @@
+"""An earlier run in the folder of a fresh one: recognised, and moved as a whole to `_earlier-N` by renames.
+
+Only what a run writes is moved; other files of the folder stay. Neither torch nor TRL is imported.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from trl_plus.errors import RecipeError
+from trl_plus.recipes.recipe import RESOLVED, Recipe
+from trl_plus.runs.checkpoint_files import checkpoints, put_back
+from trl_plus.runs.journal import FILE as JOURNAL
+from trl_plus.runs.journal import began_at
+
+_EARLIER = "_earlier"  # the hub's upload leaves out what begins with an underscore
+_PART = "_earlier.part"  # a move that is not complete, or that was killed
+_METRICS, _REPORT, _CARD, _TENSORBOARD = "metrics.json", "report.html", "README.md", "runs"
+_ADAPTER = ("adapter_model.safetensors", "adapter_model.bin", "adapter_config.json", "training_args.bin")
+_MODEL = (
+    "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+    "pytorch_model-*-of-*.bin", "pytorch_model.bin.index.json", "config.json", "generation_config.json",
+)  # fmt: skip
+_TOKENIZER = (
+    "tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json",
+    "special_tokens_map.json", "chat_template.jinja", "chat_template.json", "additional_chat_templates",
+    "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json", "tokenizer_config.json",
+)  # fmt: skip
+# The recipe goes last: while it is there, the folder still holds a run
+_RECORDS = ("evaluation.json", "preflight.json", "metrics.jsonl", _METRICS, JOURNAL, RESOLVED)
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a folder holds an earlier run. A journal alone is the trace of one that was refused: it saved nothing."""
+    signs = (RESOLVED, _METRICS)
+    return any((folder / name).is_file() for name in signs) or bool(checkpoints(folder)) or (folder / _PART).is_dir()
+
+
+def refuse_moved(recipe: Recipe, folder: Path) -> None:
+    """A fresh run may read nothing that it moves away or writes over.
+
+    Raises:
+        RecipeError: its base model is in `output_dir` itself, or a value names a file of the earlier run there.
+    """
+    model = Path(str(recipe["model_name_or_path"])).expanduser()
+    if model.is_dir() and model.resolve() == folder.resolve():
+        raise RecipeError(
+            f"`model_name_or_path` is `output_dir`, {folder}, and would be written over: name another `output_dir`."
+        )
+    moved = {path.resolve() for path in _written(folder, not recipe["use_peft"])} if holds_run(folder) else set()
+    for name, text in _texts(recipe.values):
+        if moved & _with_parents(text):
+            raise RecipeError(
+                f"`{name}` is {text}, a part of the earlier run in {folder} that this one would move away: name "
+                "another `output_dir`."
+            )
+
+
+def set_aside(folder: Path, full: bool) -> Path | None:
+    """Moves an earlier run to a folder of its own, which is a run as well; gives that folder, None if there is no run.
+
+    Killed at any moment, it has lost nothing, and the next call goes on with it.
+
+    Args:
+        full: the run that follows writes a whole model.
+    """
+    put_back(folder)
+    if not holds_run(folder):
+        return None
+    part, paths = folder / _PART, _written(folder, full)
+    if any((part / path.relative_to(folder)).exists() for path in paths):
+        _name(part)  # of a move that was killed; another run was here since
+    part.mkdir(exist_ok=True)
+    for path in paths:
+        target = part / path.relative_to(folder)
+        target.parent.mkdir(exist_ok=True)
+        os.rename(path, target)
+    with suppress(OSError):  # there are others of the user's, or none was there
+        (folder / _TENSORBOARD).rmdir()
+    return _name(part)
+
+
+def _with_parents(text: str) -> set[Path]:
+    """The path that a text names and the folders above it; empty where it can be no path."""
+    try:
+        path = Path(text).expanduser().resolve()
+    except (OSError, ValueError, RuntimeError):
+        return set()
+    return {path, *path.parents}
+
+
+def _name(part: Path) -> Path:
+    number = next(n for n in range(1, 1_000_000) if not (part.parent / f"{_EARLIER}-{n}").exists())
+    return part.rename(part.parent / f"{_EARLIER}-{number}")
+
+
+def _written(folder: Path, full: bool) -> list[Path]:
+    """What the earlier run has written, in the order in which it is moved."""
+    patterns = list(_ADAPTER)
+    if full or _was_full(folder):  # beside an adapter they are somebody's base model
+        patterns += _MODEL
+    if any((folder / name).is_file() for name in _TOKENIZER[-2:]):
+        patterns += _TOKENIZER
+    found = [*checkpoints(folder)[::-1], *_tensorboard(folder)]
+    found += [path for pattern in patterns for path in sorted(folder.glob(pattern))]
+    if (folder / "ref" / "adapter_config.json").is_file():  # PEFT's folder for the reference adapter
+        found.append(folder / "ref")
+    found += [folder / name for name, ours in ((_CARD, _our_card), (_REPORT, _our_report)) if ours(folder / name)]
+    return found + [folder / name for name in _RECORDS if (folder / name).is_file()]
+
+
+def _was_full(folder: Path) -> bool:
+    try:
+        return re.search(r"^use_peft: true\b", (folder / RESOLVED).read_text(encoding="utf-8"), re.MULTILINE) is None
+    except (OSError, ValueError):
+        return not (folder / "adapter_config.json").is_file()
+
+
+def _tensorboard(folder: Path) -> list[Path]:
+    """The event folder of the run, known by when it began (`trackers.run_id`)."""
+    began = began_at(folder / JOURNAL)
+    return [] if began is None else sorted((folder / _TENSORBOARD).glob(f"*-{began:%Y%m%d-%H%M%S}"))
+
+
+def _our_card(path: Path) -> bool:
+    from trl_plus.runs.model_card import is_ours
+
+    return path.is_file() and is_ours(path)
+
+
+def _our_report(path: Path) -> bool:
+    return path.is_file() and "<title>Report: " in path.read_text(encoding="utf-8", errors="replace")[:4096]
+
+
+def _texts(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Every text among the values of a recipe, with its key."""
+    for name, value in values.items():
+        waiting = [value]
+        while waiting:
+            one = waiting.pop()
+            if isinstance(one, str):
+                yield name, one
+            elif isinstance(one, Mapping):
+                waiting += one.values()
+            elif isinstance(one, list | tuple):
+                waiting += one

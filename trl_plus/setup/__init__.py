@@ -1,0 +1,1 @@
+"""From a validated recipe to live objects: datasets, tokenizer, model, trainer."""

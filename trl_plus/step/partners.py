@@ -1,0 +1,96 @@
+"""KTO's mismatched rows: which completion is put under which prompt to estimate the reference point.
+
+The estimate wants each completion of the effective batch under a prompt that is not its own. The rule below looks only
+at the rows' tokens, so it gives the same partners however the effective batch is cut into micro-batches and ranks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import cycle, groupby
+
+import torch
+from torch import Tensor
+
+from trl_plus.forward.transfer import to_device, to_host
+
+
+@dataclass(frozen=True)
+class KLRow:
+    """Token ids of one row's prompt and completion, without padding, and its example weight."""
+
+    prompt: tuple[int, ...]
+    completion: tuple[int, ...]
+    weight: float = 1.0
+
+
+READ = ("input_ids", "attention_mask", "completion_mask", "weight")
+
+
+def read_batches(
+    batches: Sequence[dict[str, Tensor]], also: Sequence[Tensor] = ()
+) -> tuple[list[dict[str, Tensor]], list[Tensor]]:
+    """What `rows_of` reads of each batch, and the tensors of `also`, on the CPU. Waits for the device once."""
+    parts = [{name: batch[name] for name in READ if name in batch} for batch in batches]
+    found = iter(to_host([*(tensor for part in parts for tensor in part.values()), *also]))
+    return [{name: next(found) for name in part} for part in parts], list(found)
+
+
+def rows_of(batch: dict[str, Tensor]) -> list[KLRow]:
+    """The rows of a collated micro-batch: what lies before the first completion token is the prompt."""
+    rows = []
+    ((batch,), _) = read_batches([batch])
+    weights = batch["weight"].tolist() if "weight" in batch else [1.0] * len(batch["input_ids"])
+    columns = zip(batch["input_ids"], batch["attention_mask"], batch["completion_mask"], weights, strict=True)
+    for ids, attended, completion, weight in columns:
+        ids, completion = ids[attended.bool()], completion[attended.bool()].bool()
+        start = int(completion.int().argmax()) if completion.any() else len(ids)
+        rows.append(KLRow(tuple(ids[:start].tolist()), tuple(ids[completion].tolist()), weight))
+    return rows
+
+
+def _digest(ids: Sequence[int]) -> bytes:
+    return blake2b(",".join(map(str, ids)).encode(), digest_size=16).digest()
+
+
+def mismatched_partners(rows: Sequence[KLRow]) -> list[int | None]:
+    """For each row the index of the row whose completion is scored under its prompt, or None where none can be.
+
+    Rows are put into an order that only their contents decide, rows of one prompt side by side, and each takes the
+    completion that stands one largest group further on: a permutation without a true pair, unless one prompt holds
+    more than half of the rows; what then meets its own prompt goes round the completions of all other prompts. The
+    order is by hash rather than by token, so that prompts that begin alike do not become neighbours.
+    """
+    keys = [_digest(row.prompt) for row in rows]
+    order = sorted(range(len(rows)), key=lambda i: (keys[i], _digest(rows[i].completion)))
+    groups = [len(list(group)) for _, group in groupby(order, key=lambda i: keys[i])]
+    partners: list[int | None] = [None] * len(rows)
+    if len(groups) < 2:
+        return partners
+    n, shift = len(rows), max(groups)
+    for position, row in enumerate(order):
+        partners[row] = order[(position + shift) % n]
+    # Only a prompt with more than half of the rows meets itself; it goes round the completions of all others
+    alone = [row for row in order if keys[partners[row]] == keys[row]]
+    others = [row for row in order if alone and keys[row] != keys[alone[0]]]
+    for row, partner in zip(alone, cycle(others), strict=False):
+        partners[row] = partner
+    return partners
+
+
+def kl_batch(
+    pairs: Sequence[tuple[KLRow, KLRow]], pad_token_id: int, max_length: int | None, device: torch.device
+) -> dict[str, Tensor]:
+    """Right-padded tensors of the prompt of each pair's first row followed by the completion of its second.
+
+    Returns `input_ids`, `attention_mask` and `completion_mask`, (B, T), int64, cut at `max_length` tokens, on `device`.
+    """
+    ids = [torch.tensor((*a.prompt, *b.completion)[:max_length]) for a, b in pairs]
+    masks = [torch.tensor([0] * len(a.prompt) + [1] * len(b.completion))[:max_length] for a, b in pairs]
+    pad = torch.nn.utils.rnn.pad_sequence
+    batch = {
+        "input_ids": pad(ids, batch_first=True, padding_value=pad_token_id),
+        "attention_mask": pad([torch.ones_like(x) for x in ids], batch_first=True),
+        "completion_mask": pad(masks, batch_first=True),
+    }
+    return dict(zip(batch, to_device(list(batch.values()), device), strict=True))

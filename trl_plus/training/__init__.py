@@ -1,0 +1,1 @@
+"""A training run, from a recipe to a trained, evaluated and saved model."""

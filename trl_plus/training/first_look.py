@@ -1,0 +1,76 @@
+"""The look that `train` takes at a sample of the rows before it loads the model."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from trl_plus.setup.objects import RunObjects
+
+ROWS = 200
+NAMED = 3  # warnings that `train` names
+FILE = "preflight.json"  # in the folder of a run: what the look found, as `trl-plus preflight --json` prints it
+
+
+class DataFound(ValueError):
+    """Preflight found errors in the data; the text says which."""
+
+
+def look(objects: RunObjects, processor: Any, say: Callable[[Any], None]) -> Any:
+    """Run preflight on a sample of the rows and give its result; say how many warnings there are.
+
+    Raises:
+        DataFound: there are errors. Warnings stop nothing.
+    """
+    from trl_plus.preflight.findings import Severity
+    from trl_plus.preflight.run import Extent, preflight
+    from trl_plus.preflight.source import open_run
+
+    result = preflight(open_run(objects, processor), Extent(rows=ROWS, near=False, previews=0))
+    errors = [finding for finding in result.findings if finding.severity is Severity.ERROR]
+    looked = ", ".join(f"{split.checked} {split.name}" for split in result.splits)
+    command = f"trl-plus preflight {objects.recipe.argument}"
+    if errors:
+        kinds = f"{len(errors)} kind{'s' if len(errors) > 1 else ''} of errors"
+        raise DataFound(
+            "\n".join(
+                [
+                    f"preflight found {kinds} in the data ({looked} rows looked at):",
+                    *(f"- {found.code} {found.split}: {found.sentence}{_rows(found)} {found.cure}" for found in errors),
+                    f"See all of it with `{command}`, or train all the same with --no-preflight.",
+                ]
+            )
+        )
+    warnings = [finding for finding in result.findings if finding.severity is Severity.WARNING]
+    plain = next((found for found in warnings if found.code == "D413" and found.split == "train"), None)
+    if plain is not None:
+        say(f"Preflight: D413 {plain.sentence}{_rows(plain)} {plain.cure}")
+    if warnings:
+        kinds = f"{len(warnings)} warning{'s' if len(warnings) > 1 else ''}"
+        say(f"Preflight: no errors and {kinds} in {looked} rows: {_named(warnings)}. `{command}` shows them.")
+    else:
+        say(f"Preflight: no errors and no warnings in {looked} rows.")
+    return result
+
+
+def keep_preflight(result: Any | None, folder: Path) -> None:
+    """Write what preflight found into the folder of its run; None where it was left out."""
+    from trl_plus.preflight.as_json import json_text
+
+    if result is None:
+        return
+    path = folder / FILE
+    part = path.with_name(f"{FILE}.part")
+    part.write_text(json_text(result) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def _named(warnings: list[Any]) -> str:
+    """The first findings by code and title."""
+    named = [f"{found.code} {found.split}: {found.title}" for found in warnings[:NAMED]]
+    return "; ".join(named) + (f"; and {len(warnings) - NAMED} more" if len(warnings) > NAMED else "")
+
+
+def _rows(found: Any) -> str:
+    rows = ", ".join(str(example.row) for example in found.examples)
+    more = ", ..." if found.count > len(found.examples) else ""
+    return f" Row{'s' if found.count > 1 else ''} {rows}{more}." if rows else ""
