@@ -4,11 +4,12 @@ import ast
 import importlib.util
 import inspect
 import re
+from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.docs.pages import ROOT, blocks
+from tests.docs.pages import ROOT, Code, blocks
 from trl_plus.errors import RecipeError
 from trl_plus.recipes.recipe import load_recipe
 
@@ -18,8 +19,13 @@ def is_recipe(code):
     return "method" in (yaml.safe_load(code.text) or {})
 
 
-RECIPES = [code for code in blocks("yaml") if is_recipe(code)]
-OLD_RECIPES = [code for code in blocks("yaml") if not is_recipe(code)]
+# Recipes of other projects in full, and what they become; migrating.md shows their keys that change
+WHOLE = [
+    Code(path.name, 1, "yaml", path.read_text(encoding="utf-8"))
+    for path in sorted((Path(__file__).parent / "migrated").glob("*.yaml"))
+]
+RECIPES = [code for code in [*blocks("yaml"), *WHOLE] if is_recipe(code)]
+OLD_RECIPES = [code for code in [*blocks("yaml"), *WHOLE] if not is_recipe(code)]
 PYTHON = blocks("python")
 
 
@@ -30,11 +36,14 @@ def test_there_is_code_to_check():
 
 
 @pytest.mark.parametrize("code", RECIPES, ids=lambda code: code.id)
-def test_recipe_is_valid(code, tmp_path):
+def test_recipe_is_valid(code, tmp_path, monkeypatch):
     from trl_plus.setup.objects import build
 
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "recipe.yaml"
     path.write_text(code.text, encoding="utf-8")
+    for table in (table for table in blocks("csv") if table.page == code.page):
+        (tmp_path / yaml.safe_load(code.text)["dataset_name"]).write_text(table.text, encoding="utf-8")
     build(load_recipe(str(path)))
 
 
@@ -55,6 +64,18 @@ def test_every_key_of_an_old_recipe_is_explained(code, tmp_path):
         if key in all_keys():  # only in want of one that has another name now
             continue
         assert re.search(rf"^\|.*\b{key}\b", migrating, re.MULTILINE), f"no table row of migrating.md names {key}"
+
+
+def test_migrating_shows_keys_of_the_recipes_in_full():
+    """Each key and value that migrating.md shows before and after is in the whole recipe, and none that changes is missing."""
+    shown = [yaml.safe_load(code.text) for code in blocks("yaml") if code.page == "migrating.md"]
+    whole = {code.page.removesuffix(".yaml"): yaml.safe_load(code.text) for code in WHOLE}
+    for name in ("simpo", "dpo", "orpo"):
+        before, after = whole[f"{name}_before"], whole[f"{name}_after"]
+        gone = {key: value for key, value in before.items() if key not in after or after[key] != value}
+        new = {key: value for key, value in after.items() if before.get(key) != value}
+        assert [keys for keys in shown if gone.items() <= keys.items() and keys.items() <= before.items()], name
+        assert [keys for keys in shown if new.items() <= keys.items() and keys.items() <= after.items()], name
 
 
 def wrong_names(text):
