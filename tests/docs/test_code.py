@@ -19,7 +19,7 @@ def is_recipe(code):
     return "method" in (yaml.safe_load(code.text) or {})
 
 
-# Recipes of other projects in full, and what they become; migrating.md shows their keys that change
+# Recipes of other projects in full, and what they become
 WHOLE = [
     Code(path.name, 1, "yaml", path.read_text(encoding="utf-8"))
     for path in sorted((Path(__file__).parent / "migrated").glob("*.yaml"))
@@ -49,7 +49,7 @@ def test_recipe_is_valid(code, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("code", OLD_RECIPES, ids=lambda code: code.id)
 def test_every_key_of_an_old_recipe_is_explained(code, tmp_path):
-    """`trl-plus train --dry-run` and the tables of migrating.md both say what to write instead."""
+    """`trl-plus train --dry-run` and a table of migrating.md or recipes.md both tell what to write instead."""
     from trl_plus.recipes.keys import all_keys
 
     method = next((name for name in ("orpo", "simpo") if name in code.text), "dpo")
@@ -58,24 +58,22 @@ def test_every_key_of_an_old_recipe_is_explained(code, tmp_path):
     with pytest.raises(RecipeError) as refused:
         load_recipe(str(path))
     assert not [problem for problem in refused.value.problems if "unknown key" in problem]
-    migrating = (ROOT / "docs" / "migrating.md").read_text(encoding="utf-8")
+    tables = "".join((ROOT / "docs" / page).read_text(encoding="utf-8") for page in ("migrating.md", "recipes.md"))
     for problem in refused.value.problems:
         key = re.search(r"`(\w+)`", problem)[1]
         if key in all_keys():  # only in want of one that has another name now
             continue
-        assert re.search(rf"^\|.*\b{key}\b", migrating, re.MULTILINE), f"no table row of migrating.md names {key}"
+        assert re.search(rf"^\|.*\b{key}\b", tables, re.MULTILINE), f"no table row names {key}"
 
 
-def test_migrating_shows_keys_of_the_recipes_in_full():
-    """Each key and value that migrating.md shows before and after is in the whole recipe, and none that changes is missing."""
+def test_migrating_shows_the_keys_that_change():
+    """Before and after, migrating.md shows every key of the DPO recipe that changes, with the values of the whole files."""
     shown = [yaml.safe_load(code.text) for code in blocks("yaml") if code.page == "migrating.md"]
-    whole = {code.page.removesuffix(".yaml"): yaml.safe_load(code.text) for code in WHOLE}
-    for name in ("simpo", "dpo", "orpo"):
-        before, after = whole[f"{name}_before"], whole[f"{name}_after"]
-        gone = {key: value for key, value in before.items() if key not in after or after[key] != value}
-        new = {key: value for key, value in after.items() if before.get(key) != value}
-        assert [keys for keys in shown if gone.items() <= keys.items() and keys.items() <= before.items()], name
-        assert [keys for keys in shown if new.items() <= keys.items() and keys.items() <= after.items()], name
+    whole = {code.page: yaml.safe_load(code.text) for code in WHOLE}
+    before, after = whole["dpo_before.yaml"], whole["dpo_after.yaml"]
+    for keys, others in ((before, after), (after, before)):
+        changed = {key: value for key, value in keys.items() if key not in others or others[key] != value}
+        assert [part for part in shown if changed.items() <= part.items() <= keys.items()]
 
 
 def wrong_names(text):
