@@ -33,6 +33,23 @@ def test_pairs(method, config, n, update_of, difference, pair_rows):
         assert difference(whole, update_of(method, pair_rows(n), batch, 8 // batch, **config)) < BAR
 
 
+@pytest.mark.parametrize("method", ["SimPO", "DPO"])
+def test_margins(method, update_of, difference, pair_rows):
+    rows = [row | {"margin": 0.3 * (i % 3) - 0.2} for i, row in enumerate(pair_rows(7))]
+    whole = update_of(method, rows, 8, margin_scale=2.0)
+    for changed in ({}, {"tokens_per_device": 60}):
+        assert difference(whole, update_of(method, rows, 1, 8, margin_scale=2.0, **changed)) < BAR
+    assert difference(whole, update_of(method, rows, 8)) > 100 * BAR
+
+
+def test_a_margin_that_all_share_is_gamma(update_of, difference, pair_rows):
+    rows = [row | {"margin": 0.15} for row in pair_rows(6)]
+    assert (
+        difference(update_of("SimPO", rows, 8, margin_scale=2.0, gamma=0.5), update_of("SimPO", rows, 8, gamma=0.8))
+        < BAR
+    )
+
+
 @pytest.mark.parametrize("n", [16, 13], ids=["full", "short"])
 def test_kto(n, update_of, difference, unpaired_rows):
     whole = update_of("KTO", unpaired_rows(n), 16)

@@ -26,8 +26,30 @@ def refuse_nulls(dataset: Any, columns: list[str], name: str) -> None:
 
 
 def is_weight(value: Any) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and math.isfinite(value) and value >= 0
+    return is_number(value) and value >= 0
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def refuse_margins(dataset: Any, name: str) -> None:
+    """Refuse a dataset without a `margin` column, or with one that is not a finite number in every row.
+
+    Raises:
+        ValueError: names the row. The rows of a stream are not read.
+    """
+    columns = getattr(dataset, "column_names", None)
+    if columns is not None and "margin" not in columns:
+        raise ValueError(
+            f"`margin_scale` reads a `margin` column, and {name} has none: add one (`converter: scores` writes the "
+            "difference of two scores, `columns: {margin: NAME}` reads another column), or set `margin_scale: 0`."
+        )
+    if not hasattr(dataset, "__len__"):
+        return
+    bad = next(((i, v) for i, v in enumerate(dataset["margin"]) if not is_number(v)), None)
+    if bad is not None:
+        raise ValueError(f"`margin` of row {bad[0]} of {name} is {bad[1]!r}: it must be a finite number.")
 
 
 def refuse_weights(dataset: Any, name: str) -> None:
