@@ -126,7 +126,7 @@ def reason_of(model: torch.nn.Module, layout: str = "packed") -> str | None:
 
 def layout_and_reason(reason: str | None) -> tuple[str, str]:
     """The layout of `layout: auto` and the reason for it, as the table of docs/speed.md has them."""
-    shown = reason or ""
+    shown = reason or "-"
     for long, short in SHORT.items():
         shown = (short or long) if shown.startswith(long) else shown
     return ("rows" if reason else "packed"), shown
