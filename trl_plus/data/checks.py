@@ -33,6 +33,20 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
+_SCORES = ("score_chosen", "score_rejected")
+
+
+def with_margins(dataset: Any) -> Any:
+    """The dataset with a `margin` column: its own, or the difference of `score_chosen` and `score_rejected`."""
+    columns = set(getattr(dataset, "column_names", None) or next(iter(dataset)))
+    return dataset if "margin" in columns or not columns.issuperset(_SCORES) else dataset.map(_difference)
+
+
+def _difference(row: dict[str, Any]) -> dict[str, float | None]:
+    scores = [row[name] for name in _SCORES]
+    return {"margin": float(scores[0] - scores[1]) if all(map(is_number, scores)) else None}
+
+
 def refuse_margins(dataset: Any, name: str) -> None:
     """Refuse a dataset without a `margin` column, or with one that is not a finite number in every row.
 
@@ -42,8 +56,9 @@ def refuse_margins(dataset: Any, name: str) -> None:
     columns = getattr(dataset, "column_names", None)
     if columns is not None and "margin" not in columns:
         raise ValueError(
-            f"`margin_scale` reads a `margin` column, and {name} has none: add one (`converter: scores` writes the "
-            "difference of two scores, `columns: {margin: NAME}` reads another column), or set `margin_scale: 0`."
+            f"`margin_scale` reads a `margin` column, and {name} has none: add one (or `score_chosen` and "
+            "`score_rejected`, as `converter: scores` does; `columns: {margin: NAME}` reads another column), or set "
+            "`margin_scale: 0`."
         )
     if not hasattr(dataset, "__len__"):
         return

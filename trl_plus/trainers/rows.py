@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 
-from trl_plus.data.checks import refuse_labels, refuse_margins, refuse_nulls, refuse_weights
+from trl_plus.data.checks import refuse_labels, refuse_margins, refuse_nulls, refuse_weights, with_margins
 from trl_plus.data.collators import EXTRA_COLUMNS, RowExtras
 from trl_plus.data.forms import FORM, in_form, is_formed, refuse_faults
 from trl_plus.data.lengths import LengthReport, apply_overlong, lengths, row_fits
@@ -88,6 +88,7 @@ class PreferenceRows:
             raise ValueError(f"The {name} dataset is empty: check its path, split and filters.")
         with PartialState().main_process_first():
             dataset = in_form(dataset, name)
+            dataset = with_margins(dataset) if self._reads_margin else dataset
         first = next(iter(dataset))
         self.check_rows(dataset, name)
         sides = sides_of(list(first))
