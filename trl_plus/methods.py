@@ -179,8 +179,8 @@ class Method:
             args: the training configuration; None for the values that the method starts from.
         """
         names = getattr(args, "loss_type", None) or self.fixed.get("loss_type") or next(iter(self.family.losses))
-        read = (loss.reward for loss in self.family.named(names))
-        read = {how if how in ("sum", "mean") else getattr(args, how, "mean") for how in read}
+        rewards = {loss.reward for loss in self.family.named(names)}
+        read = {how if how in ("sum", "mean") else getattr(args, how, "mean") for how in rewards}
         return "sum" if "sum" in read else "mean"
 
 
@@ -213,9 +213,9 @@ METHODS: dict[str, Method] = {
 
 def trained_with(family: Family, args: Any) -> list[Loss]:
     """The losses that a training configuration combines, under the names and papers of their variants, each once."""
-    found = {}
+    found: dict[str, Loss] = {}
     for loss in family.named(args.loss_type):
-        if loss is _DPO["sigmoid"] and getattr(args, "margin_scale", 0.0):
+        if loss is _DPO["sigmoid"] and getattr(args, "margin_scale", False):
             loss = replace(loss, title="ODPO", paper=papers.ODPO)
         elif loss is _DPO["sigmoid"] and args.label_smoothing:
             loss = replace(loss, title="cDPO", paper=papers.CDPO)
