@@ -47,7 +47,8 @@ _ALL = (
     _dpo_preset("ipo", "IPO: squared distance to a finite margin", "ipo"),
     _dpo_preset("hinge", "hinge loss on the DPO margin", "hinge"),
     _dpo_preset("robust", "robust DPO: unbiased under flipped labels", "robust", label_smoothing=0.1),
-    _dpo_preset("dpo_norm", "DPO on length-normalised log-ratios", "sigmoid_norm"),
+    # TRL's default of 0.1 is that of a loss on sums over tokens; this is a mean (trl_plus/published.py)
+    _dpo_preset("dpo_norm", "DPO on length-normalised log-ratios", "sigmoid_norm", beta=5.0),
     _dpo_preset("apo_zero", "APO-zero: the chosen side up, the rejected side down", "apo_zero"),
     _dpo_preset("apo_down", "APO-down: both sides down, the rejected side more", "apo_down"),
     Method("apo_zero_unpaired", "APO-zero on single labelled completions", "KTOConfig", "KTOTrainer",
