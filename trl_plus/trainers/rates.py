@@ -7,6 +7,7 @@ from typing import Any
 from trl_plus.published import BETAS, RATES
 from trl_plus.trainers.optimizers import updates_in_backward
 from trl_plus.trainers.rounding import rounded_away
+from trl_plus.upstream.models import adapter_of, parameters
 
 LORA = 10  # adapters are trained with rates up to this many times higher than full weights
 MARGIN = 5  # published rates are few: only a rate this far outside is reported
@@ -90,22 +91,3 @@ def unknown_beta(method: str, args: Any) -> str | None:
             "its own scale of beta: set a value in that range, unless a sweep on your model says otherwise."
         )
     return None
-
-
-def size_of(parameter: Any) -> int:
-    """Elements of a parameter. DeepSpeed ZeRO-3 leaves an empty tensor in its place; FSDP2 keeps its shape."""
-    return getattr(parameter, "ds_numel", parameter.numel())
-
-
-def parameters(model: Any) -> int:
-    """The number of a model's parameters, over all processes that hold parts of them."""
-    return sum(size_of(parameter) for parameter in model.parameters())
-
-
-def adapter_of(model: Any) -> str:
-    """The kind of a PEFT model's active adapter, such as "LORA"; "none" for a plain model."""
-    configs = getattr(model, "peft_config", None)
-    if not isinstance(configs, dict) or not configs:
-        return "none"
-    kind = next(iter(configs.values())).peft_type
-    return str(getattr(kind, "value", kind))
