@@ -96,7 +96,7 @@ BETAS = (
     Beta("robust", 0.1, 0.1, "the robust DPO paper"),
     Beta("exo_pair", 0.1, 0.1, "the EXO paper"),
     Beta("nca_pair", 0.01, 0.01, "the NCA paper"),
-    Beta("bco_pair", 0.01, 0.1, "the BCO paper and MPO"),
+    Beta("bco_pair", 0.01, 0.01, "the BCO paper"),
     Beta("sppo_hard", 0.001, 0.001, "the SPPO paper"),
     Beta("aot", 0.01, 0.01, "the AOT paper"),
     Beta("aot_unpaired", 0.01, 0.01, "the AOT paper"),

@@ -1,6 +1,7 @@
 """Published recipes: each says where it is from, is valid here, and is what the table of rates and betas says."""
 
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -115,3 +116,20 @@ def test_ways_to_name_one():
     for wrong in ("recipes/tulu3_8b.yaml", "published/simpo_lora", "other/tulu3_8b"):
         with pytest.raises(RecipeError):
             find_recipe(wrong)
+
+
+def test_the_page_lists_all():
+    """docs/published.md has the figures of every published recipe and of both tables."""
+    text = (Path(__file__).parents[2] / "docs" / "published.md").read_text(encoding="utf-8")
+    for name in NAMES:
+        recipe, source = load_recipe(name), re.search(r"# Source: (\S+), commit (\w{7})", recipe_path(name).read_text())
+        ratio = f", ratio {recipe['gamma_beta_ratio']:g}" if recipe.method.name == "simpo" else ""
+        figures = f"| {recipe['learning_rate']:g} | {recipe['beta']:g}{ratio} | "
+        assert f"| `{name}` | `{recipe.method.name}` {figures}" in text, name
+        assert f"| {source[1]} {source[2]} |" in text
+    for row in RATES:
+        rate = f"{row.low:g}" if row.low == row.high else f"{row.low:g} to {row.high:g}"
+        assert row.source in NAMES or f"| {row.size:g}B, {row.kind} | {rate} | {row.source} |" in text, row
+    for row in BETAS:
+        beta = f"{row.low:g}" if row.low == row.high else f"{row.low:g} to {row.high:g}"
+        assert f"| `{row.loss}` | {beta} | {row.source} |" in text, row
