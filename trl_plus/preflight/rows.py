@@ -137,6 +137,14 @@ class Row:
             spoken(self.last_message(side)) if self.conversational else text for side, text in self.responses.items()
         ]
 
+    def said(self, side: str) -> str:
+        """What a response says, with its tool calls, and its thinking trace between marks if it has a key for it."""
+        if not self.conversational:
+            return self.responses[side]
+        message = self.last_message(side)
+        thought = next((message[key] for key in THINKING_KEYS if isinstance(message.get(key), str)), "")
+        return f"<think>{thought}</think>{spoken(message)}" if thought else spoken(message)
+
     @cached_property
     def texts(self) -> list[tuple[str, str]]:
         """(where, text) of everything that is read or trained on, each once."""
