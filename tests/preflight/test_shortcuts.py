@@ -10,24 +10,13 @@ from tests.preflight.corpus import FORMS, clean_samples, rendered, write
 from tests.preflight.looks import look
 from tests.preflight.plant_shortcuts import PLANTS, WRONGS, planted
 from tests.preflight.toys import build_toy, open_toy, save_toy
+from trl_plus.data.shortcut_rule import Examples, cross_fitted, fit, of_labels, of_pairs, right
+from trl_plus.data.surface import FEATURES, NAMES, Stock, measure, of_responses, stock_keys
 from trl_plus.preflight.as_json import as_json, from_json
 from trl_plus.preflight.findings import Severity
 from trl_plus.preflight.page import preflight_page
 from trl_plus.preflight.run import Extent, preflight
-from trl_plus.preflight.shortcuts import (
-    MOST,
-    STRONG,
-    Examples,
-    accuracy,
-    audit,
-    cross_fitted,
-    fit,
-    of_labels,
-    of_pairs,
-    right,
-    worth,
-)
-from trl_plus.preflight.surface import FEATURES, NAMES, Stock, measure, of_responses, stock_keys
+from trl_plus.preflight.shortcuts import MOST, STRONG, accuracy, audit, worth
 
 CHAT, KTO, PAIRS = FORMS["chat"], FORMS["kto-chat"], FORMS["kto-pairs"]
 
@@ -64,7 +53,8 @@ def as_rows(rows):
 @pytest.mark.parametrize("name", [*PLANTS, *WRONGS])
 def test_a_planted_shortcut_is_found(name, share):
     found = audit(examples(planted(pairs(), name, share=share)))
-    assert found is not None and found.strong
+    assert found is not None
+    assert found.strong
     assert found.accuracy.value > share - 0.08  # no rule can reach more than the share by this feature
 
 
@@ -102,10 +92,13 @@ def test_labelled_rows_are_judged_by_the_mean_of_both_labels():
     texts = [sample.responses["chosen"] for sample in clean_samples(CHAT, 600, 5)]
     prompts = np.arange(600)
     plain = audit(of_labels(of_responses([texts], [""] * 600)[0][:, 0], labels, prompts))
-    assert plain is not None and not plain.found and abs(plain.accuracy.value - 0.5) < 0.1
+    assert plain is not None
+    assert not plain.found
+    assert abs(plain.accuracy.value - 0.5) < 0.1
     marked = [text + "\n\n- one\n- two" if label else text for text, label in zip(texts, labels, strict=True)]
     found = audit(of_labels(of_responses([marked], [""] * 600)[0][:, 0], labels, prompts))
-    assert found is not None and found.accuracy.value > 0.95
+    assert found is not None
+    assert found.accuracy.value > 0.95
     assert found.accuracy.low < 0.97  # the interval is that of the 60 unwanted rows too
 
 
@@ -115,7 +108,8 @@ def test_weights_of_rows_count():
     whole = examples(rows)
     weights = np.repeat([1.0, 0.0], 240)
     found = audit(replace(whole, weights=weights))
-    assert found is not None and found.rows == 240
+    assert found is not None
+    assert found.rows == 240
     assert "list_items" in [trait.name for trait in found.traits[:3]]
     assert "capitals" not in [trait.name for trait in found.traits[:3]]
     assert audit(replace(whole, weights=7 * whole.weights)).accuracy.value == audit(whole).accuracy.value
@@ -138,7 +132,7 @@ def test_the_regression_is_at_its_minimum():
 
 
 def test_an_accuracy_and_its_interval_by_hand():
-    """7 of 10 rows right, each a prompt of its own: Wilson's interval on 10 rows, times 9 / 10 for the estimated mean."""
+    """7 of 10 rows right, each a prompt of its own: Wilson's interval on 9 rows, one being spent on the mean."""
     whole = Examples(np.zeros((10, len(FEATURES))), np.ones(10), np.ones(10), np.arange(10), True)
     estimate = accuracy(np.array([1.0] * 7 + [0.0] * 3), whole, spread=1)
     n, z = 9.0, 1.959964
@@ -213,14 +207,14 @@ def test_pairs_with_a_shortcut(form, with_model, tmp_path):
     else:
         result = look(rows, form, tmp_path / "rows.jsonl")
     found = finding(result)
-    assert found.severity is Severity.WARNING and found.count == 0 and found.checked == 300
+    assert (found.severity, found.count, found.checked) == (Severity.WARNING, 0, 300)
     assert "opens without a refusal or an apology" in found.sentence
     shortcut = result.splits[0].shortcut
-    assert ("tokens" in [*NAMES]) and shortcut.accuracy.value == pytest.approx(0.9, abs=0.06)
+    assert shortcut.accuracy.value == pytest.approx(0.9, abs=0.06)
     assert len(found.examples) == 3
     for example in found.examples:  # rows whose chosen side refuses
         assert rows[example.row]["chosen"][0]["content"].startswith(("I am sorry", "I cannot", "Unfortunately"))
-        assert "rejected is preferred, which" in example.detail
+        assert "it favours rejected, which" in example.detail
 
 
 def test_labelled_rows_with_a_shortcut(tmp_path):
@@ -248,7 +242,8 @@ def test_what_length_explains_is_left_to_d510(tmp_path):
     result = look(as_rows(rows), CHAT, tmp_path / "rows.jsonl")
     assert finding(result, "D510").severity is Severity.WARNING
     found = finding(result)
-    assert found.severity is Severity.INFO and "see D510" in found.sentence
+    assert found.severity is Severity.INFO
+    assert "see D510" in found.sentence
     assert result.splits[0].shortcut.length_only
 
 
@@ -256,12 +251,14 @@ def test_the_result_as_json_and_as_a_page(tmp_path):
     result = look(as_rows(planted(pairs(), "bold")), CHAT, tmp_path / "rows.jsonl")
     content = json.loads(json.dumps(as_json(result)))
     shortcut = content["splits"][0]["shortcut"]
-    assert shortcut["accuracy"]["value"] > STRONG and shortcut["features"][0]["name"] == "bold"
+    assert shortcut["accuracy"]["value"] > STRONG
+    assert shortcut["features"][0]["name"] == "bold"
     assert sum(shortcut["scores"]["counts"]) == shortcut["rows"] == 300
     again = from_json(content).splits[0].shortcut
     assert replace(again, examples=result.splits[0].shortcut.examples) == result.splits[0].shortcut
     page = preflight_page(result)
-    assert "surface features alone" in page and "has more bold or italic marks" in page
+    assert "surface features alone" in page
+    assert "has more bold or italic marks" in page
     del content["splits"][0]["shortcut"]  # a result of an earlier version
     assert from_json(content).splits[0].shortcut is None
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from trl_plus.data.formats import prepare
+from trl_plus.data.surface import measure, stock_keys
 from trl_plus.data.token_ids import no_row, unknown_token
 from trl_plus.errors import DataError
 from trl_plus.preflight import checks  # noqa: F401  (registers them)
@@ -17,7 +18,6 @@ from trl_plus.preflight.preview import preview_rows
 from trl_plus.preflight.registry import CONVERSATION, SHAPE, TEXT, TOKENS
 from trl_plus.preflight.rows import ROW, SOURCE, Row, excerpt, message_text, read_row
 from trl_plus.preflight.sketches import sketch
-from trl_plus.preflight.surface import measure, stock_keys
 from trl_plus.preflight.tally import Tally
 from trl_plus.preflight.target import Target
 from trl_plus.preflight.tokens import TokenRows, tokenize

@@ -1,17 +1,8 @@
-"""How far surface features alone tell the preferred side: a logistic regression that has read nothing.
+"""How far surface features alone tell the preferred side: the audit of a split.
 
-**Rule.** A pair is the difference of the features (`preflight.surface`) of its two sides, preferred minus other. The
-rule is a logistic regression without intercept on differences, so it has no side: minimise
-
-    sum_i w_i log(1 + exp(-y_i b.x_i)) + ridge / 2 |b|^2,      y_i = 1
-
-over differences that are divided by their root mean square and clipped to +-4. Labelled rows are the features
-themselves, centred, with y_i = +-1 and an intercept without penalty; both labels weigh the same in all.
-
-**Accuracy.** Prompts are drawn into five folds. Each row is judged by the rule fitted on the other folds, so no row
-and no other row of its prompt is known to its judge. Three draws are made, and a row's score is the mean. Accuracy is the weighted share of rows judged right, a tie counted
-half; of labelled rows the mean of the shares of both labels. Labels that are flipped at random therefore have a mean
-accuracy of 0.5 exactly for pairs.
+**Accuracy** is the weighted share of rows that the cross-fitted rule (`data.shortcut_rule`) judges right, a tie counted
+half; of labelled rows the mean of the shares of both labels. Labels of pairs that are flipped at random therefore have
+a mean accuracy of 0.5 exactly.
 
 **Interval.** Wilson's 95% interval, two-sided, on an effective number of rows. Under independent prompts this is
 p (1 - p) / v, with v the variance of the share from the sums of residuals of each prompt, and at most Kish's number.
@@ -20,87 +11,21 @@ independent judges (benchmarks/shortcuts.py measures it); the number is divided 
 
 **Finding.** A shortcut is found if the lower end lies above 0.5 and the accuracy is at least `WORTH`.
 
-**Balance.** `balance` finds row weights w_i proportional to exp(-l.x_i), those nearest to uniform in entropy
-(Hainmueller 2012), under which the weighted mean of each evened feature is 0. At these weights the gradient of the loss
-above is 0 at b = 0: the regression finds nothing in these features.
-
 Imports only numpy.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from trl_plus.data.shortcut_rule import SEED, SIZE, Examples, Floats, Ints, Rule, cross_fitted, fit, right
+from trl_plus.data.surface import FEATURES
 from trl_plus.evaluation.intervals import Estimate, wilson_interval
-from trl_plus.preflight.surface import FEATURES
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Masks = NDArray[np.bool_]
-
-ROWS, PROMPTS = 200, 100  # fewer say little about so many features
-MOST = 20_000  # rows from which more make the interval no narrower than 0.014
+MOST = 20_000  # rows from which more make the interval no narrower than 0.02
 SPREAD = 1.25  # of accuracies under label shuffles, as a multiple of that of independent judges
 WORTH, STRONG = 0.6, 0.65  # accuracies from which a shortcut is reported, and warned of
 BINS = 24  # of the histogram of scores
-FOLDS, DRAWS, SEED = 5, 3, 0
-RIDGE, CLIP = 10.0, 4.0
-CAP = 20.0  # a balanced row weighs at most so many times, and at least one so-manieth, of what it weighed
-SIZE = np.array([feature.size for feature in FEATURES])
-_STEPS, _CLOSE = 50, 1e-7
-
-
-@dataclass(frozen=True)
-class Examples:
-    """N rows as a rule sees them.
-
-    Attributes:
-        x: (N, F), differences of pairs, preferred minus other; of labelled rows their features.
-        y: (N,), 1, and -1 of labelled rows that are not wanted.
-        weights: (N,), at least 0.
-        prompts: (N,), rows of one number share a prompt.
-        paired: x are differences.
-    """
-
-    x: Floats
-    y: Floats
-    weights: Floats
-    prompts: Ints
-    paired: bool
-
-    def select(self, rows: Masks | Ints) -> "Examples":
-        return Examples(self.x[rows], self.y[rows], self.weights[rows], self.prompts[rows], self.paired)
-
-    @property
-    def even(self) -> Floats:
-        """(N,): the weights; of labelled rows so that both labels weigh the same in all."""
-        if self.paired:
-            return self.weights
-        sums = {sign: max(float(self.weights[self.y == sign].sum()), 1e-300) for sign in (-1, 1)}
-        return self.weights * np.where(self.y > 0, 1 / sums[1], 1 / sums[-1]) * self.weights.sum() / 2
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A fitted regression. `score` is the log-odds of the preferred side.
-
-    Attributes:
-        centre, scale, slope: (F,); features that do not vary have the slope 0.
-    """
-
-    centre: Floats
-    scale: Floats
-    slope: Floats
-    intercept: float = 0.0
-
-    def parts(self, x: Floats) -> Floats:
-        """(N, F): what each feature adds to the score."""
-        return np.clip((x - self.centre) / self.scale, -CLIP, CLIP) * self.slope
-
-    def score(self, x: Floats) -> Floats:
-        """(N,)"""
-        return self.parts(x).sum(1) + self.intercept
 
 
 @dataclass(frozen=True)
@@ -174,73 +99,6 @@ def worth(accuracy: Estimate) -> bool:
     return accuracy.low > 0.5 and accuracy.value >= WORTH
 
 
-# -- the regression -------------------------------------------------------------------------------------------------
-
-
-def fit(examples: Examples, columns: Masks | None = None) -> Rule:
-    """The rule of some rows.
-
-    Args:
-        columns: (F,), the features it may use; None for all.
-    """
-    x, weights = examples.x, examples.even
-    total = max(float(weights.sum()), 1e-300)
-    centre = np.zeros(x.shape[1]) if examples.paired else weights @ x / total
-    scale = np.sqrt(np.maximum(weights @ (x - centre) ** 2 / total, 0))
-    used = scale > 1e-6 if columns is None else (scale > 1e-6) & columns
-    scale = np.where(scale > 1e-6, scale, 1.0)
-    standard = np.clip((x[:, used] - centre[used]) / scale[used], -CLIP, CLIP)
-    slope = np.zeros(x.shape[1])
-    found = _minimum(standard, examples.y, weights * len(x) / total, not examples.paired)
-    slope[used] = found[: used.sum()]
-    return Rule(centre, scale, slope, 0.0 if examples.paired else float(found[-1]))
-
-
-def _minimum(x: Floats, y: Floats, weights: Floats, intercept: bool) -> Floats:
-    """Newton's method with halved steps; the intercept, if there is one, comes last."""
-    if intercept:
-        x = np.column_stack([x, np.ones(len(x))])
-    penalty = np.full(x.shape[1], RIDGE)
-    penalty[len(penalty) - intercept :] = 1e-6
-    signed, found = x * y[:, None], np.zeros(x.shape[1])
-
-    def loss(at: Floats) -> float:
-        return float(weights @ np.logaddexp(0, -(signed @ at)) + penalty @ at**2 / 2)
-
-    now = loss(found)
-    for _ in range(_STEPS):
-        wrong = 1 / (1 + np.exp(np.minimum(signed @ found, 500)))
-        gradient = penalty * found - signed.T @ (weights * wrong)
-        curve = (x * (weights * wrong * (1 - wrong))[:, None]).T @ x + np.diag(penalty)
-        step = np.linalg.solve(curve, gradient)
-        while (then := loss(found - step)) > now + 1e-12 * abs(now):
-            step = step / 2
-        found, gain, now = found - step, now - then, then
-        if gain <= _CLOSE * max(abs(now), 1):
-            break
-    return found
-
-
-def cross_fitted(examples: Examples, columns: Masks | None = None) -> Floats:
-    """(N,): the mean score of each row by the rules of the folds that its prompt is not in, over `DRAWS` draws."""
-    names, own = np.unique(examples.prompts, return_inverse=True)
-    rng = np.random.default_rng(SEED)
-    scores = np.zeros(len(examples.y))
-    for _ in range(DRAWS):
-        fold = (rng.permutation(len(names)) % FOLDS)[own]
-        for number in range(FOLDS):
-            judged = fold == number
-            if judged.any() and not judged.all():
-                scores[judged] += fit(examples.select(~judged), columns).score(examples.x[judged]) / DRAWS
-    return scores
-
-
-def right(scores: Floats, examples: Examples) -> Floats:
-    """(N,): 1 for a row that is judged right, 0.5 for one without a verdict, 0 for one that is judged wrong."""
-    signed = scores * examples.y
-    return (signed > 0) + 0.5 * (signed == 0)
-
-
 def accuracy(hits: Floats, examples: Examples, spread: float = SPREAD) -> Estimate:
     """The share judged right with its interval.
 
@@ -279,8 +137,7 @@ def audit(examples: Examples, shown: int = 3) -> Shortcut | None:
     if len(kept) > MOST:
         kept = np.sort(np.random.default_rng(SEED).choice(kept, MOST, replace=False))
     some = examples.select(kept)
-    prompts = len(np.unique(some.prompts))
-    if len(kept) < ROWS or prompts < PROMPTS or not (some.paired or 0 < (some.y > 0).sum() < len(kept)):
+    if not some.enough:
         return None
     scores = cross_fitted(some)
     hits = right(scores, some)
@@ -288,7 +145,7 @@ def audit(examples: Examples, shown: int = 3) -> Shortcut | None:
     edges, counts = _histogram(scores * some.y)
     return Shortcut(
         rows=len(kept),
-        prompts=prompts,
+        prompts=len(np.unique(some.prompts)),
         accuracy=accuracy(hits, some),
         length=accuracy(right(cross_fitted(some, SIZE), some), some),
         other=accuracy(right(cross_fitted(some, ~SIZE), some), some),
@@ -370,16 +227,3 @@ def _misleading(rule: Rule, examples: Examples, place: int) -> tuple[str, ...]:
         if not feature.size:
             found.append((float(part), feature.more if value * (-1 if examples.paired else 1) > 0 else feature.less))
     return tuple(words for part, words in sorted(found)[:3] if part < -0.05)
-
-
-def of_pairs(features: NDArray[np.floating], prompts: Ints, weights: Floats | None = None) -> Examples:
-    """Examples of pairs from features, (N, 2, F), the preferred side first."""
-    x = features[:, 0].astype(float) - features[:, 1].astype(float)
-    return Examples(x, np.ones(len(x)), np.ones(len(x)) if weights is None else weights, prompts, True)
-
-
-def of_labels(features: NDArray[np.floating], labels: Masks, prompts: Ints, weights: Floats | None = None) -> Examples:
-    """Examples of labelled rows from features, (N, F)."""
-    count = len(features)
-    signs = np.where(labels, 1.0, -1.0)
-    return Examples(features.astype(float), signs, np.ones(count) if weights is None else weights, prompts, False)

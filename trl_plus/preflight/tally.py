@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from trl_plus.data.shortcut_rule import Examples, of_labels, of_pairs
+from trl_plus.data.surface import Stock, complete
 from trl_plus.preflight.findings import EXAMPLES, Example, Preview, Severity
 from trl_plus.preflight.rows import SOURCE, SOURCE_ROW
-from trl_plus.preflight.shortcuts import Examples, Shortcut, audit, of_labels, of_pairs
-from trl_plus.preflight.surface import Stock, complete
+from trl_plus.preflight.shortcuts import Shortcut, audit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -106,7 +107,7 @@ class Summary:
     Attributes:
         index: row in the source, for each readable row.
         text: per readable row: hashes "row", "prompt" and of each side, "<side>_size" in characters, "label", "sketch",
-            "position", and "surface", "stock" (both of each side) and "weight", see `preflight.surface`.
+            "position", and "surface", "stock" (both of each side) and "weight", see `data.surface`.
         tokens: per token row: "prompt", and of each side, in tokens; "label", "dropped", and its row's "position".
         hits: what the other checks found, by code.
         sampled: only some of the split's rows were looked at.
@@ -149,7 +150,7 @@ class Summary:
         return audit(self.examples) if self.split == "train" and self.examples is not None else None
 
     def _token_counts(self, sides: int) -> np.ndarray | None:
-        """(N, sides): tokens of each response; 0 for all sides of a row that was not tokenized. None without a model."""
+        """(N, sides): tokens of each response, 0 for a row that was not tokenized; None without a model."""
         if not self.tokens:
             return None
         place = np.searchsorted(self.text["position"], self.tokens["position"])

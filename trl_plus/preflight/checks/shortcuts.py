@@ -14,17 +14,17 @@ _NAMED, _LEAST = 5, 0.1  # features that are named, and the weight, in log-odds,
     WARNING,
     "surface features alone predict the preferred side",
     "Look at the rows in which the shortcut is wrong. If the features are not what you want to teach, set "
-    "`balance: true`, or add rows in which they point the other way; `trl-plus evaluate` shows accuracy on held-out rows "
-    "in which the shortcut is wrong.",
+    "`balance: true`, or add rows in which they point the other way; `trl-plus evaluate` shows accuracy on held-out "
+    "pairs in which the shortcut is wrong.",
 )
 def surface_shortcut(summary: Summary, target: Target) -> Verdict | None:
     found = summary.shortcut
     if found is None or not found.found:
         return None
     length = found.length_only and length_bias(summary, target) is not None
-    wrong = ("rejected is preferred, which", "it") if found.paired else ("misleading: it", "it")
+    wrong = "it favours rejected, which" if found.paired else "misled by a completion that"
     examples = tuple(
-        target.example(summary.row(example.row), f"{wrong[0]} {', '.join(example.words)}") for example in found.examples
+        target.example(summary.row(example.row), f"{wrong} {', '.join(example.words)}") for example in found.examples
     )
     return Verdict(
         f"{reached(found)} {told(found)} {_beside(found, length)}",
@@ -39,7 +39,8 @@ def reached(found: Shortcut) -> str:
     share = f"{value.value:.1%} [{value.low:.1%}, {value.high:.1%}]"
     if found.paired:
         return f"A rule that reads nothing picks the preferred side in {share} of {found.rows} pairs."
-    return f"A rule that reads nothing tells wanted from other completions in {share} of {found.rows} rows (mean of both labels)."
+    rows = f"{found.rows} rows (mean of both labels)"
+    return f"A rule that reads nothing tells wanted from unwanted completions in {share} of {rows}."
 
 
 def told(found: Shortcut) -> str:

@@ -8,7 +8,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
-from os.path import commonprefix
+from os.path import commonprefix  # of characters, which is meant here
+from string import ascii_lowercase, ascii_uppercase, digits
 from zlib import crc32
 
 import numpy as np
@@ -80,37 +81,38 @@ NAMES = tuple(feature.name for feature in FEATURES)
 _PLACE = {name: place for place, name in enumerate(NAMES)}
 TOKENS, STOCK = _PLACE["tokens"], (_PLACE["stock_opening"], _PLACE["stock_ending"])  # filled in by `complete`
 
+_I_AM = r"i(?:(?:'|’)?m| am) (?:really |very |so )?(?:sorry|afraid|unable|not able|not comfortable)"
+_NOT = r"(?:can(?:no|'|’| )?t|won(?:'|’)t|will not|do not|don(?:'|’)t|must decline|have to decline|apologi[sz]e|regret)"
 _REFUSAL = re.compile(
-    r"(?:\W|sorry,? but|unfortunately|however)*(?:i(?:'|’)?m (?:really |very |so )?(?:sorry|afraid|unable|not able|not comfortable)"
-    r"|i am (?:really |very |so )?(?:sorry|afraid|unable|not able|not comfortable)|i (?:can(?:no|'|’| )?t|won(?:'|’)t|will not|do not|"
-    r"don(?:'|’)t|must decline|have to decline|apologi[sz]e)|as an ai|as a (?:large )?language model|sorry|my apologies|apologies"
-    r"|unfortunately|no, i|i regret|lo siento|je suis désolé|es tut mir leid|entschuldigung)\b",
+    rf"(?:\W|sorry,? but|unfortunately|however)*(?:{_I_AM}|i {_NOT}|as an ai|as a (?:large )?language model|sorry|no, i"
+    r"|my apologies|apologies|unfortunately|lo siento|je suis désolé|es tut mir leid|entschuldigung)\b",
     re.IGNORECASE,
 )
 _AFFIRMATION = re.compile(
-    r"\W*(?:sure(?:ly)?|certainly|of course|absolutely|definitely|yes|yeah|yep|great|good (?:question|idea)|okay|ok"
-    r"|happy to|i(?:'|’)d (?:be|love)|no problem|here (?:is|are)|here(?:'|’)s|gladly|perfect|awesome|thank(?:s| you))\b",
+    r"\W*(?:sure(?:ly)?|certainly|of course|absolutely|definitely|yes|yeah|yep|great|good (?:question|idea)|okay"
+    r"|ok|happy to|i(?:'|’)d (?:be|love)|no problem|here (?:is|are)|here(?:'|’)s|gladly|perfect|awesome|thank(?:s| you))"
+    r"\b",
     re.IGNORECASE,
 )
 _ITEM = re.compile(r"\s*(?:[-*+•‣◦–]|\(?[a-zA-Z][.)])\s")
 _NUMBERED = re.compile(r"\s*\(?\d{1,3}[.):]\s")
 _HEADING = re.compile(r"\s*(?:#{1,6}\s|\*\*[^*]+\*\*:?\s*$)")
 _FIRST_PERSON = (" I ", " I'", " I’", " my ", " me ")
-_MARKS = ("<|", "|>", "[INST]", "[/INST]", "<s>", "</s>", "<start_of_turn>", "<end_of_turn>", "### ", "Human:", "Assistant:",
-          "User:")  # fmt: skip
+_MARKS = ("<|", "|>", "[INST]", "[/INST]", "<s>", "</s>", "<start_of_turn>", "<end_of_turn>", "### ", "Human:",
+          "Assistant:", "User:")  # fmt: skip
 _ENDS = ".!?…。！？\"'”’)`}]>।؟"
 
 # What a byte of UTF-8 counts as
-_CLASSES = ("letter", "upper", "digit", "space", "newline", "question", "exclamation", "comma", "stop", "quote", "bracket",
-            "star", "tick", "rest", "inner", "latin", "script", "asian", "symbol", "emoji")  # fmt: skip
+_CLASSES = ("letter", "upper", "digit", "space", "newline", "question", "exclamation", "comma", "stop", "quote",
+            "bracket", "star", "tick", "rest", "inner", "latin", "script", "asian", "symbol", "emoji")  # fmt: skip
 _AT = {name: place for place, name in enumerate(_CLASSES)}
 
 
 def _byte_classes() -> NDArray[np.uint8]:
     table = np.full(256, _AT["rest"], np.uint8)
     for name, characters in {
-        "letter": "abcdefghijklmnopqrstuvwxyz", "upper": "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "digit": "0123456789", "space": " \t\r",
-        "newline": "\n", "question": "?", "exclamation": "!", "comma": ",;:", "stop": ".", "quote": '"', "bracket": "()[]{}",
+        "letter": ascii_lowercase, "upper": ascii_uppercase, "digit": digits, "space": " \t\r", "newline": "\n",
+        "question": "?", "exclamation": "!", "comma": ",;:", "stop": ".", "quote": '"', "bracket": "()[]{}",
         "star": "*_", "tick": "`",
     }.items():  # fmt: skip
         table[[ord(character) for character in characters]] = _AT[name]
@@ -267,7 +269,7 @@ def _of_text(text: str, prompt: str) -> tuple[float, ...]:
     bare = text.strip()
     start, last = bare[:120], bare[-1:]
     tags, words = "<" in text, bare.split()
-    shared = len(commonprefix((bare[:200].lower(), prompt.strip()[:200].lower()))) if prompt else 0
+    shared = len(commonprefix((bare[:200].lower(), prompt.strip()[:200].lower()))) if prompt else 0  # noqa: RUF071
     return (
         tags and ("<think" in text or "<reasoning" in text),
         tags and ("</think" in text or "</reasoning" in text),
