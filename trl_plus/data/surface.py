@@ -89,9 +89,9 @@ _REFUSAL = re.compile(
     re.IGNORECASE,
 )
 _AFFIRMATION = re.compile(
-    r"\W*(?:sure(?:ly)?|certainly|of course|absolutely|definitely|yes|yeah|yep|great|good (?:question|idea)|okay"
-    r"|ok|happy to|i(?:'|’)d (?:be|love)|no problem|here (?:is|are)|here(?:'|’)s|gladly|perfect|awesome|thank(?:s| you))"
-    r"\b",
+    r"\W*(?:sure(?:ly)?|certainly|of course|absolutely|definitely|yes|yeah|yep|great|good (?:question|idea)|okay|ok"
+    r"|happy to|i(?:'|’)d (?:be|love)|no problem|here (?:is|are)|here(?:'|’)s|gladly|perfect|awesome"
+    r"|thank(?:s| you))\b",
     re.IGNORECASE,
 )
 _ITEM = re.compile(r"\s*(?:[-*+•‣◦–]|\(?[a-zA-Z][.)])\s")

@@ -87,7 +87,7 @@ def held_out_rows(objects: RunObjects, processor: Any, rows: int | None, by: str
 
 def _load(objects: RunObjects, processor: Any, rows: int | None) -> tuple[Any, Any]:
     """The held-out rows and the training rows."""
-    request = replace(objects.data, row_column=ROW)
+    request = replace(objects.data, row_column=ROW, balance=False)  # which weighs training rows only
     if rows is not None and request.max_eval_rows != 0:
         request = replace(request, max_eval_rows=None if rows < 0 else rows)
     with quiet_maps():

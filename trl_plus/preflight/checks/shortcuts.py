@@ -1,8 +1,11 @@
 """D520: the preferred side can be told without reading."""
 
+from dataclasses import replace
+
+from trl_plus.data.balance import balance
 from trl_plus.preflight.checks.lengths import length_bias
 from trl_plus.preflight.registry import INFO, WARNING, summary_check
-from trl_plus.preflight.shortcuts import Shortcut
+from trl_plus.preflight.shortcuts import Shortcut, audit
 from trl_plus.preflight.tally import Summary, Verdict
 from trl_plus.preflight.target import Target
 
@@ -21,16 +24,23 @@ def surface_shortcut(summary: Summary, target: Target) -> Verdict | None:
     found = summary.shortcut
     if found is None or not found.found:
         return None
+    evened = _evened(summary) if target.balance else None
     length = found.length_only and length_bias(summary, target) is not None
     wrong = "it favours rejected, which" if found.paired else "misled by a completion that"
     examples = tuple(
         target.example(summary.row(example.row), f"{wrong} {', '.join(example.words)}") for example in found.examples
     )
-    return Verdict(
-        f"{reached(found)} {told(found)} {_beside(found, length)}",
-        examples=examples,
-        severity=INFO if length or not found.strong else None,
-    )
+    sentences = [reached(found), told(found), _beside(found, length)]
+    if evened is not None:
+        sentences.append(f"With the weights of `balance: true` it reaches {evened.accuracy.value:.1%}.")
+    mild = length or not found.strong or (evened is not None and not evened.found)
+    return Verdict(" ".join(filter(None, sentences)), examples=examples, severity=INFO if mild else None)
+
+
+def _evened(summary: Summary) -> Shortcut | None:
+    """What surface features reach with the weights that `balance: true` gives to the rows that were looked at."""
+    examples = summary.examples
+    return None if examples is None else audit(replace(examples, weights=balance(examples).weights))
 
 
 def reached(found: Shortcut) -> str:
