@@ -39,7 +39,7 @@ def test_flops_of_a_token(method, passes, make_trainer, pair_rows, unpaired_rows
     trainer = make_trainer(method, unpaired_rows(4) if method == "KTO" else pair_rows(4))
     model = trainer.model
     weights = model.num_parameters() - model.get_input_embeddings().weight.numel()
-    assert trainer._flops_per_token() == 2 * passes * weights
+    assert trainer.flops_per_token() == 2 * passes * weights
 
 
 def test_the_peak_is_measured():

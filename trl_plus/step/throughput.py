@@ -1,17 +1,20 @@
 """How fast a run is: tokens per second, the share of padding, and the share of the device's peak that is used."""
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trl_plus.step.meters import COMPUTED_TOKENS, TIMED_TOKENS
-from trl_plus.upstream.models import base_model, is_peft, parameters, size_of
+from trl_plus.forward.layouts import Plan
+from trl_plus.step.meters import COMPUTED_TOKENS, TIMED_TOKENS, Reading
+from trl_plus.upstream.models import parameters, size_of
 
 
 class Throughput:
-    """Mixed in before a trainer. Logged with its metrics, for training:
+    """The clock of a run. What it yields is logged with the metrics of training:
 
     - `tokens_per_second`: tokens of the rows (prompts of a pair twice, as in `num_tokens`), over all processes;
     - `padding_ratio`: the share of padding in the tokens that the policy computes;
@@ -20,67 +23,81 @@ class Throughput:
       in the reference. Attention scores and what checkpointing computes again do not count.
     """
 
-    _since: float | None = None
-    _peak: float | None = None
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._peak: float | None = None
 
-    def note_throughput(self, inputs: dict[str, Any], tokens: Tensor) -> None:
-        """Of one micro-batch of training: its tensors, and its tokens that count."""
-        mask = inputs["attention_mask"]
-        plan = self.row_layouts[0].plan if self.row_layouts else None
-        if plan is None:
-            computed, needed = torch.full((), float(mask.numel()), device=mask.device), mask.sum()
-        else:  # filled there: `torch.tensor` would be copied, and waited for
-            computed, needed = (torch.full((), float(n), device=mask.device) for n in (plan.computed, plan.needed))
-        one = torch.ones_like(computed)
-        self.note("padding_ratio", 1 - needed / computed, computed)
-        self.note(TIMED_TOKENS, tokens, one)
-        self.note(COMPUTED_TOKENS, computed, one)
-
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def restart(self) -> None:
+        """At the beginning of `train`."""
         self._since = None
-        return super().train(*args, **kwargs)
 
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+    def begin_step(self) -> None:
+        """The clock starts with the first step after `restart`."""
         if self._since is None:
             self._since = time.perf_counter()
-        return super().get_batch_samples(*args, **kwargs)
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The time inside is no time of training."""
         start = time.perf_counter()
-        output = super().evaluation_loop(*args, **kwargs)
+        yield
         if self._since is not None:
             self._since += time.perf_counter() - start
-        return output
 
-    def throughput(self, readings: dict[str, Any]) -> dict[str, float]:
-        """Takes its own meters out of the readings of an interval."""
+    def take(
+        self, readings: dict[str, Reading], processes: int, flops: Callable[[], tuple[float, float]] | None = None
+    ):
+        """`tokens_per_second` and `mfu` of the interval since the last call. Its meters are taken out of `readings`.
+
+        Args:
+            flops: the FLOPs of one token and those of the device per second, on CUDA.
+        """
         timed, computed = readings.pop(TIMED_TOKENS, None), readings.pop(COMPUTED_TOKENS, None)
         if timed is None or self._since is None:
             return {}
         now = time.perf_counter()
         seconds, self._since = now - self._since, now
         found = {"tokens_per_second": timed.total / seconds}
-        if self.args.device.type == "cuda":
-            per_second = computed.total * self._flops_per_token() / seconds / self.accelerator.num_processes
-            found["mfu"] = per_second / self._peak_flops()
+        if flops is not None:
+            of_token, peak = flops()
+            found["mfu"] = computed.total * of_token / seconds / processes / peak
         return found
 
-    def _flops_per_token(self) -> float:
-        model = base_model(self.model)
-        embedding = size_of(model.get_input_embeddings().weight)
-        frozen = any(not p.requires_grad for p in model.parameters())
-        passes = 3 - frozen + (self.ref_model is not None or (is_peft(self.model) and self.has_reference))
-        return 2.0 * (parameters(model) - embedding) * passes
-
-    @property
-    def has_reference(self) -> bool:
-        """Whether a reference is computed in each step."""
-        return hasattr(self, "reference_is_given") and not self.precompute_ref_logps
-
-    def _peak_flops(self) -> float:
+    def peak(self, device: torch.device, dtype: torch.dtype) -> float:
+        """`peak_flops` of the device, measured once."""
         if self._peak is None:
-            self._peak = peak_flops(self.args.device, torch.bfloat16 if self.args.bf16 else torch.float32)
+            self._peak = peak_flops(device, dtype)
         return self._peak
+
+
+def token_counts(mask: Tensor, plan: Plan | None, tokens: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """What a micro-batch adds to the meters of throughput: name, value, weight; scalars.
+
+    Args:
+        mask: (R, T), the attention mask of its rows.
+        plan: the layout that its rows were computed in; None for the rows as they are.
+        tokens: scalar, its tokens that count.
+    """
+    if plan is None:
+        computed, needed = torch.full((), float(mask.numel()), device=mask.device), mask.sum()
+    else:  # filled there: `torch.tensor` would be copied, and waited for
+        computed, needed = (torch.full((), float(n), device=mask.device) for n in (plan.computed, plan.needed))
+    one = torch.ones_like(computed)
+    yield "padding_ratio", 1 - needed / computed, computed
+    yield TIMED_TOKENS, tokens, one
+    yield COMPUTED_TOKENS, computed, one
+
+
+def flops_per_token(model: Any, reference: bool) -> float:
+    """FLOPs of the matrix products for one token.
+
+    Args:
+        model: the policy without wrappers.
+        reference: whether a reference of the same size scores the rows, too.
+    """
+    embedding = size_of(model.get_input_embeddings().weight)
+    frozen = any(not p.requires_grad for p in model.parameters())
+    return 2.0 * (parameters(model) - embedding) * (3 - frozen + reference)
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype, size: int = 8192, repeats: int = 10) -> float:
