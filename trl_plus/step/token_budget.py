@@ -20,25 +20,18 @@ PARTS = "micro_batches"  # the key under which a batch of the data loader carrie
 
 
 class TokenBudget:
-    """Cuts the rows of a step into micro-batches of at most `tokens` tokens; does nothing without `tokens`.
-
-    Args:
-        args: the training configuration, of which `tokens_per_device` is read.
+    """Cuts the rows of a step into micro-batches of at most `tokens` tokens.
 
     Attributes:
         parts: the micro-batches that the current step is computed in.
     """
 
-    def __init__(self, args: Any) -> None:
-        self._args, self.parts = args, 0
-
-    @property
-    def tokens(self) -> int | None:
-        return getattr(self._args, "tokens_per_device", None)
+    def __init__(self, tokens: int) -> None:
+        self.tokens, self.parts = tokens, 0
 
     def check(self, accelerator: Accelerator) -> None:
         """Raises a ValueError under an engine that counts micro-batches itself."""
-        if self.tokens and accelerator.distributed_type == DistributedType.DEEPSPEED:
+        if accelerator.distributed_type == DistributedType.DEEPSPEED:
             raise ValueError(
                 "`tokens_per_device` does not work with DeepSpeed, which counts micro-batches itself: remove it, or "
                 "use another engine."
@@ -53,8 +46,6 @@ class TokenBudget:
 
     def recut(self, batches: list[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:
         """The rows of a step's micro-batches in others, of at most `tokens` tokens each."""
-        if not self.tokens or not batches:
-            return batches
         if any("weight" in batch for batch in batches):  # only a batch with repeated rows need have weights
             batches = [{**batch, "weight": row_weights(batch)} for batch in batches]
         whole = merge(batches)
@@ -67,9 +58,7 @@ class TokenBudget:
         return micro
 
     def pack(self, entries: list[dict[str, Any]], micro: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """What transformers gets: the micro-batches, or the data loader's `entries` with a share of them in each."""
-        if not self.tokens or not entries:
-            return micro
+        """What transformers gets: the data loader's `entries`, with a share of the micro-batches in each."""
         self.parts = len(micro)
         bounds = [i * len(micro) // len(entries) for i in range(len(entries) + 1)]
         shares = [micro[a:b] for a, b in pairwise(bounds)]
@@ -77,7 +66,7 @@ class TokenBudget:
 
 
 def without_parts(batch: dict[str, Any]) -> dict[str, Any]:
-    """The rows that the data loader gave, for an override of `training_step` that does not know of parts."""
+    """The rows that the data loader gave, without the micro-batches that were cut from them."""
     return {name: value for name, value in batch.items() if name != PARTS}
 
 

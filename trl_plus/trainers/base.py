@@ -13,16 +13,14 @@ from transformers.trainer_utils import IntervalStrategy
 
 from trl_plus.forward.lm_head import CompletionHead
 from trl_plus.forward.packing import RowLayout
-from trl_plus.forward.planning import MarksLabels
 from trl_plus.forward.rope import own_factors
-from trl_plus.forward.score import Scores, score
+from trl_plus.forward.score import MarksLabels, Scores, score
 from trl_plus.objectives import Completions
 from trl_plus.recipes.adapter_folders import adapter_instead_of_model
 from trl_plus.runs.model_card import Card, Part
 from trl_plus.step.exact_step import ADDED, StepTotals, loss_of, row_weights, totals_of, without_repeats
-from trl_plus.step.meters import Meters
+from trl_plus.step.meters import Meters, Throughput, flops_per_token, token_counts
 from trl_plus.step.nonfinite import NonFiniteSteps
-from trl_plus.step.throughput import Throughput, flops_per_token, token_counts
 from trl_plus.step.token_budget import PARTS, TokenBudget, without_parts
 from trl_plus.trainers.adapters import check_kind, keep_trainable
 from trl_plus.trainers.card import card_without_run, write_card
@@ -72,7 +70,7 @@ class PreferenceTrainer(Seams):
 
     Attributes:
         dataset_rows: makes the rows.
-        budget: cuts the rows of a step into micro-batches (`tokens_per_device`).
+        budget: cuts the rows of a step into micro-batches; None without `tokens_per_device`.
         layouts: how the rows of a micro-batch are laid out.
         nonfinite: checks each step before it is applied.
         meters: the metrics since the last log, under "train" and "eval".
@@ -121,7 +119,8 @@ class PreferenceTrainer(Seams):
         self._adapter_is_given = is_peft(model)
         self.reference_is_given = ref_model is not None
         self.dataset_rows = PreferenceRows(args, self.unpairs, type(self).__name__)
-        self.budget = TokenBudget(args)
+        tokens = getattr(args, "tokens_per_device", None)
+        self.budget = TokenBudget(tokens) if tokens else None
         self.meters = {"train": Meters(), "eval": Meters()}
         self.throughput = Throughput()
         self.nonfinite = NonFiniteSteps(self, self.meters["train"], self.running_loss)
@@ -138,7 +137,8 @@ class PreferenceTrainer(Seams):
                 "The model is an adapter that was loaded as a model: transformers keeps it frozen and would train the "
                 "weights under it. Fix: pass a PeftModel that was loaded with `is_trainable=True`, or a merged model."
             )
-        self.budget.check(self.accelerator)
+        if self.budget is not None:
+            self.budget.check(self.accelerator)
         check_best_metric(self.args, self.eval_dataset)
         # transformers before `loss_is_scaled_for_ga` divides a loss by the accumulation steps under this condition
         self.model_accepts_loss_kwargs = False
@@ -233,19 +233,24 @@ class PreferenceTrainer(Seams):
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """Draw the rows of the next optimizer step, cut them into micro-batches, and count them."""
         self.throughput.begin_step()
-        drawn = [] if self.checkpoints.is_over() else super().get_batch_samples(epoch_iterator, num_batches, device)[0]
+        if 0 < self.state.max_steps <= self.state.global_step:  # resumed there: transformers would make a step
+            self.control.should_training_stop = True
+        over = self.control.should_training_stop
+        drawn = [] if over else super().get_batch_samples(epoch_iterator, num_batches, device)[0]
         if not hasattr(self.train_dataset, "__len__"):
             check_known_in_stream(self.model, drawn, self.tokenizer)
-        self.checkpoints.go_on()
+        if self.checkpoints.resume_from is not None:
+            self.checkpoints.go_on()
         self.meters["train"].mark()  # what a step that is left out goes back to
         if drawn:
             drawn = [*drawn[:-1], without_repeats(drawn[-1], self.accelerator)]
-        batches = self.budget.recut(drawn, self.accelerator.num_processes)
+        cut = self.budget is not None and bool(drawn)
+        batches = self.budget.recut(drawn, self.accelerator.num_processes) if cut else drawn
         self.use_weights(averaged=False)
         self.model.train()  # a pass over the rows (KTO's) is part of the step, also after an evaluation
         self.step_totals = self.measure(batches) if batches else None
         self.nonfinite.begin_step(batches, self.step_totals)
-        return self.budget.pack(drawn, batches), self.step_totals
+        return self.budget.pack(drawn, batches) if cut else batches, self.step_totals
 
     def measure(self, batches: list[dict[str, Any]], *, local: bool = False) -> StepTotals:
         """The totals of a step, which is planned here; `local` counts this process only, and one micro-batch."""
@@ -293,7 +298,8 @@ class PreferenceTrainer(Seams):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """TRL's `compute_loss`, whose loss is this micro-batch's share of the step if its totals arrive here."""
-        inputs = without_parts(inputs)
+        if PARTS in inputs:  # an override of `training_step` that does not know of them
+            inputs = without_parts(inputs)
         self.layouts.in_backward = False
         with self.nonfinite.micro_batch(inputs), self.with_totals(inputs, num_items_in_batch) as inputs:
             found = super().compute_loss(model, inputs, return_outputs=return_outputs)

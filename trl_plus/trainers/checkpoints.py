@@ -58,11 +58,14 @@ class Checkpoints:
 
     Args:
         trainer: written and read are its model, states and files, by `Seams`' names of TRL's methods.
+
+    Attributes:
+        resume_from: a checkpoint, until the rows of the first step have been drawn.
     """
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
-        self._resume_from: str | None = None  # until the first window of a resumed run has been drawn
+        self.resume_from: str | None = None
 
     def begin_training(self, resume_from: Any) -> Any:
         """What transformers' `train` is to resume from. True is the newest complete checkpoint of the output folder,
@@ -76,7 +79,7 @@ class Checkpoints:
                 resume_from = str(found.newest)
         forget_engine(trainer)
         trainer.random_state_is_loaded = False
-        self._resume_from = resume_from if isinstance(resume_from, str) else None
+        self.resume_from = resume_from if isinstance(resume_from, str) else None
         return resume_from
 
     # -- saving -------------------------------------------------------------------------------------------------------
@@ -180,9 +183,7 @@ class Checkpoints:
         transformers restores the random state only after that window was drawn, KTO's pass over it included.
         """
         trainer = self._trainer
-        checkpoint, self._resume_from = self._resume_from, None
-        if checkpoint is None:
-            return
+        checkpoint, self.resume_from = self.resume_from, None
         trainer.load_random_state(checkpoint)  # nothing where transformers has, at the beginning of an epoch
         path = Path(checkpoint) / PROGRESS
         if path.is_file():
@@ -192,13 +193,6 @@ class Checkpoints:
                 trainer.meters["train"].restore(name, mine * total, mine * weight, trainer.args.device)
             trainer.restore_logging_state(saved)
             trainer.nonfinite.restore(saved)
-
-    def is_over(self) -> bool:
-        """Whether a run was resumed at its end, where transformers would make a step."""
-        state, control = self._trainer.state, self._trainer.control
-        if 0 < state.max_steps <= state.global_step:
-            control.should_training_stop = True
-        return control.should_training_stop
 
 
 def forget_engine(trainer: Any) -> None:

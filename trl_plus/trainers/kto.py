@@ -250,7 +250,7 @@ class KTOTrainer(PreferenceTrainer, trl.KTOTrainer):
 
     def kl_parts(self, pairs: list[tuple[KLRow, KLRow]]) -> list[list[int]]:
         """Which of the pairs go into one pass."""
-        if self.model.training and self.budget.tokens:
+        if self.model.training and self.budget is not None:
             costs = [len(row.prompt) + len(row.completion) + len(partner.completion) for row, partner in pairs]
             return self.budget.cut_rows(costs, self.accelerator.num_processes)
         size = self.args.per_device_train_batch_size if self.model.training else self.args.per_device_eval_batch_size

@@ -174,12 +174,12 @@ class ReferenceCache:
 
     def batch_size(self, dataset: Any, batch_size: int) -> int:
         """Rows scored at once: `precompute_ref_batch_size`, or more than a training micro-batch has."""
-        args, budget = self._trainer.args, self._trainer.budget.tokens
+        args, budget = self._trainer.args, self._trainer.budget
         if args.precompute_ref_batch_size or not isinstance(dataset, datasets.Dataset):
             return batch_size
-        if not budget:
+        if budget is None:
             return WITHOUT_GRADIENT * batch_size
-        return max(1, WITHOUT_GRADIENT * budget // longest_row(dataset, args.max_length))
+        return max(1, WITHOUT_GRADIENT * budget.tokens // longest_row(dataset, args.max_length))
 
     def key(self, dataset: Any) -> str:
         """What log-probabilities depend on: weights, rows, collation, precision and versions. Same on all ranks."""
