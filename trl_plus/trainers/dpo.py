@@ -21,8 +21,7 @@ from trl_plus.objectives import Completions
 from trl_plus.step.exact_step import row_weights, without_weightless_pairs
 from trl_plus.trainers.configs import DPOConfig
 from trl_plus.trainers.construction import own_reference_adapter
-from trl_plus.trainers.dpo_losses import pair_losses
-from trl_plus.trainers.loss_types import reads_only_rows, refuse_what_upstream_ignores
+from trl_plus.trainers.losses import computed_here, pair_losses, refuse_ignored
 from trl_plus.trainers.paired import EvalRows, PairedTrainer, Rows
 from trl_plus.trainers.reference import copy_as_reference
 from trl_plus.upstream.compat import TRLDPOConfig
@@ -59,8 +58,8 @@ class DPOTrainer(PairedTrainer):
     ):
         args = self._begin(model, args, train_dataset, data_collator, ref_model)
         train_dataset = without_empty_images(train_dataset)
-        refuse_what_upstream_ignores(args)
-        self._row_wise = self.own_head = reads_only_rows(args)
+        refuse_ignored(args)
+        self._row_wise = self.own_head = computed_here(args)
         if ref_model is None and not args.precompute_ref_log_probs:
             ref_model = copy_as_reference(model, peft_config)
         with own_reference_adapter(model, reference=True, given=ref_model):
@@ -113,10 +112,10 @@ class DPOTrainer(PairedTrainer):
             return inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
         return self.reference_log_probs(inputs)
 
-    def pair_losses(self, chosen: Completions, rejected: Completions) -> Tensor:
+    def pair_losses(self, chosen: Completions, rejected: Completions, margin: Tensor | None = None) -> Tensor:
         log_ratio = torch.cat([chosen.log_ratio, rejected.log_ratio])
         self.start_check.look(log_ratio, torch.cat([chosen.length, rejected.length]))
-        return pair_losses(chosen, rejected, self.loss_types, self.loss_weights, self.args)
+        return pair_losses(chosen, rejected, self.loss_types, self.loss_weights, self.args, margin)
 
     @staticmethod
     def reward_of(args: Any) -> Callable[[Completions], Tensor]:

@@ -9,7 +9,7 @@ import numpy as np
 import trl
 from accelerate import PartialState
 
-from trl_plus.data.checks import refuse_labels, refuse_nulls, refuse_weights
+from trl_plus.data.checks import refuse_labels, refuse_margins, refuse_nulls, refuse_weights, with_margins
 from trl_plus.data.collators import EXTRA_COLUMNS, RowExtras
 from trl_plus.data.forms import FORM, in_form, is_formed, refuse_faults
 from trl_plus.data.lengths import LengthReport, apply_overlong, lengths, row_fits
@@ -47,12 +47,17 @@ class PreferenceRows:
     def collator(self, collator: Any) -> Any:
         """A collator with `RowExtras` round it, unless it has that."""
         wrapped = type(collator) is RowExtras  # `isinstance` sees the class of what it wraps
-        return collator if wrapped else RowExtras(collator, self._args.length_column_name)
+        return collator if wrapped else RowExtras(collator, self._args.length_column_name, self._reads_margin)
 
     @property
     def extra_columns(self) -> tuple[str, ...]:
         """Columns that the collator reads and TRL's would not."""
-        return (*EXTRA_COLUMNS, self._args.length_column_name)
+        margin = ("margin",) if self._reads_margin else ()
+        return (*EXTRA_COLUMNS, *margin, self._args.length_column_name)
+
+    @property
+    def _reads_margin(self) -> bool:
+        return bool(getattr(self._args, "margin_scale", 0.0))
 
     def make(self, dataset: Any, name: str, tokenize: Callable[[Any], Any], processing_class: Any) -> Any:
         """The rows of a dataset as a trainer takes them; `tokenize` is TRL's."""
@@ -73,6 +78,7 @@ class PreferenceRows:
             raise ValueError(f"The {name} dataset is empty: check its path, split and filters.")
         with PartialState().main_process_first():
             dataset = in_form(dataset, name)
+            dataset = with_margins(dataset) if self._reads_margin else dataset
         first = next(iter(dataset))
         self._check(dataset, name)
         sides = sides_of(list(first))
@@ -100,6 +106,8 @@ class PreferenceRows:
         refuse_nulls(dataset, ["prompt", *needed], label)
         refuse_faults(dataset, label)
         refuse_weights(dataset, label)
+        if self._reads_margin:
+            refuse_margins(dataset, label)
         if self._unpairs:
             refuse_labels(dataset, label)
 
@@ -160,7 +168,8 @@ def tokenize(args: Any, processing_class: Any, dataset: Any, name: str = "prefli
     """
     unpairs = isinstance(args, TRLKTOConfig)
     kind = trl.KTOTrainer if unpairs else trl.DPOTrainer
-    rows = PreferenceRows(args, unpairs, f"{getattr(args, '_method', '')}Trainer")
+    family = getattr(args, "family", None)
+    rows = PreferenceRows(args, unpairs, kind.__name__ if family is None else family.trainer)
     return rows.make(
         dataset, name, lambda found: upstream_tokenize(kind, args, processing_class, found, name), processing_class
     )

@@ -22,10 +22,11 @@ class SimPOTrainer(ReferenceFreeTrainer):
     def nll_weight(self) -> float:
         return self.args.sft_weight
 
-    def pair_losses(self, chosen: Completions, rejected: Completions) -> Tensor:
+    def pair_losses(self, chosen: Completions, rejected: Completions, margin: Tensor | None = None) -> Tensor:
         return objectives.simpo(
             chosen,
             rejected,
+            margin=margin,
             beta=self.args.beta,
             gamma=self.args.target_margin,
             label_smoothing=self.args.label_smoothing,
