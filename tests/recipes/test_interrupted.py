@@ -77,7 +77,7 @@ def test_a_refused_run_leaves_the_earlier_one_resumable(recipe_file, tmp_path):
 
 
 def test_a_folder_in_use_is_refused(recipe_file, tmp_path):
-    hold = "import sys\nfrom pathlib import Path\nfrom trl_plus.runs.lock import claimed\n"
+    hold = "import sys\nfrom pathlib import Path\nfrom trl_plus.runs.folder import claimed\n"
     hold += "with claimed(Path('out'), print):\n    print('held', flush=True)\n    sys.stdin.read()"
     words = [sys.executable, "-c", hold]
     path = recipe_file()

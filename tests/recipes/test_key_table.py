@@ -10,10 +10,9 @@ import pytest
 import yaml
 
 from trl_plus.methods import METHODS
-from trl_plus.recipes.keys import generated_with
+from trl_plus.recipes.keys import generated_with, recipe_schema
 from trl_plus.recipes.package_data import recipe_names, recipe_path
 from trl_plus.recipes.recipe import load_recipe
-from trl_plus.recipes.schema import recipe_schema
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "make_recipe_keys.py"

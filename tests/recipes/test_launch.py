@@ -11,9 +11,18 @@ import pytest
 
 from trl_plus.errors import RecipeError
 from trl_plus.launch import processes
-from trl_plus.launch.decision import Launch, Machine, child_command, decide, is_main_process, read_launch
 from trl_plus.launch.engines import config_file, launcher_arguments, read_config, shipped_engines, trl_configurations
-from trl_plus.launch.request import Asked, asked_of, check_started
+from trl_plus.launch.request import (
+    Asked,
+    Launch,
+    Machine,
+    asked_of,
+    check_started,
+    child_command,
+    decide,
+    is_main_process,
+    read_launch,
+)
 from trl_plus.recipes.package_data import recipe_names
 from trl_plus.recipes.recipe import load_recipe
 
@@ -146,10 +155,10 @@ def test_what_accelerate_leaves_out_in_silence(monkeypatch):
     from accelerate.utils import DistributedType
 
     environment = {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}
-    monkeypatch.setattr("trl_plus.launch.decision.this_machine", lambda: CPU)
+    monkeypatch.setattr("trl_plus.launch.request.this_machine", lambda: CPU)
     with pytest.raises(RecipeError, match="fsdp, which accelerate runs on GPUs only"):
         asked_of(None, None, environment)
-    monkeypatch.setattr("trl_plus.launch.decision.this_machine", lambda: GPUS)
+    monkeypatch.setattr("trl_plus.launch.request.this_machine", lambda: GPUS)
     asked = asked_of(None, None, environment)
     with pytest.raises(RecipeError, match="fsdp was asked for, but ddp would run"):
         check_started(asked, SimpleNamespace(num_processes=2, distributed_type=DistributedType.MULTI_CPU))
@@ -238,7 +247,7 @@ PARENT = """
 import signal, subprocess, sys
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also under nohup
 from trl_plus.recipes import processes
-from trl_plus.launch.decision import Launch
+from trl_plus.launch.request import Launch
 processes.environment_of = lambda launch: __import__("os").environ.copy()
 processes._GRACE = 1.0
 popen = subprocess.Popen

@@ -8,10 +8,10 @@ import pytest
 from typer.testing import CliRunner
 
 from trl_plus.cli import app
-from trl_plus.evaluation.as_json import schema
+from trl_plus.evaluation.output import schema
 from trl_plus.report.page import run_page
 from trl_plus.report.run import read_run
-from trl_plus.runs.evaluated import fingerprint
+from trl_plus.runs.weights import fingerprint
 
 
 def call(*words):

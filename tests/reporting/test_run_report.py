@@ -8,9 +8,9 @@ from typer.testing import CliRunner
 
 from trl_plus.cli import app
 from trl_plus.preflight.as_json import as_json, from_json
-from trl_plus.report import words
+from trl_plus.report import page
+from trl_plus.report.curves import panels_of
 from trl_plus.report.page import run_page
-from trl_plus.report.panels import panels_of
 from trl_plus.report.run import read_run
 
 END = {"event": "end", "step": 7}
@@ -69,7 +69,7 @@ def test_what_is_no_run(make_run, tmp_path):
 
 
 def outcome(folder):
-    found = words.outcome(read_run(str(folder)))
+    found = page.outcome(read_run(str(folder)))
     return found.state, found.sentence, found.more
 
 
@@ -117,9 +117,9 @@ def test_a_run_without_journal(make_run):
 def test_the_last_evaluation_stands_in_for_the_one_after(make_run):
     log = [line for line in make_run.log() if line["step"] <= 14]
     summary = {"method": "simpo", "held_out_rows": 100, "before": log[0], "after": None, "train": None}
-    found = words.columns(read_run(str(make_run(log=log, summary=summary))))
+    found = page.columns(read_run(str(make_run(log=log, summary=summary))))
     assert [column.title for column in found] == ["before", "at step 10"]
-    table = dict(words.measures(found))
+    table = dict(page.measures(found))
     assert [cell.text for cell in table["Reward accuracy"]] == ["0.500", "0.700"]
     assert table["Reward accuracy"][0].interval == "0.404 to 0.596"  # Wilson, n = 100
 
@@ -163,15 +163,15 @@ def test_every_sentence_once(make_run):
 
 def test_commands(make_run):
     folder = make_run()
-    found = words.commands(read_run(str(folder)))
+    found = page.commands(read_run(str(folder)))
     assert found[0] == ("Started in /work", "trl-plus train my.yaml 'token=(hidden)' beta=2.0")
     again = f"trl-plus train {folder.resolve()}/recipe.resolved.yaml output_dir=runs/again --num-processes 2"
     assert found[1] == ("The same run again", again)
 
 
 def test_rows_per_step(make_run):
-    assert words.rows_per_step(read_run(str(make_run()))) == "64 = 4 × 8 × 2"
-    assert words.rows_per_step(read_run(str(make_run("b", recipe="method: none\n")))) is None
+    assert page.rows_per_step(read_run(str(make_run()))) == "64 = 4 × 8 × 2"
+    assert page.rows_per_step(read_run(str(make_run("b", recipe="method: none\n")))) is None
 
 
 # -- curves ---------------------------------------------------------------------------------------------------------

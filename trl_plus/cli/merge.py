@@ -58,8 +58,8 @@ def merge(
         size = shard_size(max_shard_size)
         quiet_libraries()  # before the libraries are imported
 
+        from trl_plus.merging.output import merge_report
         from trl_plus.merging.run import merge as write
-        from trl_plus.merging.text import merge_report
         from trl_plus.ui.console import say
 
         result = write(recipe, weights, destination, dtype and dtype.value, size, base and base.value, say)

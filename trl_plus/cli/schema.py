@@ -20,7 +20,7 @@ def schema(
     """Print the JSON Schema of a recipe, for completion and checks in an editor."""
     import json
 
-    from trl_plus.recipes.schema import recipe_schema
+    from trl_plus.recipes.keys import recipe_schema
 
     with exit_codes():
         typer.echo(json.dumps(recipe_schema(), indent=1))

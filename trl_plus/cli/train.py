@@ -52,7 +52,7 @@ def train(
 
     Any key of the recipe can be set after it: --beta 2.5, --beta=2.5 or beta=2.5.
     """
-    from trl_plus.launch.decision import is_main_process, launched
+    from trl_plus.launch.request import is_main_process, launched
     from trl_plus.recipes.recipe import load_recipe
     from trl_plus.setup.machine_errors import check_machine, explained
     from trl_plus.ui.console import say
@@ -66,8 +66,7 @@ def train(
         check_machine(loaded)
         quiet_libraries()
         if dry_run:
-            from trl_plus.setup.dry_run import plan
-            from trl_plus.training.plan_table import show_plan
+            from trl_plus.setup.plan import plan, show_plan
 
             show_plan(plan(loaded, accelerate_config, num_processes))
         elif (accelerate_config is not None or num_processes is not None) and not launched():
@@ -94,7 +93,7 @@ def _words(recipe: str, overrides: list[str], resume: str | None, force: bool, n
 
 def _note_command(words: list[str], accelerate_config: str | None, num_processes: int | None) -> None:
     """Leave the whole command line to the run's journal, in this process or in those that it starts."""
-    from trl_plus.launch.decision import launched
+    from trl_plus.launch.request import launched
     from trl_plus.runs.journal import COMMAND
 
     if launched() and COMMAND in os.environ:
@@ -107,8 +106,8 @@ def _note_command(words: list[str], accelerate_config: str | None, num_processes
 
 def _start(recipe: Any, words: list[str], accelerate_config: str | None, num_processes: int | None) -> int:
     """Run the same command in several processes; gives their exit code."""
-    from trl_plus.launch.decision import child_command, read_launch, this_machine
     from trl_plus.launch.processes import start
+    from trl_plus.launch.request import child_command, read_launch, this_machine
 
     started = read_launch(recipe, accelerate_config, num_processes, this_machine())
     return start(started, child_command(started, words, recipe["use_cpu"]))

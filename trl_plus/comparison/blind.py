@@ -1,7 +1,7 @@
-"""A blind A/B sheet: written without saying which answer is whose, and read back as a win rate.
+"""A blind A/B sheet: written without telling which answer is whose, and read back as a win rate.
 
 The sheet has a JSON object a line: `id`, `prompt`, `a`, `b` and an empty `winner`, for a person or a judge to fill with
-`a`, `b` or `tie`. The key file beside it says which answer is the tuned model's.
+`a`, `b` or `tie`. The key file beside it tells which answer is the tuned model's.
 """
 
 import hashlib
@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from trl_plus.errors import DataError
-from trl_plus.evaluation.intervals import wilson_interval
+from trl_plus.evaluation.statistics import wilson_interval
+from trl_plus.ui.console import say
 
 CHOICES = ("a", "b", "tie")
 _NAMED = 5  # rows that an error names
@@ -179,3 +180,29 @@ def _lines(path: Path, what: str) -> list[dict[str, Any]]:
             raise DataError(f"--score: {path}, line {number} is no JSON object: keep one object a line.")
         rows.append(row)
     return rows
+
+
+SCHEMA_VERSION = 1  # rises when a key goes or changes its meaning; keys may be added within a version
+
+
+def show_score(score: Score, as_json: bool) -> None:
+    """Print the win rate of a sheet."""
+    if as_json:
+        rate = {"value": score.rate, "low": score.low, "high": score.high, "interval": "Wilson 95%"}
+        counts = {name: getattr(score, name) for name in ("rows", "wins", "losses", "ties", "identical")}
+        print(json.dumps({"schema_version": SCHEMA_VERSION, **counts, "win_rate": rate, "longer_won": score.longer}))
+        return
+    for sentence in score_sentences(score):
+        say(sentence)
+
+
+def score_sentences(score: Score) -> list[str]:
+    """A filled sheet in sentences."""
+    among = f", {score.identical} of them identical answers" if score.identical else ""
+    found = [
+        f"The tuned model wins {score.wins}, loses {score.losses} and ties {score.ties} of {score.rows} rows{among}.",
+        f"Win rate {score.rate:.3f}, 95% interval {score.low:.3f} to {score.high:.3f} (Wilson; a tie counts half).",
+    ]
+    if score.longer is not None:
+        found.append(f"The longer answer won {score.longer:.0%} of the decided rows.")
+    return found

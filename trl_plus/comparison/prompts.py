@@ -1,14 +1,19 @@
-"""Prompts of held-out rows in any format, or from a file: text, one to a line, or JSON lines. Imports no torch."""
+"""Prompts of held-out rows or of a file, and answers to a few of them. Imports no torch."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+from rich.text import Text
+
 from trl_plus.data.files import as_path
 from trl_plus.data.responses import is_conversation, sides_of, split_response
 from trl_plus.errors import DataError
+from trl_plus.runs.metrics import Sample
+from trl_plus.ui.console import printable
 
 Prompt = str | list[dict[str, Any]]  # a text, or messages
 
@@ -109,3 +114,33 @@ def _json_prompt(line: str, where: str, path: Path) -> Prompt:
 
 def _is_message(turn: Any) -> bool:
     return isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
+
+
+MAX_NEW_TOKENS = 48
+
+
+def generate(model: Any, tokenizer: Any, prompts: Sequence[Prompt]) -> list[str]:
+    """Greedy answers of at most MAX_NEW_TOKENS tokens. The model's training mode is restored."""
+    from trl_plus.comparison.answers import Sampling, answers_of
+
+    return [answer.text for answer in answers_of(model, tokenizer, prompts, Sampling(MAX_NEW_TOKENS))]
+
+
+def generations_table(samples: Sequence[Sample], how: str | None = None) -> Table:
+    """Prompts and answers side by side: of a run before and after, or, where `how` they were made is said, of a
+    comparison."""
+    title = "Held-out prompts, greedy answers" if how is None else f"Answers, {how}"
+    table = Table(title=title, title_justify="left", show_lines=True)
+    for title in ("prompt", *(("before", "after") if how is None else ("base", "tuned"))):
+        table.add_column(title, ratio=1, overflow="fold")
+    for sample in samples:
+        # Text, not str: square brackets in an answer are no markup
+        table.add_row(*(Text(printable(part or "-")) for part in (sample.prompt, sample.before, sample.after)))
+    return table
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """A prompt as a person reads it."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)

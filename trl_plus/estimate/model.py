@@ -1,4 +1,4 @@
-"""The model of a recipe with shapes and without data: architecture, precision, quantisation, adapter."""
+"""The model of a recipe with shapes and without data: architecture, precision, quantisation, adapter, row layout."""
 
 import math
 import warnings
@@ -6,9 +6,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from trl_plus.errors import RecipeError
+from trl_plus.forward.attention import Unsupported, carry, register
+from trl_plus.forward.attention.interface import name_eager_attention
+from trl_plus.forward.layouts import make_plan
+from trl_plus.forward.packing import known_reason
 from trl_plus.setup.objects import RunObjects
+from trl_plus.trainers.layouts import FASTEST, RowLayouts
+from trl_plus.upstream.models import base_model
 
 # bitsandbytes: elements per quantisation constant, and constants per nested constant
 _BLOCK_4_BIT, _BLOCK_NESTED = 64, 256
@@ -213,3 +220,63 @@ def _flash_stand_in() -> str:
 def stand_in_for_flash(causal: Any) -> None:
     """Gives a model the attention that a row layout has on CUDA."""
     causal.set_attn_implementation(_flash_stand_in())
+
+
+class _Run(RowLayouts):
+    """A run that has a model and arguments and no trainer yet, for the trainer's own words."""
+
+    def __init__(self, model: Any, args: Any) -> None:
+        self.model, self.args = model, args
+
+    def reason(self) -> str | None:
+        causal = base_model(self.model)
+        return self._reason_of_run() or name_eager_attention(causal) or known_reason(causal)
+
+    def shares(self) -> bool:
+        return not self._drops()
+
+
+def choose(objects: RunObjects, model: Any, fake: FakeTensorMode, cuda: bool, notes: list[str]) -> tuple[str, bool]:
+    """The layout, and whether common beginnings are kept once. The model's attention is made ready for it.
+
+    `auto` is taken to be proved right unless a setting, the model's configuration or its attention rules it out.
+
+    Raises:
+        RecipeError: a layout that was asked for by name is ruled out.
+    """
+    wanted = objects.args.layout
+    if wanted == "rows":
+        return "rows", True
+    run = _Run(model, objects.args)
+    reason = run.reason()
+    if reason is None:
+        register()
+        reason = _refusal(model, fake)
+    if reason is None:
+        if cuda:
+            stand_in_for_flash(base_model(model))
+        share = run.shares()
+        if not share:
+            notes.append(
+                "Dropout is on: chosen and rejected draw it apart, so each computes the prompt. "
+                "`disable_dropout: true` computes it once."
+            )
+        return FASTEST if wanted == "auto" else wanted, share
+    if wanted != "auto":
+        raise RecipeError(f"`layout: {wanted}` does not work here: {reason}. Set `layout: auto` or `layout: rows`.")
+    notes.append(f"Rows are padded and prompts computed twice (`layout: rows`): {reason}.")
+    return "rows", True
+
+
+def _refusal(model: Any, fake: FakeTensorMode) -> str | None:
+    """What the model's attention says to a small layout, or None; other faults are left to the step itself."""
+    plan = make_plan(torch.tensor([12, 12]), torch.tensor([9]), 12)
+    with fake, torch.no_grad():
+        ids = torch.zeros(plan.source.shape, dtype=torch.long)
+        try:
+            base_model(model).base_model(input_ids=ids, attention_mask=carry(plan), position_ids=ids, use_cache=False)
+        except Unsupported as error:
+            return f"the model's attention {error}"
+        except Exception:
+            return None
+    return None

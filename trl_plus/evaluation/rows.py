@@ -14,7 +14,7 @@ from trl_plus.errors import DataError
 from trl_plus.evaluation.statistics import Floats, Ints
 from trl_plus.setup.objects import RunObjects
 from trl_plus.setup.trainer import check_data
-from trl_plus.ui.quiet_maps import quiet_maps
+from trl_plus.ui.console import quiet_maps
 
 ROW = "_row"  # column with a row's number in its source; beside it, in a mixture, the number of its entry
 _ENTRY = f"{ROW}_source"

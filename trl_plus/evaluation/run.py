@@ -23,8 +23,7 @@ from trl_plus.evaluation.rows import HeldOut, held_out_rows
 from trl_plus.evaluation.scores import Advance, Scores, score_rows
 from trl_plus.evaluation.statistics import Estimate
 from trl_plus.recipes.recipe import COMMAND_LINE, Recipe
-from trl_plus.runs.evaluated import Judged, judged
-from trl_plus.runs.weights import Weights, held_out_digest_of
+from trl_plus.runs.weights import Judged, Weights, held_out_digest_of, judged
 from trl_plus.setup.objects import RunObjects, build
 from trl_plus.setup.trainer import load_processor
 

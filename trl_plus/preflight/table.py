@@ -24,7 +24,7 @@ from trl_plus.preflight.words import (
     totals,
     verdict,
 )
-from trl_plus.ui.printable import clipped
+from trl_plus.ui.console import clipped
 
 WIDTH = 110  # columns of running text: longer lines are hard to read
 _STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.INFO: "bold cyan"}

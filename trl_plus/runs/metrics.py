@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from trl_plus.ui.versions import versions
+from trl_plus.ui.environment import versions
 
 FILE = "metrics.json"
 

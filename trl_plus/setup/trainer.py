@@ -1,4 +1,4 @@
-"""Tokenizer, adapter and trainer of a run. Everything that can be refused is refused before weights are loaded."""
+"""Tokenizer, adapter, trainer and model card of a run. What can be refused is refused before weights are loaded."""
 
 from pathlib import Path
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from trl_plus.data.loading import Data
 from trl_plus.errors import DataError, RecipeError
 from trl_plus.recipes.package_data import resolve
+from trl_plus.runs.model_card import Card, Part
 from trl_plus.setup.objects import RunObjects
 
 MOVED = "If the model lies elsewhere, name its folder with model_name_or_path=PATH."
@@ -151,3 +152,34 @@ def _refuse_dropped_batch(trainer: Any, objects: RunObjects) -> None:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def card_of(objects: RunObjects) -> Card:
+    """The card of a run before its trainer has added weights, rows and metrics."""
+    from trl_plus.trainers.card import card_methods
+
+    recipe = objects.recipe
+    return Card(
+        name="",
+        methods=card_methods(recipe.method.config.removesuffix("Config").lower(), objects.args),
+        base=str(recipe["model_name_or_path"]),
+        data=_parts(objects),
+        recipe={"method": recipe.method.name, **recipe.values},
+        tags=[recipe.method.name],
+    )
+
+
+def _parts(objects: RunObjects) -> list[Part]:
+    recipe, data = objects.recipe, objects.data
+    if data.mixture:
+        parts = [Part(str(entry["path"]), _more(entry.get("name"), entry.get("split"))) for entry in data.mixture]
+    else:
+        parts = [Part(str(recipe["dataset_name"]), _more(data.config, data.train_split))]
+    if data.eval_name is not None:
+        parts.append(Part(str(recipe["eval_dataset_name"]), "held-out rows", trained=False))
+    return parts
+
+
+def _more(config: str | None, split: str | None) -> str:
+    words = [f"configuration {config}"] if config else []
+    return ", ".join([*words, *([f"split {split}"] if split else [])])

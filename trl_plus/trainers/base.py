@@ -15,7 +15,7 @@ from trl_plus.forward.planning import MarksLabels
 from trl_plus.forward.rope import own_factors
 from trl_plus.forward.score import Scores, score
 from trl_plus.objectives import Completions
-from trl_plus.recipes.adapter_folders import adapter_instead_of_model
+from trl_plus.recipes.checks import adapter_instead_of_model
 from trl_plus.step.exact_step import ADDED, ExactSteps, row_weights
 from trl_plus.step.meters import Meters
 from trl_plus.step.nonfinite import NonFiniteSteps

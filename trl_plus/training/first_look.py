@@ -4,11 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from trl_plus.runs.folder import PREFLIGHT
 from trl_plus.setup.objects import RunObjects
 
 ROWS = 200
 NAMED = 3  # warnings that `train` names
-FILE = "preflight.json"  # in the folder of a run: what the look found, as `trl-plus preflight --json` prints it
 
 
 class DataFound(ValueError):
@@ -58,8 +58,8 @@ def keep_preflight(result: Any | None, folder: Path) -> None:
 
     if result is None:
         return
-    path = folder / FILE
-    part = path.with_name(f"{FILE}.part")
+    path = folder / PREFLIGHT
+    part = path.with_name(f"{PREFLIGHT}.part")
     part.write_text(json_text(result) + "\n", encoding="utf-8")
     part.replace(path)
 

@@ -6,29 +6,24 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from trl_plus.comparison.prompts import Prompt, held_out_prompts
-from trl_plus.comparison.samples import generate, generations_table, prompt_text
+from trl_plus.comparison.prompts import Prompt, generate, generations_table, held_out_prompts, prompt_text
 from trl_plus.data.digests import held_out_digest
 from trl_plus.data.loading import Data, load
 from trl_plus.errors import RecipeError
-from trl_plus.launch.decision import is_main_process
-from trl_plus.launch.request import Asked, check_started
+from trl_plus.launch.request import Asked, check_started, is_main_process
 from trl_plus.recipes.recipe import Recipe, write_resolved
 from trl_plus.runs.checkpoint_files import find, step_of
+from trl_plus.runs.folder import claimed, holds_run, refuse_moved, set_aside
 from trl_plus.runs.journal import COMMAND, Journal
-from trl_plus.runs.lock import claimed
 from trl_plus.runs.metrics import Report, Sample
-from trl_plus.runs.previous import holds_run, refuse_moved, set_aside
-from trl_plus.runs.resume_point import find_checkpoint, resumed_folder
-from trl_plus.runs.same_recipe import check_same_run
-from trl_plus.runs.trackers import end_trackers, go_on_with_tensorboard, told_to_trackers
+from trl_plus.runs.resume import check_same_run, find_checkpoint, resumed_folder
 from trl_plus.setup.objects import RunObjects, build
-from trl_plus.setup.sizes import size_notes
+from trl_plus.setup.plan import size_notes
 from trl_plus.setup.trainer import build_trainer, check_data, load_processor, refuse_settings
+from trl_plus.training.callbacks import end_trackers, go_on_with_tensorboard, told_to_trackers
 from trl_plus.training.first_look import keep_preflight, look
 from trl_plus.training.held_out_table import held_out_table
-from trl_plus.ui.devices import devices
-from trl_plus.ui.versions import versions
+from trl_plus.ui.environment import devices, versions
 
 Say = Callable[[Any], None]
 
@@ -134,7 +129,7 @@ def _train(
 
 def _fit(trainer: Any, recipe: Recipe, report: Report, checkpoint: str | None, say: Say) -> None:
     """Train and save the model. Of a run that was resumed at its end, the metrics of its training stay."""
-    from trl_plus.training.early_stopping import how_it_ended, step_of_weights
+    from trl_plus.training.stopping import how_it_ended, step_of_weights
 
     metrics = dict(trainer.train(resume_from_checkpoint=checkpoint).metrics)
     _check_steps(trainer, recipe)
@@ -189,10 +184,10 @@ def _checked(objects: RunObjects, checkpoint: str | None, preflight: bool, say: 
 
 def _trainer(objects: RunObjects, data: Data, processor: Any, report: Report, stop: Any, journal: Journal) -> Any:
     """The trainer with our callbacks; the report learns how many rows are held out."""
-    from trl_plus.setup.card import card_of
+    from trl_plus.setup.trainer import card_of
     from trl_plus.trainers.watch import LearningWatch
     from trl_plus.training.callbacks import AlreadyFinished, use_short_progress
-    from trl_plus.training.early_stopping import best_model_callbacks
+    from trl_plus.training.stopping import best_model_callbacks
 
     callbacks = [*_records(report, journal, Path(objects.args.output_dir)), *best_model_callbacks(objects.options)]
     callbacks += [AlreadyFinished(journal.say), LearningWatch(journal.warn), stop]

@@ -1,16 +1,21 @@
-"""What a run would do, as far as it can be known without the hub and without model weights."""
+"""The plan of a run: its size and its launch, as far as the hub and the weights are not needed to know them."""
 
+import math
 import os
 from dataclasses import dataclass
 
+from rich.table import Table
+from rich.text import Text
+
 from trl_plus.data.loading import Data, load
 from trl_plus.errors import RecipeError
-from trl_plus.launch.decision import launched, read_launch, this_machine
 from trl_plus.launch.engines import config_file, read_config
+from trl_plus.launch.request import launched, read_launch, this_machine
 from trl_plus.recipes.recipe import Recipe
+from trl_plus.recipes.yaml_text import inline
 from trl_plus.setup.objects import RunObjects, build
-from trl_plus.setup.sizes import planned_steps, size_notes
 from trl_plus.setup.trainer import check_held_out, refuse_settings
+from trl_plus.ui.console import say
 
 _PLACEHOLDER = 8  # GPUs, where a configuration means all of them and this machine has none: TRL's files say 8
 
@@ -83,3 +88,66 @@ def _launch(recipe: Recipe, config: str | None, number: int | None) -> tuple[int
         return launch.processes, launch.engine, None
     except RecipeError as error:
         return number or written.get("num_processes") or _PLACEHOLDER, None, str(error)
+
+
+def training_rows(objects: RunObjects, data: Data) -> int | None:
+    """Rows that an epoch trains on; None for a stream."""
+    if not hasattr(data.train, "__len__"):
+        return None
+    rows = len(data.train)
+    doubled = data.format.paired and not objects.recipe.method.paired  # each pair becomes two labelled rows
+    return 2 * rows if doubled else rows
+
+
+def planned_steps(objects: RunObjects, data: Data | None, batch: int) -> int | None:
+    """Optimizer steps of the run, counted as transformers does: a last short batch is a step."""
+    if objects.args.max_steps > 0:
+        return int(objects.args.max_steps)
+    rows = None if data is None else training_rows(objects, data)
+    return None if rows is None else math.ceil(objects.args.num_train_epochs * math.ceil(rows / batch))
+
+
+def size_notes(objects: RunObjects, data: Data, batch: int) -> list[str]:
+    """Sentences on an effective batch of `batch` rows that no epoch fills, and on a run that nothing will judge."""
+    notes = []
+    rows = training_rows(objects, data)
+    if rows is not None and rows < batch:
+        notes.append(
+            f"The effective batch of {batch} rows is larger than the data ({rows} rows), so an epoch is one step: "
+            "lower `gradient_accumulation_steps` or `per_device_train_batch_size`."
+        )
+    if data.eval is None and objects.data.max_eval_rows != 0:
+        cure = "`eval_dataset_name`" if rows is None else "`eval_fraction: 0.05` or `eval_dataset_name`"
+        notes.append(
+            "Nothing is held out, so no figure will tell whether the model got better, and `evaluate` and `compare` "
+            f"will have no rows of this run: set {cure}."
+        )
+    return notes
+
+
+def show_plan(plan: Plan) -> None:
+    """Print the values with their origins, the size of the run, and what was not checked."""
+    recipe, args = plan.objects.recipe, plan.objects.args
+    table = Table("key", "value", "origin", title=f"method: {recipe.method.name} ({recipe.method.summary})")
+    table.title_justify = "left"
+    for name, value in recipe.values.items():
+        table.add_row(name, Text(inline(value)), recipe.origin(name))
+    say(table)
+    say(
+        f"Effective batch size: {plan.effective_batch} = {args.per_device_train_batch_size} per device * "
+        f"{args.gradient_accumulation_steps} accumulation steps * {plan.processes} processes."
+    )
+    if plan.engine is not None:
+        say(f"Processes: {plan.processes}, engine: {plan.engine}.")
+    if plan.data is not None:
+        held_out = "none" if plan.data.eval is None else f"{len(plan.data.eval)} rows"
+        say(f"Data: {plan.data.format}; {len(plan.data.train)} rows to train on, held out: {held_out}.")
+        for note in (*plan.data.notes, *plan.size_notes):
+            say(note)
+    if plan.steps is not None:
+        say(f"Optimizer steps: {plan.steps}.")
+    for note in recipe.notes[plan.notes_shown :]:
+        say(note)
+    for sentence in plan.unchecked:
+        say(f"Not checked: {sentence}.")
+    say("The recipe is valid.")

@@ -6,10 +6,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from trl_plus.runs.evaluated import fingerprint
 from trl_plus.runs.journal import FINISHED
+from trl_plus.runs.weights import fingerprint
 
-FILE = "evaluation.json"
 _MODELS = ("base", "tuned")
 _MEASURES = (("reward", "by reward"), ("logp_per_token", "by log-probability per token"))
 _KINDS = (("better", "better sides"), ("worse", "worse sides"))

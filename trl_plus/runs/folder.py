@@ -1,12 +1,12 @@
-"""An earlier run in the folder of a fresh one: recognised, and moved as a whole to `_earlier-N` by renames.
+"""The folder of a run: one run at a time in it, and an earlier one moved aside. Imports neither torch nor TRL."""
 
-Only what a run writes is moved; other files of the folder stay. Neither torch nor TRL is imported.
-"""
-
+import json
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,112 @@ from trl_plus.recipes.recipe import RESOLVED, Recipe
 from trl_plus.runs.checkpoint_files import checkpoints, put_back
 from trl_plus.runs.journal import FILE as JOURNAL
 from trl_plus.runs.journal import began_at
+from trl_plus.runs.metrics import FILE as METRICS
 
-_EARLIER = "_earlier"  # the hub's upload leaves out what begins with an underscore
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+# The files of a run's folder. The hub's upload leaves out what begins with an underscore
+LOG, PREFLIGHT, EVALUATION, REPORT, CARD = (
+    "metrics.jsonl", "preflight.json", "evaluation.json", "report.html", "README.md",
+)  # fmt: skip
+LOCK, _TENSORBOARD = "_running", "runs"
+
+
+# -- the lock -------------------------------------------------------------------------------------------------------
+# It is the system's, on a file: it ends with the process that holds it, however that ends, and forked workers do not
+# inherit it. Over NFS it holds between machines. The text of the file is for the reader of the message.
+
+
+@contextmanager
+def claimed(folder: Path, say: Callable[[Any], None]) -> Iterator[None]:
+    """While it is entered, no other run begins in the folder. Entered by the main process only, for all of its run.
+
+    Args:
+        folder: made if need be.
+        say: told where the file system (or Windows) has no locks: the run goes on without one.
+
+    Raises:
+        RecipeError: another run holds the folder, or it cannot be made.
+    """
+    new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RecipeError(f"`output_dir`: cannot write to {folder}: {error.strerror}. Name another one.") from error
+    try:
+        held = _lock(folder / LOCK)
+    except (OSError, NotImplementedError) as error:
+        say(f"A second run in {folder} would not be noticed: its file system takes no lock ({_reason(error)}).")
+        held = None
+    try:
+        yield
+    finally:
+        if held is not None:
+            with suppress(OSError):
+                (folder / LOCK).unlink()
+            os.close(held)
+        if new:
+            with suppress(OSError):  # the run wrote something
+                folder.rmdir()
+
+
+def _lock(path: Path) -> int:
+    """The open file, locked and with our name in it."""
+    if fcntl is None:
+        raise NotImplementedError("no fcntl")
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _is_named(file, path):  # the run before us deleted it between our two calls
+                os.close(file)
+                continue
+            os.ftruncate(file, 0)
+            os.write(file, json.dumps(_ourselves()).encode())
+        except (BlockingIOError, PermissionError):  # POSIX leaves open which of the two
+            os.close(file)
+            raise RecipeError(_refusal(path)) from None
+        except OSError:
+            os.close(file)
+            raise
+        return file
+
+
+def _is_named(file: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _ourselves() -> dict[str, Any]:
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"host": socket.gethostname(), "pid": os.getpid(), "since": now}
+
+
+def _refusal(path: Path) -> str:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        who = f"process {found['pid']} on {found['host']}, since {found['since']}"
+    except (OSError, ValueError, KeyError, TypeError):  # it has the lock, and has not written its name yet
+        who = "it began this moment"
+    return (
+        f"`output_dir`: another run is training in {path.parent} ({who}): let it end, stop it, or name another "
+        f"`output_dir`; if its machine is gone, delete {path}."
+    )
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+# -- an earlier run -------------------------------------------------------------------------------------------------
+
+_EARLIER = "_earlier"
 _PART = "_earlier.part"  # a move that is not complete, or that was killed
-_METRICS, _REPORT, _CARD, _TENSORBOARD = "metrics.json", "report.html", "README.md", "runs"
 _ADAPTER = ("adapter_model.safetensors", "adapter_model.bin", "adapter_config.json", "training_args.bin")
 _MODEL = (
     "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
@@ -30,12 +132,12 @@ _TOKENIZER = (
     "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json", "tokenizer_config.json",
 )  # fmt: skip
 # The recipe goes last: while it is there, the folder still holds a run
-_RECORDS = ("evaluation.json", "preflight.json", "metrics.jsonl", _METRICS, JOURNAL, RESOLVED)
+_RECORDS = (EVALUATION, PREFLIGHT, LOG, METRICS, JOURNAL, RESOLVED)
 
 
 def holds_run(folder: Path) -> bool:
     """Whether a folder holds an earlier run. A journal alone is the trace of one that was refused: it saved nothing."""
-    signs = (RESOLVED, _METRICS)
+    signs = (RESOLVED, METRICS)
     return any((folder / name).is_file() for name in signs) or bool(checkpoints(folder)) or (folder / _PART).is_dir()
 
 
@@ -108,7 +210,7 @@ def _written(folder: Path, full: bool) -> list[Path]:
     found += [path for pattern in patterns for path in sorted(folder.glob(pattern))]
     if (folder / "ref" / "adapter_config.json").is_file():  # PEFT's folder for the reference adapter
         found.append(folder / "ref")
-    found += [folder / name for name, ours in ((_CARD, _our_card), (_REPORT, _our_report)) if ours(folder / name)]
+    found += [folder / name for name, ours in ((CARD, _our_card), (REPORT, _our_report)) if ours(folder / name)]
     return found + [folder / name for name in _RECORDS if (folder / name).is_file()]
 
 

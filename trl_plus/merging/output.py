@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from trl_plus.evaluation.measures import PER_TOKEN, TUNED, pair_group
-from trl_plus.evaluation.table import estimate_text
+from trl_plus.evaluation.output import estimate_text
 from trl_plus.merging.run import Merged
 
 
