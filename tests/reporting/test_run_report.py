@@ -92,14 +92,14 @@ def test_stopped_failed_killed(make_run, tmp_path, monkeypatch):
     cut = {"log": log, "summary": summary}
     state, sentence, more = outcome(make_run("a", journal=make_run.journal({**END, "outcome": "stopped"}), **cut))
     assert (state, sentence) == ("warning", "Stopped at step 8 of 20.")
-    assert more == "It left no complete checkpoint to go on from."
+    assert more == "It left no complete checkpoint to resume from."
     monkeypatch.setattr("trl_plus.runs.checkpoint_files.problem_of", lambda folder: None)
     (tmp_path / "a" / "checkpoint-6").mkdir()
-    assert outcome(tmp_path / "a")[2].endswith("/a/recipe.resolved.yaml --resume` goes on from checkpoint-6.")
+    assert outcome(tmp_path / "a")[2].endswith("/a/recipe.resolved.yaml --resume` continues from checkpoint-6.")
     failed = make_run.journal({"event": "end", "step": 9, "outcome": "failed", "error": "CUDA out of memory."})
     assert outcome(make_run("b", journal=failed, **cut))[:2] == ("error", "Failed at step 9 of 20: CUDA out of memory.")
     killed = outcome(make_run("c", journal=make_run.journal(), **cut))
-    assert killed[:2] == ("warning", "Not finished: at step 8 of 20 it still runs, or was killed.")
+    assert killed[:2] == ("warning", "Not finished: at step 8 of 20 it is still running, or was killed.")
 
 
 def test_a_run_that_is_resumed_now_is_not_what_its_first_part_was(make_run):
@@ -111,7 +111,7 @@ def test_a_run_that_is_resumed_now_is_not_what_its_first_part_was(make_run):
 
 def test_a_run_without_journal(make_run):
     assert outcome(make_run("a", journal=None))[0] == "clean"
-    assert outcome(make_run("b", journal=None, summary=None))[1].startswith("Not finished, or not by this version")
+    assert outcome(make_run("b", journal=None, summary=None))[1].startswith("Not finished, or made by another version")
 
 
 def test_the_last_evaluation_stands_in_for_the_one_after(make_run):

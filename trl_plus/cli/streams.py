@@ -1,4 +1,4 @@
-"""A reader of our output that leaves (`| head`, a closed terminal) costs the text and nothing else."""
+"""If stdout closes early (`| head`, a closed terminal), drop the output and continue."""
 
 import errno
 import io

@@ -74,13 +74,13 @@ def train(
             _note_command(words, accelerate_config, num_processes)
             raise typer.Exit(_start(loaded, words, accelerate_config, num_processes))
         else:
-            from trl_plus.launch.request import asked_of
+            from trl_plus.launch.request import launch_request
             from trl_plus.training.run import run
 
             words = _words(recipe, context.args, resume, force, no_preflight)
             _note_command(words, accelerate_config, num_processes)
             with explained(loaded):
-                run(loaded, resume, say, asked_of(accelerate_config, num_processes), force, not no_preflight)
+                run(loaded, resume, say, launch_request(accelerate_config, num_processes), force, not no_preflight)
 
 
 def _words(recipe: str, overrides: list[str], resume: str | None, force: bool, no_preflight: bool) -> list[str]:

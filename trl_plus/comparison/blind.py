@@ -22,7 +22,7 @@ _NAMED = 5  # rows that an error names
 
 @dataclass(frozen=True)
 class Score:
-    """What a filled sheet says.
+    """The result of a filled sheet.
 
     Attributes:
         wins, losses, ties: rows, from the tuned model's side. Rows whose answers are identical are not on the sheet and
@@ -65,7 +65,7 @@ def refuse_existing(sheet: Path) -> None:
 
 
 def write_sheet(rows: Sequence[tuple[str, str, str]], sheet: Path) -> int:
-    """Write a sheet and its key; gives the number of rows to judge.
+    """Write a sheet and its key; returns the number of rows to judge.
 
     The order of each row is drawn by the operating system, so that no seed gives it away.
 

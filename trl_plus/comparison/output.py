@@ -139,7 +139,7 @@ def _prompts(count: int) -> str:
 
 
 def settings(sampling: Sampling) -> str:
-    """How the answers were made."""
+    """The generation settings in words."""
     limit = f"at most {sampling.max_new_tokens:,} tokens"
     if not sampling.temperature:
         return f"greedy, {limit}"

@@ -1,4 +1,4 @@
-"""What a device holds of a run on several: whole copies (DDP) or shares (FSDP, ZeRO). Rules, not measured."""
+"""The part of a run on one of several devices: whole copies (DDP) or shares (FSDP, ZeRO). Rules, not measured."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ OPTIMIZER, REFERENCE, ENGINE = "optimizer", "reference", "engine"
 
 @dataclass(frozen=True)
 class Engine:
-    """Which of weights, gradients and optimizer states are cut across `processes`.
+    """An engine, and which of weights, gradients and optimizer states it cuts across `processes`.
 
     Attributes:
         name: "one process", "DDP", "FSDP", "FSDP (gradients)", "ZeRO-1", "ZeRO-2" or "ZeRO-3".
@@ -45,7 +45,7 @@ class Engine:
 
     @property
     def narrows(self) -> bool:
-        """Whether mixed precision turns the model itself into 16 bit, where autocast casts every weight anew."""
+        """True if mixed precision turns the model itself into 16 bit; autocast casts every weight anew instead."""
         return self.name.startswith(("FSDP", "ZeRO"))
 
     def with_masters(self, components: dict[str, int], trained: int) -> dict[str, int]:

@@ -42,7 +42,7 @@ class Measure:
         self.constant = self._constant(trained)
 
     def _constant(self, trained: list[Any]) -> dict[str, int]:
-        """What lies in memory all the time beside the policy and its gradients."""
+        """Bytes that are used all the time beside the policy and its gradients."""
         args, optim = self.objects.args, str(getattr(self.objects.args.optim, "value", self.objects.args.optim))
         embeddings = {id(m.weight) for m in self.model.modules() if isinstance(m, torch.nn.Embedding)}
         masters = [torch.empty(p.shape, device="meta") if self.narrowed else p for p in trained]
@@ -62,7 +62,7 @@ class Measure:
         return found
 
     def passes(self, rows: Rows, batch: int) -> Passes:
-        """How this recipe computes a step."""
+        """The passes of this recipe's step."""
         args, method = self.objects.args, self.objects.recipe.method
         own_head = not hasattr(args, "f_divergence_type") or not method.reference or reads_only_rows(args)
         scores_reference = method.reference and not args.precompute_ref_log_probs
@@ -132,7 +132,7 @@ def autocast(recipe: Recipe, device: str) -> torch.dtype | None:
 
 
 def second_model(objects: RunObjects) -> bool:
-    """Whether a frozen copy of the weights lies beside the policy in every step."""
+    """True if a frozen copy of the weights lies beside the policy in every step."""
     args, method = objects.args, objects.recipe.method
     if not method.reference or objects.model.use_peft:
         return False

@@ -187,7 +187,7 @@ def _quantize(model: Any, wanted: Any, compute_dtype: torch.dtype) -> None:
 
 
 class _FlashAttention(torch.autograd.Function):
-    """What flash attention keeps: its inputs, its output, and one float32 per query and head."""
+    """Keeps what flash attention keeps: its inputs, its output, and one float32 per query and head."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -269,7 +269,7 @@ def choose(objects: RunObjects, model: Any, fake: FakeTensorMode, cuda: bool, no
 
 
 def _refusal(model: Any, fake: FakeTensorMode) -> str | None:
-    """What the model's attention says to a small layout, or None; other faults are left to the step itself."""
+    """The reason why the model's attention refuses a small layout, or None; other errors are left to the step."""
     plan = make_plan(torch.tensor([12, 12]), torch.tensor([9]), 12)
     with fake, torch.no_grad():
         ids = torch.zeros(plan.source.shape, dtype=torch.long)

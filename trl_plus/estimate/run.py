@@ -1,4 +1,4 @@
-"""What a recipe needs: memory by component, the largest micro-batch that fits, optimizer steps."""
+"""The needs of a recipe: memory by component, the largest micro-batch that fits, optimizer steps."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -165,7 +165,7 @@ def _estimate(
 
 
 def _cures(recipe: Recipe, peak: int, measured: Callable[[Recipe], tuple[Estimate, Measure]]) -> tuple[Cure, ...]:
-    """What lowers the peak of a micro-batch of 1: each change alone, and all of them together."""
+    """Changes that lower the peak of a micro-batch of 1: each alone, and all of them together."""
     values = {**recipe.values, "per_device_train_batch_size": 1, "tokens_per_device": None}
     smallest = replace(recipe, values=values)
     found, all_words = [], {}

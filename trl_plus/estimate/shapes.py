@@ -30,7 +30,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Shape:
-    """What a micro-batch asks of the model.
+    """The size of a micro-batch for the model.
 
     Attributes:
         rows: sequences: two per pair, one per labelled row.
@@ -127,7 +127,7 @@ class Rows:
         return (rows * (batch // len(rows) + 1))[:batch]
 
     def _filled(self, rows: list[Row]) -> list[Row]:
-        """What of the rows the budget holds, taken in order; the first one in any case."""
+        """The rows that the budget holds, taken in order; the first one in any case."""
         if self.budget is None:
             return rows
         found, room = rows[:1], self.budget - self._cost(rows[0])
@@ -142,7 +142,7 @@ class Rows:
         return sum(total for total, _ in row.sides) - row.common * (len(row.sides) - 1)
 
     def _size(self, row: Row) -> int:
-        """What makes a micro-batch large: the longest side of padded rows, all tokens of laid out ones."""
+        """The size of a row in a micro-batch: its longest side if padded, all its tokens if laid out."""
         return max(total for total, _ in row.sides) if self.layout == "rows" else self._laid_out(row)
 
     def _laid_out(self, row: Row) -> int:

@@ -25,7 +25,7 @@ WEIGHTS, ADAPTER, GRADIENTS, ACTIVATIONS, HEAD = "weights", "adapter", "gradient
 
 @dataclass(frozen=True)
 class Passes:
-    """How a step is computed.
+    """The passes of a step.
 
     Attributes:
         cuda: on a GPU, where TRL's fused LM head projects tiles of the scored tokens only.
@@ -229,7 +229,7 @@ TILE_TOKENS, TILE_WIDTH = 4096, 32768
 
 
 class _TiledHead(torch.autograd.Function):
-    """What TRL's fused LM head allocates on CUDA: a tile of logits, and float32 gradients of states and weight."""
+    """Allocates as TRL's fused LM head does on CUDA: a tile of logits, and float32 gradients of states and weight."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor) -> Tensor:

@@ -4,10 +4,10 @@ import json
 import math
 import sys
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
@@ -37,7 +37,7 @@ def show_evaluation(evaluation: Evaluation, as_json: bool, folder: Path | None =
 
 
 def _keep(evaluation: Evaluation, folder: Path, quiet: bool) -> None:
-    """A folder that cannot be written costs the file and nothing else: the figures are printed already."""
+    """If the folder cannot be written, only the file is missing: the figures are printed already."""
     part = folder / f".{EVALUATION}.part"
     try:
         part.write_text(json_text(evaluation) + "\n", encoding="utf-8")
@@ -54,14 +54,14 @@ def _keep(evaluation: Evaluation, folder: Path, quiet: bool) -> None:
 
 
 SCHEMA_VERSION = 1  # rises when a key goes or changes its meaning; keys may be added within a version
-_SCHEMA = Path(__file__).with_name("evaluation.schema.json")
+_FIGURES = TypeAdapter(Evaluation)
 
 
 def as_json(evaluation: Evaluation) -> dict[str, Any]:
     """The figures as plain dicts, lists, strings, finite numbers and None. None stands for what is not defined."""
     return {
         "schema_version": SCHEMA_VERSION,
-        **_plain(evaluation),
+        **_FIGURES.dump_python(evaluation, mode="json"),
         "intervals": {"confidence": CONFIDENCE, "bootstrap_draws": DRAWS, "bootstrap_seed": SEED},
         "versions": versions(),
     }
@@ -74,25 +74,41 @@ def json_text(evaluation: Evaluation) -> str:
 
 def schema() -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of `as_json`."""
-    return json.loads(_SCHEMA.read_text(encoding="utf-8"))
-
-
-def _plain(value: Any) -> Any:
-    if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value
+    found = _FIGURES.json_schema(mode="serialization")
+    more: dict[str, Any] = {
+        "schema_version": {
+            "const": SCHEMA_VERSION,
+            "description": "Rises when a key goes or changes its meaning. Keys may be added within a version.",
+        },
+        "intervals": {
+            "type": "object",
+            "description": "How the intervals were made.",
+            "properties": {
+                "confidence": {"const": CONFIDENCE, "description": "Of every interval."},
+                "bootstrap_draws": {"type": "integer", "description": "Draws of whole prompts."},
+                "bootstrap_seed": {"type": "integer", "description": "The same seed gives the same intervals."},
+            },
+            "required": ["confidence", "bootstrap_draws", "bootstrap_seed"],
+        },
+        "versions": {
+            "type": "object",
+            "additionalProperties": {"type": ["string", "null"]},
+            "description": "Versions of Python and of the libraries; null if one is not installed.",
+        },
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **found,
+        "title": "trl-plus evaluate --json",
+        "properties": {**found["properties"], **more},
+        "required": [*found["required"], *more],
+    }
 
 
 _TITLES = {REWARD: "By the method's reward", PER_TOKEN: "By log-probability per token (nats)"}
 _SHORT = {REWARD: "reward", PER_TOKEN: "per token"}
 _KINDS = {"better": "better sides", "worse": "worse sides", "all": "all completions"}
-_NOT_A_KL = "These are the dataset's completions and not samples of the tuned model, so this is no KL divergence."
+_NOT_A_KL = "These are the dataset's completions and not samples of the tuned model, so this is not a KL divergence."
 _LENGTH = (
     "balanced: mean accuracy of pairs whose better side is longer and of pairs whose better side is shorter. length ρ: "
     "Spearman's correlation of margin and length difference."
@@ -100,7 +116,7 @@ _LENGTH = (
 
 
 def evaluation_report(evaluation: Evaluation) -> Iterator[Any]:
-    """What to print, one after the other: sentences and tables."""
+    """The sentences and tables to print, in order."""
     tuned = "" if evaluation.tuned is None else f"; tuned: {evaluation.tuned}"
     yield f"{evaluation.method} on {evaluation.dataset}; base: {evaluation.base}{tuned}"
     pairs = "" if evaluation.pairs is None else f", {evaluation.pairs.pairs:,} pairs"
@@ -156,7 +172,7 @@ def _comparison(evaluation: Evaluation, pairs: Group, measure: str) -> Table:
 
 
 def _has_both(lengths: ByLength) -> bool:
-    """Whether there are enough pairs on each side of zero for a mean of two accuracies to say anything."""
+    """True if each side of zero has enough pairs for a mean of two accuracies."""
     return all(group and group.pairs >= FEWEST for group in (lengths.better_longer, lengths.better_shorter))
 
 
@@ -178,7 +194,7 @@ def _labels(labels: ByLabel) -> Table:
 
 
 def _groups(title: str, groups: list[Group]) -> Table:
-    """Accuracies of each group: by reward where every model has one, else also by log-probability per token."""
+    """Accuracies of each group: by reward if every model has one, else also by log-probability per token."""
     models = groups[0].models
     everywhere = all(by_measure[REWARD] is not None for by_measure in models.values())
     columns = [

@@ -20,7 +20,7 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Scores:
-    """What a model makes of C completions.
+    """One model's scores of C completions.
 
     Attributes:
         total: (C,), the sum of log-probabilities over the completion's tokens, in nats.

@@ -1,22 +1,33 @@
-"""Estimates with 95% intervals, for rows that may be weighted and may share a prompt. Imports only numpy."""
+"""Estimates with 95% intervals, for rows that may be weighted and may share a prompt. Imports no torch."""
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict, Field, PlainSerializer
 
 NORMAL_95 = 1.959964  # 97.5% quantile of the standard normal distribution
 
 
+def _or_null(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+Figure = Annotated[float, PlainSerializer(_or_null)]  # in JSON null stands for NaN
+ALL_REQUIRED = ConfigDict(json_schema_serialization_defaults_required=True)
+
+
 @dataclass(frozen=True)
 class Estimate:
-    """A value and its 95% interval. An end is NaN where there are too few rows for one."""
+    """A value and its 95% interval. An end is NaN if there are too few rows for one."""
 
-    value: float
-    low: float = math.nan
-    high: float = math.nan
+    __pydantic_config__ = ALL_REQUIRED
+    value: Annotated[Figure, Field(description="Null if it is not defined, such as a correlation of a constant.")]
+    low: Annotated[Figure, Field(description="Lower end; null if there are too few rows for an interval.")] = math.nan
+    high: Annotated[Figure, Field(description="Upper end of the interval.")] = math.nan
 
 
 def wilson_interval(share: float, count: float) -> tuple[float, float]:
@@ -41,7 +52,7 @@ _CHUNK = 2**22  # elements of a block of draws
 
 
 def effective_rows(weights: Floats) -> float:
-    """(sum w)^2 / sum w^2: how many equally weighted rows say as much (Kish 1965). The count, where all weigh alike."""
+    """(sum w)^2 / sum w^2: equally weighted rows of the same variance (Kish 1965); the count if all weigh alike."""
     return float(weights.sum() ** 2 / (weights**2).sum())
 
 
@@ -65,7 +76,7 @@ def means(values: Floats, weights: Floats, clusters: Ints) -> list[Estimate]:
         values: (N, K), K quantities of the same rows.
         weights: (N,).
         clusters: (N,), which rows belong together (those of one prompt). Whole clusters are drawn, since rows of one
-            prompt are no independent observations (Field and Welsh 2007).
+            prompt are not independent observations (Field and Welsh 2007).
     """
     if not weights.sum():
         return [Estimate(math.nan)] * values.shape[1]
@@ -124,7 +135,7 @@ def _ranks(values: Floats) -> Floats:
 
 
 def _resampled(clusters: int) -> Iterator[Floats]:
-    """How often each cluster is drawn, for `DRAWS` draws in all, in blocks of (D, clusters)."""
+    """Counts of each cluster in `DRAWS` draws, in blocks of (D, clusters)."""
     rng = np.random.default_rng(SEED)
     block = max(1, min(DRAWS, _CHUNK // max(clusters, 1)))
     for start in range(0, DRAWS if clusters > 1 else 0, block):

@@ -1,7 +1,7 @@
 """`--num-processes` and `--accelerate-config`: decide what to start, and check that it was started.
 
-A run has neither fewer processes nor another engine than asked for: `decide` refuses before the launch, `asked_of` and
-`check_started` in every process after it.
+A run has neither fewer processes nor another engine than asked for: `decide` refuses before the launch, and
+`launch_request` and `check_started` in every process after it.
 """
 
 import os
@@ -18,8 +18,8 @@ PROCESSES, ENGINE = "TRL_PLUS_EXPECTED_PROCESSES", "TRL_PLUS_EXPECTED_ENGINE"
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the run must be. None: nothing was said about it.
+class LaunchRequest:
+    """Processes and engine that the run must have; None if they were not given.
 
     Attributes:
         engine: "ddp", "fsdp" or "deepspeed".
@@ -29,8 +29,10 @@ class Asked:
     engine: str | None = None
 
 
-def asked_of(config: str | None, num_processes: int | None, environment: Mapping[str, str] = os.environ) -> Asked:
-    """What the options, or the process that started this one, ask for; at least every process that was started.
+def launch_request(
+    config: str | None, num_processes: int | None, environment: Mapping[str, str] = os.environ
+) -> LaunchRequest:
+    """The request of the options, or of the process that started this one; at least all processes that were started.
 
     Raises:
         RecipeError: the environment already shows another number of processes or another engine.
@@ -45,14 +47,14 @@ def asked_of(config: str | None, num_processes: int | None, environment: Mapping
         values = read_config(config_file(config), config)
         engine = {"FSDP": "fsdp", "DEEPSPEED": "deepspeed"}.get(values["distributed_type"], "ddp")
         count = count or values["num_processes"]
-    asked = Asked(int(count or started or 1), engine)
+    asked = LaunchRequest(int(count or started or 1), engine)
     _compare(asked, int(started or 1), flagged)
     if flagged != "ddp":
         _refuse_cpu(flagged)
     return asked
 
 
-def check_started(asked: Asked | None, accelerator: Any) -> None:
+def check_started(asked: LaunchRequest | None, accelerator: Any) -> None:
     """Refuse to train when accelerate made something else of it.
 
     Raises:
@@ -63,7 +65,7 @@ def check_started(asked: Asked | None, accelerator: Any) -> None:
         _compare(asked, accelerator.num_processes, {"FSDP": "fsdp", "DEEPSPEED": "deepspeed"}.get(name, "ddp"))
 
 
-def _compare(asked: Asked, processes: int, engine: str) -> None:
+def _compare(asked: LaunchRequest, processes: int, engine: str) -> None:
     if asked.processes not in (None, processes):
         raise RecipeError(
             f"{asked.processes} processes were asked for, but {processes} would run: start all of them with one "
@@ -95,7 +97,7 @@ def _words_of_parent() -> list[str]:
 
 
 def _told_accelerate(words: Sequence[str]) -> int | None:
-    """N of `accelerate launch --num_processes N`, which starts one process in silence under `--cpu`.
+    """N of `accelerate launch --num_processes N`, which silently starts one process under `--cpu`.
 
     It tells that process nothing of N, so its own command line is read.
     """
@@ -125,7 +127,7 @@ _ENGINES = {"FSDP": "fsdp", "DEEPSPEED": "deepspeed", "NO": "ddp"}
 
 @dataclass(frozen=True)
 class Machine:
-    """What `decide` knows of this machine.
+    """The facts of this machine that `decide` uses.
 
     Attributes:
         gpus: GPUs that this process sees.
@@ -140,7 +142,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Launch:
-    """What is to be started.
+    """The processes to start.
 
     Attributes:
         engine: "ddp", "fsdp" or "deepspeed".
@@ -166,12 +168,12 @@ class Launch:
 
 
 def launched(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether a launcher (trl-plus, accelerate, torchrun, MPI) started this process."""
+    """True if a launcher (trl-plus, accelerate, torchrun, MPI) started this process."""
     return any(name in environment for name in _LAUNCHER_VARIABLES)
 
 
 def is_main_process(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process is the one that prints and writes, as launchers number them."""
+    """True for the process that prints and writes, as launchers number them."""
     return next((environment[name] for name in _RANKS if name in environment), "0") == "0"
 
 
@@ -196,7 +198,7 @@ def read_launch(
     machine: Machine,
     environment: Mapping[str, str] = os.environ,
 ) -> Launch:
-    """What a command line asks for.
+    """Read the launch that a command line asks for.
 
     Raises:
         RecipeError: it is contradictory, or this machine cannot do it.
@@ -215,12 +217,12 @@ def read_launch(
 
 
 def decide(values: Mapping[str, Any], recipe: Mapping[str, Any], machine: Machine, label: str) -> Launch:
-    """What is started: a pure function of a configuration, the recipe and the machine.
+    """Decide what is started: a pure function of a configuration, the recipe and the machine.
 
     Args:
         values: the configuration's values; `num_processes` None stands for all GPUs.
         recipe: `use_cpu`, `bf16` and `fp16` of the recipe.
-        label: what asked for it, as messages name it.
+        label: the option that asked for it, as messages name it.
 
     Raises:
         RecipeError: fewer processes, another engine, device or precision would be run than asked for.
@@ -237,7 +239,7 @@ def decide(values: Mapping[str, Any], recipe: Mapping[str, Any], machine: Machin
     processes = values.get("num_processes")
     if processes is None:
         if cpu:
-            raise RecipeError(f"{label}: it does not say how many processes: add `--num-processes N`.")
+            raise RecipeError(f"{label}: the number of processes is missing: add `--num-processes N`.")
         processes = 1 if kind == "NO" else gpus * machines
     launch = Launch(
         engine, processes, cpu, machines, values.get("machine_rank") or 0,
@@ -261,7 +263,7 @@ def _on_cpu(kind: str, values: Mapping[str, Any], recipe: Mapping[str, Any], mac
     if cpu_asked and not cpu:
         raise RecipeError(f"{label} asks for CPUs, but the run would use the GPUs: set `use_cpu: true` in the recipe.")
     if cpu and not cpu_asked and kind not in ("CPU_OR_GPU", "NO"):
-        why = "the recipe says `use_cpu: true`" if recipe["use_cpu"] else "no GPU is found on this machine"
+        why = "the recipe sets `use_cpu: true`" if recipe["use_cpu"] else "no GPU is found on this machine"
         raise RecipeError(
             f"{label} asks for GPUs (`distributed_type: {kind}`), but {why}: give `--num-processes N` alone for DDP on "
             "CPUs, or run it where the GPUs are."
@@ -336,13 +338,13 @@ def _check_engine(launch: Launch, values: Mapping[str, Any], machine: Machine, l
 def _check_precision(
     values: Mapping[str, Any], recipe: Mapping[str, Any], machine: Machine, cpu: bool, label: str
 ) -> None:
-    """The recipe decides the precision; a configuration that says otherwise would be ignored in silence."""
+    """Refuse a configuration with another precision than the recipe's: it would be silently ignored."""
     asked = values.get("mixed_precision")
     bf16 = recipe["bf16"] if recipe["bf16"] is not None else machine.bf16 and not cpu
     used = "fp16" if recipe["fp16"] else "bf16" if bf16 else "no"
     if asked not in (None, "no", used):
         raise RecipeError(
-            f"{label} says `mixed_precision: {asked}`, but the recipe computes in "
+            f"{label} sets `mixed_precision: {asked}`, but the recipe computes in "
             f"{used if used != 'no' else 'float32'}: set `{asked}: true` in the recipe, or write "
             "`mixed_precision: 'no'`."
         )

@@ -1,4 +1,4 @@
-"""What `trl-plus merge` prints."""
+"""The result of a merge in the terminal."""
 
 from collections.abc import Iterator
 from shlex import quote
@@ -13,7 +13,7 @@ from trl_plus.merging.run import Merged
 
 
 def merge_report(result: Merged) -> Iterator[Any]:
-    """What to print, one after the other: sentences and a table."""
+    """The sentences and the table to print, in order."""
     where = f"{result.samples} held-out sequences" if result.rows is not None else "a fixed text"
     yield (
         f"Merged and adapter differ by at most {result.merging.difference:.1e} in their logits (the largest is "

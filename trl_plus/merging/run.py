@@ -39,7 +39,7 @@ _TEXT = "The quick brown fox jumps over the lazy dog. 1, 2, 3: what comes next?"
 
 @dataclass(frozen=True)
 class Merged:
-    """What was written, and how it compares.
+    """The written model, and how it compares with the adapter.
 
     Attributes:
         merging: logits of the merged float32 weights against the adapter's.

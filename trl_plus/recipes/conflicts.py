@@ -83,7 +83,7 @@ def best_model_problems(method: Method, values: Mapping[str, Any]) -> Iterator[t
 
 
 def best_model_notes(method: Method, values: Mapping[str, Any]) -> list[str]:
-    """What the reader of a valid recipe should know."""
+    """Notes on a valid recipe."""
     read = _reader(method, values)
     if not read("load_best_model_at_end") or not read("eval_strategy") == read("save_strategy") == "steps":
         return []

@@ -49,7 +49,7 @@ class Key:
 
     @property
     def expected(self) -> str:
-        """What the key takes, as the end of "must be ..."."""
+        """The accepted values, as the end of "must be ..."."""
         if self.choices is not None:
             kind = "a list of " if self.is_list else "one of "
             return kind + ", ".join(self.choices)

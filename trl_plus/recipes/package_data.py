@@ -1,4 +1,4 @@
-"""What ships in the package: the recipes, and the model and data that `bundled:` values name."""
+"""Files of the package: the bundled recipes, and the model and data that `bundled:` values name."""
 
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -55,7 +55,7 @@ def copy_recipe(name: str, destination: Path) -> Path:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a recipe is read from. `label` names it in messages."""
+    """The file of a recipe. `label` names it in messages."""
 
     path: Path
     label: str

@@ -28,7 +28,7 @@ class Recipe:
         values: what was given, by key; TRL's defaults are not among them.
         origins: for each of them "command line", "recipe", "preset" (of the method) or "machine".
         label: the recipe's file, as messages name it.
-        notes: what the reader should be told once.
+        notes: sentences to print once.
     """
 
     method: Method
@@ -43,15 +43,15 @@ class Recipe:
 
     @property
     def argument(self) -> str:
-        """What names the recipe on the command line: its file, or the name of the bundled recipe."""
+        """The recipe as an argument of a command: its file, or the name of the bundled recipe."""
         return self.label.removeprefix(package_data.BUNDLED)
 
     def origin(self, name: str) -> str:
-        """Where a key's value comes from; "default" if it was not given."""
+        """The origin of a key's value; "default" if it was not given."""
         return self.origins.get(name, DEFAULT)
 
     def place_of(self, text: str) -> str:
-        """Where a value that a message of another library speaks of was given, as the beginning of that message.
+        """The place of a value that another library's message is about, as the beginning of that message.
 
         The message may name its key in backticks, bare, or not at all; a line of the file is not known any more.
         """
@@ -144,7 +144,7 @@ def _merge(given: dict[str, Value], label: str, notes: list[str], needs_data: bo
 
 
 def _trusts(entries: Mapping[str, Value]) -> list[str]:
-    """A sentence where the recipe lets code run that comes with a model."""
+    """A sentence if the recipe lets code run that comes with a model."""
     values = {name: entry.value for name, entry in entries.items()}
     inner = values.get("model_init_kwargs")
     if not values.get("trust_remote_code") and not (isinstance(inner, dict) and inner.get("trust_remote_code")):
@@ -161,7 +161,7 @@ def _method(entry: Value | None, label: str) -> Method:
 
 
 def _takes_away(entry: Value, key: Key | None) -> bool:
-    """Whether an override is `KEY=null` for a key that has no null: the recipe's value goes, the default returns."""
+    """True for `KEY=null` of a key that has no null: it removes the recipe's value, and the default is used."""
     return entry.origin == COMMAND_LINE and entry.value is None and (key is None or not key.nullable)
 
 

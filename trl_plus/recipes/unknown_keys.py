@@ -207,7 +207,8 @@ REPLACED = {
 # Keys that the configurations of TRL and transformers still have but a recipe must not set, and why.
 REFUSED = {
     "do_train": "remove it: `trl-plus train` always trains",
-    "do_eval": "remove it: held-out rows are evaluated before and after training; in between says `eval_strategy`",
+    "do_eval": "remove it: held-out rows are evaluated before and after training; `eval_strategy` controls evaluation "
+    "during training",
     "do_predict": "remove it",
     "resume_from_checkpoint": "give it on the command line: `--resume PATH`",
     "local_rank": "remove it: the launcher sets it",

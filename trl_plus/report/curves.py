@@ -46,7 +46,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Stripe:
-    """What the pointer finds at one step: the stripe's left edge, width and middle, and its text."""
+    """The hover area of one step: left edge, width and middle of a stripe, and its text."""
 
     x: float
     width: float

@@ -34,10 +34,10 @@ class Shown:
 
     Attributes:
         data: what it was made on, one sentence.
-        stale: why it is not about the model in the folder, one sentence; "" where it is.
+        stale: why it is not about the model in the folder, one sentence; "" if it is.
         measures: (title, cell of the base, cell of the tuned model).
         groups: by length and by source: (name, pairs, cell of the base, cell of the tuned model).
-        notes: what a reader must know.
+        notes: sentences below the tables.
     """
 
     data: str
@@ -70,7 +70,7 @@ def shown_evaluation(content: Mapping[str, Any], run: Any) -> Shown:
 
 
 def _staleness(content: Mapping[str, Any], run: Any) -> str:
-    """Whether the weights in the folder, or those that the run is about to put there, are others."""
+    """The reason why an evaluation is not about the weights in the folder; empty if it is."""
     of = content.get("weights") or {}
     known, step = of.get("fingerprint"), of.get("step")
     if known is None:

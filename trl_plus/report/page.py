@@ -152,7 +152,7 @@ _MEASURES = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: "clean", "warning" or "error", a sentence, and what follows from it."""
+    """The end of a run: "clean", "warning" or "error", a sentence, and what to do next."""
 
     state: str
     sentence: str
@@ -165,7 +165,7 @@ def last_step(run: Run) -> int:
 
 
 def outcome(run: Run) -> Outcome:
-    """How the run ended, as its journal says it; of a run without one, as metrics.json does."""
+    """The end of the run according to its journal; without one, according to metrics.json."""
     ending, step = (run.end or {}).get("outcome"), last_step(run)
     planned = (run.training or {}).get("steps")
     reached = f"step {step:,}" + (f" of {planned:,}" if isinstance(planned, int) else "")
@@ -177,15 +177,15 @@ def outcome(run: Run) -> Outcome:
     if ending == STOPPED:
         return Outcome("warning", f"Stopped at {reached}.", resume)
     if not run.begins:
-        return Outcome("warning", f"Not finished, or not by this version: it has reached {reached}.", "")
-    return Outcome("warning", f"Not finished: at {reached} it still runs, or was killed.", resume)
+        return Outcome("warning", f"Not finished, or made by another version: it has reached {reached}.", "")
+    return Outcome("warning", f"Not finished: at {reached} it is still running, or was killed.", resume)
 
 
 def _resume(run: Run) -> str:
     newest = checkpoint_files.find(run.folder).newest
     if newest is None:
-        return "It left no complete checkpoint to go on from."
-    return f"`trl-plus train {shlex.quote(str(run.folder / RECIPE))} --resume` goes on from {newest.name}."
+        return "It left no complete checkpoint to resume from."
+    return f"`trl-plus train {shlex.quote(str(run.folder / RECIPE))} --resume` continues from {newest.name}."
 
 
 def _effort(run: Run, step: int) -> str:
@@ -210,7 +210,7 @@ def duration(seconds: float) -> str:
 
 
 def facts(run: Run) -> list[tuple[str, str]]:
-    """What the head of a report says: (name, value)."""
+    """The facts at the head of a report: (name, value)."""
     begin = run.begins[0] if run.begins else {}
     rows = run.summary.get("held_out_rows", 0)
     held_out = "a stream" if rows is None else f"{rows:,} rows" if rows else "none"
@@ -298,12 +298,14 @@ def _cell(column: Column, metric: str) -> Cell:
 
 
 def remarks(shown: Sequence[Column], runs: Sequence[Run]) -> list[str]:
-    """What a reader of the held-out table must know."""
+    """Remarks below the table of held-out rows."""
     from trl_plus.methods import METHODS
 
     found = []
     if any(cell.low is not None for _, cells in measures(shown) for cell in cells):
-        found.append("Intervals are Wilson's, 95%, over the held-out rows; they leave out the luck of the training.")
+        found.append(
+            "Intervals are Wilson's, 95%, over the held-out rows; they do not cover variation between training seeds."
+        )
     methods = [METHODS.get(str(run.summary.get("method"))) for run in runs]
     if any(method is not None and method.reference for method in methods) and any(
         column.title.endswith("before") for column in shown
@@ -311,9 +313,9 @@ def remarks(shown: Sequence[Column], runs: Sequence[Run]) -> list[str]:
         lost = " and no pair counts as won" if any(ACCURACY in column.metrics for column in shown) else ""
         found.append(f"Before training the policy is its own reference: all rewards are 0{lost}.")
     if len({(run.summary.get("dataset"), run.summary.get("held_out_rows")) for run in runs}) > 1:
-        found.append("The two runs have different held-out rows: their figures do not compare.")
+        found.append("The two runs have different held-out rows: their figures cannot be compared.")
     if len({run.summary.get("method") for run in runs}) > 1:
-        found.append("Rewards and losses of different methods have different units: only accuracies compare.")
+        found.append("Rewards and losses of different methods have different units: only accuracies can be compared.")
     return found
 
 

@@ -1,4 +1,4 @@
-"""A run as its files tell it: recipe, metrics, journal, preflight. Nothing is computed, and nothing heavy imported."""
+"""Read a run from its files: recipe, metrics, journal, preflight. Computes nothing, imports nothing heavy."""
 
 import json
 import re
@@ -32,7 +32,7 @@ class Entry:
 
 @dataclass
 class Run:
-    """What the folder of a run holds.
+    """The content of a run's folder.
 
     Attributes:
         recipe: in the order of the file, `method` first; values of tokens and the like are hidden.

@@ -1,4 +1,4 @@
-"""Checkpoint folders as files: written whole or not at all, found, and judged complete. Standard library only.
+"""Checkpoint folders as files: written atomically, found, and checked for completeness. Standard library only.
 
 A save goes into UNFINISHED inside the output folder and is renamed when it is whole and on the disk. A folder that is
 deleted is first renamed into UNFINISHED too, so whatever is called `checkpoint-N` was complete when it got that name.
@@ -60,7 +60,7 @@ def find(folder: Path) -> Found:
 
 
 def problem_of(folder: Path) -> str | None:
-    """What makes a checkpoint unfit to go on from, as half a sentence; None if it is complete."""
+    """The reason why a checkpoint cannot be resumed from, as half a sentence; None if it is complete."""
     try:
         int(json.loads((folder / STATE).read_text(encoding="utf-8"))["global_step"])
     except FileNotFoundError:
@@ -71,7 +71,7 @@ def problem_of(folder: Path) -> str | None:
 
 
 def _is_sharded(folder: Path) -> bool:
-    """Whether DeepSpeed or FSDP wrote the weights and the optimizer, in their own formats."""
+    """True if DeepSpeed or FSDP wrote the weights and the optimizer, in their own formats."""
     return any(next(folder.glob(pattern), None) for pattern in ("global_step*", "pytorch_model_fsdp*", "optimizer_*"))
 
 
@@ -104,7 +104,7 @@ def _weights_problem(folder: Path) -> str | None:
 
 
 def _whole_safetensors(path: Path) -> bool:
-    """Whether the file is as long as its header says."""
+    """True if the file has the length that its header gives."""
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))

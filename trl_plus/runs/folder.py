@@ -36,11 +36,11 @@ LOCK, _TENSORBOARD = "_running", "runs"
 
 @contextmanager
 def claimed(folder: Path, say: Callable[[Any], None]) -> Iterator[None]:
-    """While it is entered, no other run begins in the folder. Entered by the main process only, for all of its run.
+    """Lock the folder against other runs. Only the main process enters it, for its whole run.
 
     Args:
         folder: made if need be.
-        say: told where the file system (or Windows) has no locks: the run goes on without one.
+        say: told if the file system (or Windows) has no locks: the run continues without one.
 
     Raises:
         RecipeError: another run holds the folder, or it cannot be made.
@@ -136,13 +136,13 @@ _RECORDS = (EVALUATION, PREFLIGHT, LOG, METRICS, JOURNAL, RESOLVED)
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether a folder holds an earlier run. A journal alone is the trace of one that was refused: it saved nothing."""
+    """True if a folder holds an earlier run. A journal alone is the trace of a refused one, which saved nothing."""
     signs = (RESOLVED, METRICS)
     return any((folder / name).is_file() for name in signs) or bool(checkpoints(folder)) or (folder / _PART).is_dir()
 
 
 def refuse_moved(recipe: Recipe, folder: Path) -> None:
-    """A fresh run may read nothing that it moves away or writes over.
+    """Refuse a fresh run that reads files which it would move away or overwrite.
 
     Raises:
         RecipeError: its base model is in `output_dir` itself, or a value names a file of the earlier run there.
@@ -150,7 +150,7 @@ def refuse_moved(recipe: Recipe, folder: Path) -> None:
     model = Path(str(recipe["model_name_or_path"])).expanduser()
     if model.is_dir() and model.resolve() == folder.resolve():
         raise RecipeError(
-            f"`model_name_or_path` is `output_dir`, {folder}, and would be written over: name another `output_dir`."
+            f"`model_name_or_path` is `output_dir`, {folder}, and would be overwritten: name another `output_dir`."
         )
     moved = {path.resolve() for path in _written(folder, not recipe["use_peft"])} if holds_run(folder) else set()
     for name, text in _texts(recipe.values):
@@ -162,9 +162,9 @@ def refuse_moved(recipe: Recipe, folder: Path) -> None:
 
 
 def set_aside(folder: Path, full: bool) -> Path | None:
-    """Moves an earlier run to a folder of its own, which is a run as well; gives that folder, None if there is no run.
+    """Move an earlier run to a separate folder, which is a run as well. Returns it, or None if there is no run.
 
-    Killed at any moment, it has lost nothing, and the next call goes on with it.
+    If it is killed, nothing is lost: the next call continues the move.
 
     Args:
         full: the run that follows writes a whole model.
@@ -200,7 +200,7 @@ def _name(part: Path) -> Path:
 
 
 def _written(folder: Path, full: bool) -> list[Path]:
-    """What the earlier run has written, in the order in which it is moved."""
+    """The files of the earlier run, in the order in which they are moved."""
     patterns = list(_ADAPTER)
     if full or _was_full(folder):  # beside an adapter they are somebody's base model
         patterns += _MODEL

@@ -1,4 +1,4 @@
-"""What is known of a run: metrics.json."""
+"""The measurements of a run: metrics.json."""
 
 import json
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ class Sample:
 
 @dataclass
 class Report:
-    """What was measured in a run.
+    """The measurements of a run.
 
     Attributes:
         held_out_rows: number of evaluated rows; None where they cannot be counted (streaming).
@@ -64,7 +64,7 @@ class Report:
         self.generations = [Sample(**sample) for sample in content["generations"]]
 
     def forget_after(self) -> None:
-        """The weights are no longer those that were measured after training."""
+        """Drop the figures after training: the weights are no longer those that were measured."""
         self.after = None
         self.generations = [Sample(sample.prompt, sample.before) for sample in self.generations]
 

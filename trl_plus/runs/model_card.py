@@ -1,4 +1,4 @@
-"""What a card says, and its text."""
+"""The content of a model card, and its text."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -100,7 +100,7 @@ def card_text(card: Card) -> str:
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a card may be written to a path: none is there, or one of ours or of PEFT's, which nobody wrote."""
+    """True if a card may be written to a path: there is none, or one that we or PEFT generated."""
     if not path.is_file():
         return True
     text = path.read_text(encoding="utf-8", errors="replace")

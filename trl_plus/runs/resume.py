@@ -74,7 +74,7 @@ def _complete(resume: str, output_dir: str, say: Callable[[Any], None]) -> Path:
     return found.newest
 
 
-# Keys that change what is seen, kept or waited for, and no weight
+# Keys that change what is shown, kept or waited for, but no weight
 _HARMLESS = {
     "output_dir", "run_name", "project", "trackio_space_id", "report_to", "disable_tqdm", "push_to_hub",
     "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "eval_dataset_name", "max_eval_rows",
@@ -92,12 +92,12 @@ _ENDLESS = ("constant", "constant_with_warmup", "inverse_sqrt")
 
 
 def check_same_run(recipe: Recipe, checkpoint: str, force: bool, say: Callable[[Any], None]) -> None:
-    """Compares a recipe with the `recipe.resolved.yaml` beside a checkpoint, and says what changed.
+    """Compare a recipe with the `recipe.resolved.yaml` beside a checkpoint, and print the changes.
 
     Args:
         recipe: of this run, with what the machine decided.
-        checkpoint: the folder to go on from.
-        force: go on whatever changed.
+        checkpoint: the folder to resume from.
+        force: resume whatever changed.
 
     Raises:
         RecipeError: the result would be neither the old run nor one of the new recipe.
@@ -148,7 +148,7 @@ def _harmless(name: str) -> bool:
 
 
 def _any_length(old: Recipe, new: Recipe) -> bool:
-    """Whether the learning rates of the steps made do not depend on how many follow."""
+    """True if the learning rates of the steps that were made do not depend on the number of steps that follow."""
     # warmup_steps below 1 is a share of the run
     return all(
         recipe["lr_scheduler_type"] in _ENDLESS and not 0 < float(recipe["warmup_steps"] or 0) < 1

@@ -5,6 +5,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from trl_plus.data.files import as_path
 from trl_plus.errors import RecipeError
@@ -22,14 +25,14 @@ _MODEL_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 
 @dataclass(frozen=True)
 class Weights:
-    """Trained weights: a folder or a hub id. `adapter` is None where only the hub can tell."""
+    """Trained weights: a folder or a hub id. `adapter` is None if only the hub knows."""
 
     path: str
     adapter: bool | None
 
 
 def is_run(argument: str) -> bool:
-    """Whether an argument names a folder, and so a run, rather than a recipe."""
+    """True if an argument names a folder, and so a run, rather than a recipe."""
     return as_path(argument).is_dir()
 
 
@@ -43,7 +46,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def weights_in(folder: Path) -> Weights | None:
-    """The adapter or the model that a folder holds; None where it holds neither."""
+    """The adapter or the model in a folder; None if there is neither."""
     for config, patterns in ((_ADAPTER, _ADAPTER_WEIGHTS), (_MODEL, _MODEL_WEIGHTS)):
         if (folder / config).is_file() and any(next(folder.glob(pattern), None) for pattern in patterns):
             return Weights(str(folder), adapter=config == _ADAPTER)
@@ -120,7 +123,7 @@ def held_out_digest_of(recipe: Recipe) -> str | None:
 
 
 def open_tuned(argument: str, model: str | None, overrides: Sequence[str]) -> tuple[Recipe, Weights | None]:
-    """A recipe and the weights that were trained with it; None where there are none yet.
+    """A recipe and the weights that were trained with it; None if there are none yet.
 
     Args:
         argument: a recipe, an output folder of `train`, or a checkpoint in one.
@@ -142,28 +145,29 @@ _BLOCK, _BLOCKS = 1 << 16, 64  # bytes, and how many of each file are read: 4 Mi
 
 
 @dataclass(frozen=True)
-class Judged:
-    """Trained weights.
+class EvaluatedWeights:
+    """Identity of the weights that an evaluation scored, which tells them from weights that were trained further."""
 
-    Attributes:
-        step: optimizer step that they are of; None where nothing says so.
-        fingerprint: of the weight files; None for weights on the hub.
-    """
+    step: Annotated[int | None, Field(description="Their optimizer step; null if it is not known.")]
+    fingerprint: Annotated[
+        str | None,
+        Field(
+            description="Hash of blocks of the weight files; null for weights on the hub. Other weights have another "
+            "one."
+        ),
+    ]
 
-    step: int | None
-    fingerprint: str | None
 
-
-def judged(weights: Weights) -> Judged:
-    """What tells these weights from others."""
+def identify(weights: Weights) -> EvaluatedWeights:
+    """Step and fingerprint of weights, which tell them from others."""
     folder = Path(weights.path)
     if weights.adapter is None or not folder.is_dir():
-        return Judged(None, None)
-    return Judged(_step(folder), fingerprint(folder))
+        return EvaluatedWeights(None, None)
+    return EvaluatedWeights(_step(folder), fingerprint(folder))
 
 
 def fingerprint(folder: Path) -> str | None:
-    """A hash of blocks that are spread over the weight files of a folder, and of their sizes; None without any.
+    """Return a hash of the sizes and of evenly spread blocks of a folder's weight files; None without any.
 
     A few steps of training change something in every block of trained weights, so blocks are enough, and as fast for
     any model.

@@ -13,7 +13,7 @@ from trl_plus.recipes.unknown_keys import meant
 
 @dataclass(frozen=True)
 class RunObjects:
-    """What a run is made from.
+    """The objects that a run is made from.
 
     Attributes:
         recipe: the recipe, with what this machine decided added.
@@ -97,7 +97,7 @@ def _training_values(recipe: Recipe, model: Any, engine: bool) -> dict[str, Any]
 
 
 def _with_precision(recipe: Recipe) -> Recipe:
-    """TRL turns bfloat16 on unless told otherwise; where the hardware has none it is off, and said to be."""
+    """TRL turns bfloat16 on by default. On hardware without it, turn it off with a note."""
     if recipe["bf16"] is not None or recipe["fp16"]:
         return recipe
     from transformers.utils import is_torch_bf16_gpu_available

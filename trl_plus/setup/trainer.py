@@ -93,7 +93,7 @@ def check_held_out(objects: RunObjects, data: Data) -> None:
 
 
 def nothing_to_evaluate(args: Any, label: str) -> str | None:
-    """What is wrong with a training configuration if nothing of the data called `label` is held out."""
+    """The problem of a training configuration if nothing of the data called `label` is held out; None without one."""
     if args.eval_strategy == "no":
         return None
     return (

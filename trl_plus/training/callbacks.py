@@ -19,7 +19,7 @@ from trl_plus.runs.journal import Journal
 class MetricsFile(TrainerCallback):
     """Writes every log event as one line of `metrics.jsonl`, on the main process.
 
-    A resumed run goes on with the lines up to its checkpoint; what was logged after it is written again.
+    A resumed run keeps the lines up to its checkpoint; later ones are written again.
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,7 +49,7 @@ def _step(line: str) -> float:
 
 
 class JournalSteps(TrainerCallback):
-    """Tells the journal at which optimizer step the run is."""
+    """Keeps the journal's optimizer step up to date."""
 
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
@@ -65,7 +65,7 @@ class JournalSteps(TrainerCallback):
 
 
 class AlreadyFinished(TrainerCallback):
-    """Says of a resumed run that no step is left. Put after what can stop the training before its first step."""
+    """Prints that no step is left of a resumed run. Comes after callbacks that can stop it before its first step."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say
@@ -124,7 +124,7 @@ TENSORBOARD_FOLDER = "runs"  # inside `output_dir`: transformers' place, and whe
 
 
 def run_id(folder: Path, began: datetime) -> str:
-    """What tells a run from others: the name of its folder, and when its journal begins.
+    """The identity of a run: the name of its folder, and the time when its journal begins.
 
     Characters that W&B refuses in an id are replaced.
     """
@@ -133,7 +133,7 @@ def run_id(folder: Path, began: datetime) -> str:
 
 @contextmanager
 def told_to_trackers(args: Any, folder: Path, began: datetime) -> Iterator[None]:
-    """Give the run a name, unless it has one, and put what trackers read into the environment while it is entered.
+    """Name the run, unless it has a name, and set the environment variables of the trackers inside the block.
 
     Variables that are set already are left as they are, and with WANDB_RUN_ID its WANDB_RESUME.
     """
@@ -156,7 +156,7 @@ def told_to_trackers(args: Any, folder: Path, began: datetime) -> Iterator[None]
 
 
 def go_on_with_tensorboard(callbacks: Sequence[Any], checkpoint: str) -> None:
-    """What TensorBoard was told after the checkpoint that a run goes on from is logged again, so it must go.
+    """Drop TensorBoard's events after the checkpoint that a run resumes from: they are logged again.
 
     Call it on the main process only: it opens the event file.
     """

@@ -23,7 +23,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class StopOnSignal(TrainerCallback):
-    """While it is entered, the first signal lets the current step finish; a second Ctrl-C stops at once.
+    """Inside the block, the first signal lets the current step finish; a second Ctrl-C stops at once.
 
     Before training and after `done`, a signal stops at once: nothing would be saved by waiting.
     """
@@ -46,7 +46,7 @@ class StopOnSignal(TrainerCallback):
             signal.signal(number, handler)
 
     def done(self, after: str) -> None:
-        """The model is saved: from now on a signal stops at once and says `after`, as does one that came before."""
+        """Tell that the model is saved: a signal now stops at once with the message `after`, as does an earlier one."""
         self._training, self._after = False, after
         if self._asked_at is not None:
             raise Stopped(after)
@@ -81,12 +81,12 @@ class StopOnSignal(TrainerCallback):
         if self._saving:
             raise Stopped(
                 f"Stopped at step {state.global_step}: saved {self.output_dir}/checkpoint-{state.global_step}. "
-                "The same command with --resume goes on."
+                "The same command with --resume continues."
             )
 
 
 def _anywhere(asked: bool, args: Any) -> bool:
-    """Whether any process was asked to stop: all must stop after the same step."""
+    """True if any process was asked to stop: all must stop after the same step."""
     if args.world_size == 1:
         return asked
     import torch
@@ -97,7 +97,7 @@ def _anywhere(asked: bool, args: Any) -> bool:
 
 
 def best_model_callbacks(options: RunOptions) -> list[TrainerCallback]:
-    """What watches `metric_for_best_model`."""
+    """The callbacks that watch `metric_for_best_model`."""
     patience = options.early_stopping_patience
     early = [] if patience is None else [EarlyStop(patience, options.early_stopping_threshold)]
     return [KnownMetric(), *early]
@@ -135,7 +135,7 @@ class EarlyStop(EarlyStoppingCallback):
 
 
 def how_it_ended(trainer: Any) -> Iterator[str]:
-    """Sentences on an early stop, and on which weights a run ends with where those are not the last."""
+    """Sentences on an early stop, and on the weights that a run ends with if they are not the last."""
     args, state = trainer.args, trainer.state
     if args.metric_for_best_model is None:
         return
