@@ -102,7 +102,7 @@ def test_stale_while_a_resumed_run_has_not_saved(run):
 
 def test_an_evaluation_by_an_earlier_version(run):
     edit(run / "evaluation.json", weights=None)
-    assert stale(run) == "It does not say which weights it judged."
+    assert stale(run) == "It does not record which weights it judged."
 
 
 @pytest.mark.parametrize("content", ["[]", "{", "{}", '{"rows": "many"}'])

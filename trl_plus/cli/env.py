@@ -2,6 +2,8 @@
 
 from trl_plus.cli.exits import exit_codes
 
+EPILOG = "Example: trl-plus env"
+
 
 def env() -> None:
     """Print the versions of Python and of the libraries, and the devices found."""

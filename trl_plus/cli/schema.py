@@ -7,6 +7,8 @@ import typer
 
 from trl_plus.cli.exits import exit_codes
 
+EPILOG = "Example: trl-plus schema > recipe.schema.json"
+
 
 class Format(StrEnum):
     """Formats of the schema."""

@@ -30,7 +30,7 @@ class Score:
         identical: how many those are.
         rate: wins and half of the ties, as a share of all rows.
         low, high: Wilson's 95% interval of `rate`. A tie varies less than a coin: with ties it is wide.
-        longer: share of the decided rows that the longer answer won; None where nothing was decided between answers of
+        longer: share of the decided rows that the longer answer won; None if nothing was decided between answers of
             different lengths.
     """
 

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -74,11 +73,10 @@ def read_prompts(name: str, count: int | None) -> list[Prompt]:
         raise DataError(f"--prompts: {name} is not text in UTF-8: save it as UTF-8.") from None
     except OSError as error:
         raise DataError(f"--prompts: {name} cannot be read ({error.strerror}): check the path.") from error
-    read = _json_prompt if path.suffix in _JSON else _text_prompt
     found: list[Prompt] = []
     for number, line in enumerate(lines, 1):
         if line.strip():
-            prompt = read(line, f"--prompts: {name}, line {number}", path)
+            prompt = _json_prompt(line, f"--prompts: {name}, line {number}") if path.suffix in _JSON else line
             found += [] if prompt in found else [prompt]
         if count is not None and len(found) == count:
             break
@@ -92,15 +90,11 @@ def as_conversations(prompts: list[Prompt]) -> list[Prompt]:
     return [[{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt for prompt in prompts]
 
 
-def _text_prompt(line: str, where: str, path: Path) -> Prompt:
-    return line
-
-
-def _json_prompt(line: str, where: str, path: Path) -> Prompt:
+def _json_prompt(line: str, place: str) -> Prompt:
     try:
         value: Any = json.loads(line)
     except ValueError:
-        raise DataError(f"{where} is no JSON: write an object a line, or name the file .txt for plain text.") from None
+        raise DataError(f"{place} is no JSON: write an object a line, or name the file .txt for plain text.") from None
     if isinstance(value, dict):
         value = value["prompt"] if value.get("prompt") else value.get("messages")
     if isinstance(value, list) and value and all(map(_is_message, value)):
@@ -109,7 +103,7 @@ def _json_prompt(line: str, where: str, path: Path) -> Prompt:
             return [{"role": turn["role"], "content": turn["content"]} for turn in asked]
     elif isinstance(value, str) and value.strip():
         return value
-    raise DataError(f"{where} holds no prompt: give it `prompt`, a text or a list of messages, or `messages`.")
+    raise DataError(f"{place} holds no prompt: give it `prompt`, a text or a list of messages, or `messages`.")
 
 
 def _is_message(turn: Any) -> bool:
@@ -127,7 +121,7 @@ def generate(model: Any, tokenizer: Any, prompts: Sequence[Prompt]) -> list[str]
 
 
 def generations_table(samples: Sequence[Sample], how: str | None = None) -> Table:
-    """Prompts and answers side by side: of a run before and after, or, where `how` they were made is said, of a
+    """Prompts and answers side by side: of a run before and after, or, if `how` they were made is given, of a
     comparison."""
     title = "Held-out prompts, greedy answers" if how is None else f"Answers, {how}"
     table = Table(title=title, title_justify="left", show_lines=True)

@@ -63,7 +63,7 @@ class Engine:
         """Bytes that the engine itself needs: buckets of gradients, or parameters gathered for their use.
 
         DDP keeps a copy of the trained gradients in its buckets. FSDP gathers two layers at a time and the rest
-        (embeddings, output layer) for the whole step, or all of it where it does not reshard. ZeRO-3 keeps up to 10^9
+        (embeddings, output layer) for the whole step, or all of it if it does not reshard. ZeRO-3 keeps up to 10^9
         parameters gathered.
         """
         whole = sum(p.numel() for p in model.parameters())

@@ -102,7 +102,7 @@ class Measure:
         return {**components, **({ENGINE: extra} if extra else {})}
 
     def _at_the_update(self, found: dict[str, int]) -> dict[str, int]:
-        """The optimizer's update instead of the passes, where its intermediates need more memory than they do."""
+        """The optimizer's update instead of the passes, if its intermediates need more memory than they do."""
         trained = [p for p in self.model.parameters() if p.requires_grad]
         optim = str(getattr(self.objects.args.optim, "value", self.objects.args.optim))
         gradients = sum(p.numel() * p.element_size() for p in trained)
@@ -188,7 +188,7 @@ def _bitsandbytes(p: Tensor, states: int, eight_bit: bool) -> int:
 
 
 def transient_bytes(optim: str, parameters: Iterable[Tensor], cuda: bool) -> int:
-    """Bytes that the step itself needs for a moment: the update's intermediates where it is not fused.
+    """Bytes that the step itself needs for a moment: the update's intermediates if it is not fused.
 
     torch's optimizers update all tensors at once on CUDA (one intermediate of everything) and one by one elsewhere.
     """

@@ -43,7 +43,7 @@ def read_config(objects: RunObjects) -> Any:
 
 
 def weights_dtype(objects: RunObjects, config: Any) -> torch.dtype:
-    """The dtype in which TRL loads the weights: the recipe's `dtype`, float32 where it says nothing."""
+    """The dtype in which TRL loads the weights: the recipe's `dtype`, float32 if it is not given."""
     asked = objects.args.model_init_kwargs["dtype"]
     if asked == "auto":
         return getattr(config.get_text_config(), "dtype", None) or torch.float32
@@ -91,7 +91,7 @@ def _from_config(objects: RunObjects, config: Any, dtype: torch.dtype) -> Any:
 
 
 def make_fake(model: nn.Module) -> None:
-    """Replaces `meta` tensors by fake ones, which say they lie in memory. Call it under `FakeTensorMode`.
+    """Replace `meta` tensors by fake ones, which claim to lie in memory. Call it under `FakeTensorMode`.
 
     Kernels choose by the device (attention does), and nothing chooses well for `meta`.
     """
@@ -202,7 +202,7 @@ class _FlashAttention(torch.autograd.Function):
 
 
 def _flash_stand_in() -> str:
-    """Registers an attention that allocates as flash attention does, without its package; gives its name."""
+    """Register an attention that allocates as flash attention does, without its package; returns its name."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
     def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kwargs: Any) -> Any:
@@ -218,7 +218,7 @@ def _flash_stand_in() -> str:
 
 
 def stand_in_for_flash(causal: Any) -> None:
-    """Gives a model the attention that a row layout has on CUDA."""
+    """Give a model the attention that a row layout has on CUDA."""
     causal.set_attn_implementation(_flash_stand_in())
 
 

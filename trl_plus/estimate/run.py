@@ -26,13 +26,13 @@ class Fit:
 
     Attributes:
         limit: bytes.
-        batch: `per_device_train_batch_size`; None where not even 1 fits.
+        batch: `per_device_train_batch_size`; None if not even 1 fits.
         accumulation: `gradient_accumulation_steps` that keeps the effective batch.
-        peak: bytes with that micro-batch (with 1 where none fits).
-        tokens: the largest `tokens_per_device` that fits; None where rows are not packed, or nothing fits.
+        peak: bytes with that micro-batch (with 1 if none fits).
+        tokens: the largest `tokens_per_device` that fits; None if rows are not packed, or nothing fits.
         tokens_peak: bytes with it.
         whole_step: the micro-batch is all rows of a device's step; more would be another effective batch.
-        cures: where not even 1 fits, what lowers the peak, each alone; then all together.
+        cures: if not even 1 fits, what lowers the peak, each alone; then all together.
     """
 
     limit: int
@@ -106,7 +106,7 @@ def estimate(
 
     Args:
         device: "cpu" or "cuda"; None for what this machine would use.
-        memory: GiB that a device may use; None for this machine's GPU, and no limit where there is none.
+        memory: GiB that a device may use; None for this machine's GPU, and no limit if there is none.
         accelerate_config, num_processes: what the run would be launched with.
 
     Raises:
@@ -196,7 +196,7 @@ def _limit(memory: float | None, device: str) -> int | None:
 
 
 def _buildable(recipe: Recipe, device: str) -> Recipe:
-    """The recipe without a precision that this machine would refuse, where it is estimated for another one."""
+    """The recipe without a precision that this machine would refuse, if it is estimated for another one."""
     if device == "cpu" or torch.cuda.is_available():
         return recipe
     values = {name: value for name, value in recipe.values.items() if name not in ("bf16", "fp16", "tf32")}
@@ -204,7 +204,7 @@ def _buildable(recipe: Recipe, device: str) -> Recipe:
 
 
 def _rows(planned: Plan, notes: list[str]) -> Rows:
-    """Lengths of the rows: measured on the data where it is local, bounded by `max_length` elsewhere."""
+    """Lengths of the rows: measured on the data if it is local, bounded by `max_length` elsewhere."""
     args, method = planned.objects.args, planned.objects.recipe.method
     sample = []
     if planned.data is not None:
@@ -248,7 +248,7 @@ def _fit(limit: int, measure: Measure, batch: int, accumulation: int) -> Fit:
 def _largest(limit: int, sizes: list[int], measure: Callable[[int], dict[str, int]]) -> tuple[int | None, int]:
     """The largest of ascending sizes whose peak stays within the limit, by bisection, and that peak.
 
-    None with the peak of the smallest where none does.
+    None with the peak of the smallest if none does.
     """
     low, high, peaks = 0, len(sizes), {}
     while low < high:

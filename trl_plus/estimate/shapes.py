@@ -55,8 +55,8 @@ class Rows:
     """A sample of rows, cut at `max_length`.
 
     Attributes:
-        sample: empty where the data could not be read, and `bound` then speaks for it.
-        bound: `max_length`, or the longest sequence of the sample where there is none.
+        sample: empty if the data could not be read, and `bound` stands for it then.
+        bound: `max_length`, or the longest sequence of the sample if there is none.
         per_row: sequences of a row.
         multiple: plain rows are padded to a multiple of this.
         scores_prompt: ORPO's `nll_scope: full` scores the chosen side's prompt too.
@@ -122,7 +122,7 @@ class Rows:
         return self.sample or [Row(((self.bound, self.bound - 1),) * self.per_row)]
 
     def _most(self, batch: int, key: Callable[[Row], float]) -> list[Row]:
-        """The `batch` rows with the largest key; rows repeat where there are fewer."""
+        """The `batch` rows with the largest key; rows repeat if there are fewer."""
         rows = sorted(self._known, key=key, reverse=True)
         return (rows * (batch // len(rows) + 1))[:batch]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from trl_plus.errors import RecipeError, RunFault
+from trl_plus.errors import RecipeError, RunFault, first_line
 from trl_plus.forward.lm_head import CompletionHead
 from trl_plus.forward.rope import own_factors
 from trl_plus.runs.weights import Weights
@@ -155,7 +155,3 @@ def free() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

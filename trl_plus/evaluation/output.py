@@ -220,7 +220,7 @@ def _divergence(found: dict[str, Estimate | None]) -> Table:
 
 
 def estimate_text(estimate: Estimate | None, digits: int, sign: str = "") -> str:
-    """ "0.931 [0.881, 0.961]", without an interval where there is none; "-" where the value is not defined."""
+    """ "0.931 [0.881, 0.961]", without an interval if there is none; "-" if the value is not defined."""
     if estimate is None or math.isnan(estimate.value):
         return "-"
     shown = f"{estimate.value:{sign}.{digits}f}"

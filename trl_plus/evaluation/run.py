@@ -30,7 +30,7 @@ from trl_plus.setup.objects import RunObjects, build
 from trl_plus.setup.trainer import load_processor
 
 ALL = -1  # of the held-out rows
-# Keys that say which rows are held out
+# Keys that decide which rows are held out
 _CHOOSE_ROWS = (
     "dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split", "datasets", "converter",
     "eval_dataset_name", "eval_fraction", "max_eval_rows", "test_split_size", "seed",
@@ -146,7 +146,7 @@ def evaluate(
 def score_models(
     objects: RunObjects, weights: Weights | None, held_out: HeldOut, progress: Progress
 ) -> dict[str, Scores]:
-    """Scores of the held-out completions: BASE, and TUNED where there are weights. One model is held at a time."""
+    """Scores of the held-out completions: BASE, and TUNED if there are weights. One model is held at a time."""
     import trl_plus
 
     reward = getattr(trl_plus, objects.recipe.method.trainer).reward_of(objects.args)

@@ -93,7 +93,7 @@ def means(values: Floats, weights: Floats, clusters: Ints) -> list[Estimate]:
 def auc(scores: Floats, labels: NDArray[np.bool_], weights: Floats, clusters: Ints) -> Estimate:
     """The chance that a row of label True scores above one of label False, ties counted half (Mann and Whitney 1947).
 
-    The interval is a percentile bootstrap over clusters, as in `mean`. NaN where one label is missing.
+    The interval is a percentile bootstrap over clusters, as in `mean`. NaN if one label is missing.
     """
     order = np.argsort(scores, kind="stable")
     ranked, positive, weights = scores[order], labels[order], weights[order]
@@ -118,7 +118,7 @@ def auc(scores: Floats, labels: NDArray[np.bool_], weights: Floats, clusters: In
 def spearman(x: Floats, y: Floats) -> Estimate:
     """Spearman's rank correlation, ties at their mean rank, with the interval of Bonett and Wright (2000).
 
-    The interval is that of Fisher's z with the variance (1 + r^2 / 2) / (n - 3). NaN where one side is constant.
+    The interval is that of Fisher's z with the variance (1 + r^2 / 2) / (n - 3). NaN if one side is constant.
     """
     a, b = _ranks(x), _ranks(y)
     if len(x) < 4 or not a.std() or not b.std():

@@ -116,7 +116,7 @@ def _send(processes: Sequence["subprocess.Popen[bytes]"], number: int) -> None:
 
 
 def stopping_signals() -> tuple[signal.Signals, ...]:
-    """Ctrl-C, SIGTERM, and a closed terminal, unless `nohup` says that a closed terminal is nothing."""
+    """Ctrl-C, SIGTERM, and a closed terminal, unless `nohup` ignores a closed terminal."""
     stop = (signal.SIGINT, signal.SIGTERM)
     if not hasattr(signal, "SIGHUP") or signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # Windows has none
         return stop

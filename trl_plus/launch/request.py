@@ -79,7 +79,7 @@ def _compare(asked: LaunchRequest, processes: int, engine: str) -> None:
 
 
 def _refuse_cpu(engine: str) -> None:
-    """Another launcher's engine where there is no GPU: accelerate would fail later, or make DDP of it."""
+    """Another launcher's engine if there is no GPU: accelerate would fail later, or make DDP of it."""
 
     if not this_machine().gpus:
         raise RecipeError(
@@ -89,7 +89,7 @@ def _refuse_cpu(engine: str) -> None:
 
 
 def _words_of_parent() -> list[str]:
-    """The command line of the process that started this one; empty where the system has no /proc."""
+    """The command line of the process that started this one; empty if the system has no /proc."""
     try:
         return Path(f"/proc/{os.getppid()}/cmdline").read_text(encoding="utf-8", errors="replace").split("\0")
     except OSError:
@@ -184,7 +184,7 @@ def this_machine() -> Machine:
     import torch
     from transformers.utils import is_torch_bf16_gpu_available
 
-    # torch 2.6 raises where a newer one returns None
+    # torch 2.6 raises, a newer one returns None
     kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     gpus = 0 if kind is None or kind.type in ("cpu", "mps") else torch.accelerator.device_count()
     deepspeed = importlib.util.find_spec("deepspeed") is not None

@@ -14,10 +14,10 @@ from trl_plus.merging.run import Merged
 
 def merge_report(result: Merged) -> Iterator[Any]:
     """The sentences and the table to print, in order."""
-    where = f"{result.samples} held-out sequences" if result.rows is not None else "a fixed text"
+    compared = f"{result.samples} held-out sequences" if result.rows is not None else "a fixed text"
     yield (
         f"Merged and adapter differ by at most {result.merging.difference:.1e} in their logits (the largest is "
-        f"{result.merging.largest:.3g}; {where}, float32)."
+        f"{result.merging.largest:.3g}; {compared}, float32)."
     )
     if result.rounding is not None:
         yield f"Rounding the weights to {result.dtype} makes it {result.rounding.difference:.1e}."

@@ -43,10 +43,10 @@ class Merged:
 
     Attributes:
         merging: logits of the merged float32 weights against the adapter's.
-        rounding: logits of the written weights against the adapter's, both computed in float32; None where float32
+        rounding: logits of the written weights against the adapter's, both computed in float32; None if float32
             was written.
-        samples: sequences compared, of `rows`; a fixed text where those are None.
-        scores: for a quantized run, name of a model -> its scores of `rows`; {} where nothing is held out.
+        samples: sequences compared, of `rows`; a fixed text if those are None.
+        scores: for a quantized run, name of a model -> its scores of `rows`; {} if nothing is held out.
     """
 
     path: Path
@@ -139,7 +139,7 @@ def _base(objects: RunObjects, asked: str | None) -> tuple[str, bool]:
 
 
 def _rows(objects: RunObjects, processor: Any, say: Callable[[str], None]) -> HeldOut | None:
-    """Held-out rows to compare on; None, and a sentence why, where there are none."""
+    """Held-out rows to compare on; None, and a sentence why, if there are none."""
     try:
         return held_out_rows(objects, processor, ROWS, None)
     except (DataError, RecipeError) as error:
@@ -182,7 +182,7 @@ def _compare(objects: RunObjects, weights: Weights, rows: HeldOut, base: str, wr
 
 
 def merged_card(objects: RunObjects, weights: Weights, name: str, dtype: str, dequantized: bool) -> str:
-    """The card's text. An adapter without a card of ours gets what the recipe says of it: no rows, no metrics.
+    """The card's text. An adapter without a card of ours gets what the recipe tells of it: no rows, no metrics.
 
     Args:
         name: of the merged model.
@@ -201,5 +201,5 @@ def merged_card(objects: RunObjects, weights: Weights, name: str, dtype: str, de
 
 
 def write_card(folder: Path, *merged: Any) -> None:
-    """Writes `merged_card` into the folder of the merged model."""
+    """Write `merged_card` into the folder of the merged model."""
     (folder / CARD).write_text(merged_card(*merged), encoding="utf-8")

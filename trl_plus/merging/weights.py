@@ -53,7 +53,7 @@ def adapted_model(objects: RunObjects, weights: Weights, base: str) -> tuple[Any
 
 
 def _untie(model: Any) -> None:
-    """Give the LM head weights of its own where an adapter changes the embeddings that it shares.
+    """Give the LM head separate weights if an adapter changes the embeddings that it shares.
 
     The head computes with the shared matrix as it was; merging into that matrix would move the head, too.
     """

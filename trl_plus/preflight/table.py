@@ -113,7 +113,7 @@ def _finding(finding: Finding) -> Table:
     body: list[RenderableType] = [head, *map(_text, filter(None, [beyond_title(finding)]))]
     if finding.examples:
         body.append(_examples(finding))
-    cure = Text("Cure: ", style="bold")
+    cure = Text("Fix: ", style="bold")
     cure.append_text(_text(finding.cure, "not bold"))
     grid.add_row(_text(finding.code, _STYLES[finding.severity]), Group(*body, cure))
     return grid

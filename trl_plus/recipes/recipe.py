@@ -74,7 +74,7 @@ class Recipe:
         )
 
     def to_yaml(self) -> str:
-        """The recipe in full: reading it gives the same values, whatever the command line was."""
+        """The recipe in full: reading it returns the same values, whatever the command line was."""
         lines = [f"# Resolved from {self.label}. Origin of each value: recipe, command line, preset or machine."]
         lines.append(f"method: {self.method.name}")
         lines += [f"{name}: {inline(value)}  # {self.origins[name]}" for name, value in self.values.items()]
@@ -166,7 +166,7 @@ def _takes_away(entry: Value, key: Key | None) -> bool:
 
 
 def _normal(value: Any, key: Key | None) -> Any:
-    """A value in the one form that is validated: `no` as text where it is a choice, a single item as a list."""
+    """A value in the one form that is validated: `no` as text if it is a choice, a single item as a list."""
     if key is None:
         return value
     if value is False and key.choices is not None and "no" in key.choices:
@@ -181,7 +181,7 @@ def _resolved(value: Any) -> Any:
 
 
 def write_resolved(recipe: Recipe, folder: Path) -> Path:
-    """Write `recipe.resolved.yaml` into a folder, which is made if need be; gives its path."""
+    """Write `recipe.resolved.yaml` into a folder, which is made if need be; returns its path."""
     path = folder / RESOLVED
     try:
         folder.mkdir(parents=True, exist_ok=True)

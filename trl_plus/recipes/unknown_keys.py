@@ -50,7 +50,7 @@ def unknown_in_entry(name: str, keys: Collection[str]) -> str:
 
 
 def meant(name: Any, known: Collection[str]) -> str:
-    """ "did you mean ...? " where one of the names is near, else nothing."""
+    """ "did you mean ...? " if one of the names is near, else nothing."""
     nearest = get_close_matches(str(name).lower(), known, n=1, cutoff=0.6)
     return f"did you mean `{nearest[0]}`? " if nearest else ""
 

@@ -20,7 +20,7 @@ class Line:
     """One metric of one run over the optimizer steps.
 
     Attributes:
-        name: as the legend says it.
+        name: in the legend.
         colour: 0 for the first colour, 1 for the second.
         dashed: drawn with dashes.
         dots: every point has a mark: what is measured on held-out rows.
@@ -229,7 +229,7 @@ class Plot:
     """A plot of one metric, or of two that belong together.
 
     Attributes:
-        metrics: (metric, its name in the legend; "" where the plot has only one).
+        metrics: (metric, its name in the legend; "" if the plot has only one).
         bounds, level: as `curves.panel` takes them.
     """
 
@@ -267,7 +267,7 @@ PLOTS = (
 
 
 def panels_of(runs: Sequence[tuple[str, Run]]) -> list[Panel]:
-    """The plots of one run, or of two over the same axes. A metric that no run has logged gives none.
+    """The plots of one run, or of two over the same axes. A metric that no run has logged has no plot.
 
     Of one run, colours tell training from held-out rows, or the two sides apart. Of two, they tell the runs apart, the
     second is dashed, and each side has a plot of its own. Held-out values have dots.

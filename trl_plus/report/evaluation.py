@@ -74,7 +74,7 @@ def _staleness(content: Mapping[str, Any], run: Any) -> str:
     of = content.get("weights") or {}
     known, step = of.get("fingerprint"), of.get("step")
     if known is None:
-        return "It does not say which weights it judged."
+        return "It does not record which weights it judged."
     again = "Evaluate the run again."
     if known != fingerprint(run.folder):
         which = "other weights than those in the folder" if step is None else f"the weights of step {step:,}"

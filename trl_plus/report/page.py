@@ -117,7 +117,7 @@ def _clip(text: Any) -> str | None:
 
 
 def _recipe(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """The keys of the recipes: for each run (value, origin), None where a recipe does not have it; those that differ
+    """The keys of the recipes: for each run (value, origin), None if a recipe does not have it; those that differ
     first."""
     keys = list(dict.fromkeys(entry.key for run in runs for entry in run.recipe))
     rows = []
@@ -351,7 +351,7 @@ def _hidden(command: str) -> str:
 
 
 def write_report(run: str, out: Path | None, against: str | None) -> Path:
-    """Write the page of a run, or of two; gives its path.
+    """Write the page of a run, or of two; returns its path.
 
     Args:
         out: the file; report.html in the folder of `run` if it is None.

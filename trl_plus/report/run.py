@@ -36,14 +36,14 @@ class Run:
 
     Attributes:
         recipe: in the order of the file, `method` first; values of tokens and the like are hidden.
-        label: the file that the recipe was resolved from; "" if nothing says so.
-        summary: metrics.json, {} where the run has not got so far.
+        label: the file that the recipe was resolved from; "" if it is not known.
+        summary: metrics.json, {} if the run has not come so far.
         log: the lines of metrics.jsonl, each with its `step`.
-        begins, training, end: events of the journal. `end` belongs to the newest begin; None where the run says
+        begins, training, end: events of the journal. `end` belongs to the newest begin; None if the run has
             nothing about its end.
         said: notes and warnings in their order, each once.
-        preflight: of a sample of the rows; None where it was left out.
-        evaluation: what `trl-plus evaluate` found last; None where it was not run.
+        preflight: of a sample of the rows; None if it was left out.
+        evaluation: what `trl-plus evaluate` found last; None if it was not run.
         problems: what could not be read, one sentence each.
     """
 
@@ -129,7 +129,7 @@ def _read_journal(run: Run) -> None:
         elif event == "training":
             run.training = line
         for note in notes:
-            if note.get("text") not in seen:  # a resumed run says most of it again
+            if note.get("text") not in seen:  # a resumed run repeats most of it
                 seen.add(note.get("text", ""))
                 run.said.append(note)
 

@@ -45,7 +45,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def find(folder: Path) -> Found:
-    """Looks for the newest complete checkpoint in an output folder."""
+    """Find the newest complete checkpoint in an output folder."""
     found = Found()
     put_back(folder)
     for path in sorted((folder / UNFINISHED).glob("checkpoint-*")):
@@ -141,7 +141,7 @@ def _rng_problem(folder: Path) -> str | None:
 
 
 def clear_unfinished(folder: Path) -> list[str]:
-    """Deletes what killed saves and deletions left behind; gives the names of the checkpoints among it."""
+    """Delete what killed saves and deletions left behind; returns the names of the checkpoints among it."""
     put_back(folder)
     left = sorted(path.name for path in (folder / UNFINISHED).glob("checkpoint-*"))
     shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
@@ -149,7 +149,7 @@ def clear_unfinished(folder: Path) -> list[str]:
 
 
 def put_in_place(part: Path, final: Path) -> None:
-    """Renames a finished folder to its name, after all of it is on the disk.
+    """Rename a finished folder to its name, after all of it is on the disk.
 
     One of that name is renamed first and deleted last: a process killed in between loses neither (`put_back`).
     """
@@ -166,7 +166,7 @@ def put_in_place(part: Path, final: Path) -> None:
 
 
 def put_back(folder: Path) -> None:
-    """Gives a checkpoint its name again that a killed run had renamed to replace it, and had not replaced."""
+    """Restore the name of a checkpoint that a killed run had renamed to replace it, and had not replaced."""
     for old in (folder / UNFINISHED).glob(f"{REPLACED}checkpoint-*"):
         final = folder / old.name.removeprefix(REPLACED)
         if not final.exists():
@@ -175,7 +175,7 @@ def put_back(folder: Path) -> None:
 
 
 def merge_into(part: Path, folder: Path) -> None:
-    """Moves every file of `part` to the same place in `folder`: none of them is ever half-written there.
+    """Move every file of `part` to the same place in `folder`: none of them is ever half-written there.
 
     Weights of an earlier model cut into other files are deleted: they would be loaded instead.
     """
@@ -195,7 +195,7 @@ def merge_into(part: Path, folder: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Deletes a checkpoint; a process killed meanwhile leaves nothing half-deleted under its name."""
+    """Delete a checkpoint; a process killed meanwhile leaves nothing half-deleted under its name."""
     trash = folder.parent / UNFINISHED / f"deleted-{folder.name}"
     trash.parent.mkdir(exist_ok=True)
     shutil.rmtree(trash, ignore_errors=True)
@@ -204,14 +204,14 @@ def remove(folder: Path) -> None:
 
 
 def _discard(trash: Path) -> None:
-    """Deletes a folder inside UNFINISHED, and UNFINISHED if that was all it held."""
+    """Delete a folder inside UNFINISHED, and UNFINISHED if that was all it held."""
     shutil.rmtree(trash, ignore_errors=True)
     with suppress(OSError):
         trash.parent.rmdir()
 
 
 def rotate(folder: Path, newest: Path, best: str | None, limit: int | None) -> None:
-    """Deletes the oldest checkpoints until `limit` are left; never the one just saved nor the best one."""
+    """Delete the oldest checkpoints until `limit` are left; never the one just saved nor the best one."""
     if limit is None or limit <= 0:
         return
     kept = {newest.resolve()} | ({Path(best).resolve()} if best is not None else set())
@@ -222,7 +222,7 @@ def rotate(folder: Path, newest: Path, best: str | None, limit: int | None) -> N
 
 
 def _sync(path: Path) -> None:
-    """Asks the system to put a file, or a folder's list of names, on the disk."""
+    """Ask the system to put a file, or a folder's list of names, on the disk."""
     if os.name != "posix" and path.is_dir():
         return  # Windows opens no folder
     descriptor = os.open(path, os.O_RDONLY)

@@ -186,7 +186,7 @@ def set_aside(folder: Path, full: bool) -> Path | None:
 
 
 def _with_parents(text: str) -> set[Path]:
-    """The path that a text names and the folders above it; empty where it can be no path."""
+    """The path that a text names and the folders above it; empty if it cannot be a path."""
     try:
         path = Path(text).expanduser().resolve()
     except (OSError, ValueError, RuntimeError):

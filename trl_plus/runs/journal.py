@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from trl_plus.errors import first_line
+
 FILE = "journal.jsonl"
 COMMAND = "TRL_PLUS_COMMAND"  # environment variable: the command line that started the run, for every process of it
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
@@ -83,7 +85,7 @@ class Journal:
             yield
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt)
-            self._write("end", outcome=STOPPED if stopped else FAILED, error=None if stopped else _first_line(error))
+            self._write("end", outcome=STOPPED if stopped else FAILED, error=None if stopped else first_line(error))
             raise
         else:
             self._write("end", outcome=FINISHED, error=None)
@@ -138,7 +140,3 @@ class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         record_event = self.journal.say if getattr(record, "note", False) else self.journal.warn
         record_event(record.getMessage())
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -46,11 +46,11 @@ class Card:
     """The facts.
 
     Attributes:
-        base: hub id or path of the model that training began with; None where it was built in memory.
+        base: hub id or path of the model that training began with; None if it was built in memory.
         adapter: such as "LoRA adapter of rank 16"; None for full weights.
-        quantized: such as "4 bits"; None where the base was not.
+        quantized: such as "4 bits"; None if the base was not.
         rows, held_out_rows: as trained and evaluated; None for a stream, 0 held-out rows for none.
-        counted: False where nobody knows the two.
+        counted: False if the two are not known.
         recipe: keys and values as they were given.
         recipe_says: which keys those are, one sentence.
         metrics: held-out metrics at optimizer step `step`, by the names of the log.
@@ -110,7 +110,7 @@ def is_ours(path: Path) -> bool:
 def merged_text(
     text: str, base: str | None, adapter: str, dtype: str, name: str, dequantized: bool = False
 ) -> str | None:
-    """The card of an adapter, rewritten for the weights that it was merged into; None where it is no card of ours.
+    """The card of an adapter, rewritten for the weights that it was merged into; None if it is not a card of ours.
 
     Everything else is kept, what was written into it by hand, too.
     """

@@ -21,7 +21,7 @@ def find_checkpoint(
 
     Args:
         resume: a checkpoint folder, an output folder, or NEWEST for `output_dir`.
-        max_steps: of the recipe; -1 where epochs end the run.
+        max_steps: of the recipe; -1 if epochs end the run.
         say: told why each newer checkpoint was passed over.
 
     Raises:

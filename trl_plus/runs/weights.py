@@ -54,7 +54,7 @@ def weights_in(folder: Path) -> Weights | None:
 
 
 def refuse_shards(folder: Path) -> None:
-    """Raises a RecipeError if the weights of a folder are there, but in the shards of DeepSpeed or FSDP."""
+    """Raise a RecipeError if the weights of a folder are there, but in the shards of DeepSpeed or FSDP."""
     if (folder / "zero_to_fp32.py").is_file():
         raise RecipeError(
             f"{folder} holds its weights in shards of DeepSpeed. Fix: `cd {folder} && python zero_to_fp32.py . . "
@@ -112,7 +112,7 @@ def open_run(argument: str, overrides: Sequence[str] = (), needs_data: bool = Tr
 
 
 def held_out_digest_of(recipe: Recipe) -> str | None:
-    """The digest of the rows that a run held out; None where the recipe is no run's or its metrics do not tell."""
+    """The digest of the rows that a run held out; None if the recipe is not a run's, or its metrics have none."""
     path = Path(recipe.label)
     if path.name != RESOLVED:
         return None

@@ -17,7 +17,7 @@ from trl_plus.setup.objects import RunObjects, build
 from trl_plus.setup.trainer import check_held_out, refuse_settings
 from trl_plus.ui.console import say
 
-_PLACEHOLDER = 8  # GPUs, where a configuration means all of them and this machine has none: TRL's files say 8
+_PLACEHOLDER = 8  # GPUs, where a configuration means all of them and this machine has none: TRL's files have 8
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Plan:
 
     Attributes:
         processes: how many processes the run has, one per device.
-        engine: "ddp", "fsdp" or "deepspeed"; None where nothing would be launched.
+        engine: "ddp", "fsdp" or "deepspeed"; None if nothing would be launched.
         effective_batch: rows per optimizer step over all processes.
-        data: the loaded data; None where it is on the hub.
+        data: the loaded data; None if it is on the hub.
         size_notes: what its reader should know of the size of the run.
-        steps: optimizer steps; None where the number of rows is not known.
+        steps: optimizer steps; None if the number of rows is not known.
         unchecked: what only the run itself will show.
         notes_shown: how many of the recipe's notes were there before the objects were built.
     """

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from trl_plus.data.loading import Data
-from trl_plus.errors import DataError, RecipeError
+from trl_plus.errors import DataError, RecipeError, first_line
 from trl_plus.recipes.package_data import resolve
 from trl_plus.runs.model_card import Card, Part
 from trl_plus.setup.objects import RunObjects
@@ -42,7 +42,7 @@ def load_processor(objects: RunObjects) -> Any:
         if objects.options.chat_template_path is not None:
             processor.chat_template = _fitting(_template(resolve(objects.options.chat_template_path)), processor)
     except (OSError, ValueError) as error:
-        raise RecipeError(f"The tokenizer of {name} could not be loaded: {_first_line(error)} {MOVED}") from error
+        raise RecipeError(f"The tokenizer of {name} could not be loaded: {first_line(error)} {MOVED}") from error
     return processor
 
 
@@ -148,10 +148,6 @@ def _refuse_dropped_batch(trainer: Any, objects: RunObjects) -> None:
             f"{objects.data.label} has {rows} rows, fewer than the {batch} of a batch, so `dataloader_drop_last` drops "
             "them all: lower `per_device_train_batch_size`, or remove it."
         )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def card_of(objects: RunObjects) -> Card:

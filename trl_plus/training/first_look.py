@@ -16,7 +16,7 @@ class DataFound(ValueError):
 
 
 def look(objects: RunObjects, processor: Any, say: Callable[[Any], None]) -> Any:
-    """Run preflight on a sample of the rows and give its result; say how many warnings there are.
+    """Run preflight on a sample of the rows, return its result, and print the number of warnings.
 
     Raises:
         DataFound: there are errors. Warnings stop nothing.
@@ -53,7 +53,7 @@ def look(objects: RunObjects, processor: Any, say: Callable[[Any], None]) -> Any
 
 
 def keep_preflight(result: Any | None, folder: Path) -> None:
-    """Write what preflight found into the folder of its run; None where it was left out."""
+    """Write what preflight found into the folder of its run; None if it was left out."""
     from trl_plus.preflight.as_json import json_text
 
     if result is None:

@@ -73,7 +73,7 @@ class StopOnSignal(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if _anywhere(self._asked_at is not None, args):
             self._saving = control.should_save = True
-            args.save_only_model = False  # or nothing could go on from it
+            args.save_only_model = False  # or nothing could resume from it
             if args.save_strategy == SaveStrategy.BEST:  # would save after a new best evaluation only
                 args.save_strategy = SaveStrategy.STEPS
 

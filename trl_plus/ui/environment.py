@@ -8,7 +8,7 @@ PACKAGES = ("trl-plus", "torch", "transformers", "trl", "peft", "accelerate", "d
 
 
 def versions() -> dict[str, str | None]:
-    """Version by package, and Python's; None where a package is not installed."""
+    """Version by package, and Python's; None if a package is not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
