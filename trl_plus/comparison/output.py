@@ -121,7 +121,7 @@ def figures(result: Comparison) -> list[tuple[str, list[str]]]:
             "hit the limit [95% interval]",
             [_share(each.hit_limit, each.answers) for each in figures],
         ),
-        ("repeated 4-grams within an answer", [_percent(each.repeated_4grams) for each in figures]),
+        ("repeated 4-grams within an answer", [_figure(each.repeated_4grams, ".1%") for each in figures]),
         ("distinct-1 over all answers", [_figure(each.distinct_1) for each in figures]),
         ("distinct-2 over all answers", [_figure(each.distinct_2) for each in figures]),
         ("empty answers", [f"{each.empty:,}" for each in figures]),
@@ -151,12 +151,8 @@ def _share(count: int, total: int) -> str:
     return f"{count} of {total}, {count / total:.0%} [{low:.0%}, {high:.0%}]"
 
 
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.1%}"
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _figure(value: float | None, form: str = ".3f") -> str:
+    return "-" if value is None else format(value, form)
 
 
 _TEXT = 50_000  # characters shown of a prompt or an answer

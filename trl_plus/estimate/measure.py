@@ -38,7 +38,9 @@ class Measure:
         self.objects, self.device, self.engine, self.fake, self.model = objects, device, engine, fake, model
         self.rows, self.notes, self.amp, self.narrowed = rows, notes, amp, narrowed
         trained = [p for p in model.parameters() if p.requires_grad]
-        self.parameters = (_elements(model), sum(p.numel() for p in trained))
+        quantized = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
+        packed = sum(module.full_shape.numel() - module.weight.numel() for module in quantized)
+        self.parameters = (packed + sum(p.numel() for p in model.parameters()), sum(p.numel() for p in trained))
         self.constant = self._constant(trained)
 
     def _constant(self, trained: list[Any]) -> dict[str, int]:
@@ -113,11 +115,6 @@ class Measure:
         }
         passes = {OPTIMIZER: self.constant[OPTIMIZER], **found}
         return max(passes, update, key=lambda components: sum(components.values()))
-
-
-def _elements(model: Any) -> int:
-    packed = sum(m.full_shape.numel() - m.weight.numel() for m in model.modules() if isinstance(m, QuantizedLinear))
-    return sum(p.numel() for p in model.parameters()) + packed
 
 
 def _tensors(model: Any) -> list[Any]:

@@ -217,11 +217,6 @@ def _flash_stand_in() -> str:
     return FLASH_STAND_IN
 
 
-def stand_in_for_flash(causal: Any) -> None:
-    """Give a model the attention that a row layout has on CUDA."""
-    causal.set_attn_implementation(_flash_stand_in())
-
-
 class _Run(RowLayouts):
     """A run that has a model and arguments and no trainer yet, for the trainer's own words."""
 
@@ -254,7 +249,7 @@ def choose(objects: RunObjects, model: Any, fake: FakeTensorMode, cuda: bool, no
         reason = _refusal(model, fake)
     if reason is None:
         if cuda:
-            stand_in_for_flash(base_model(model))
+            base_model(model).set_attn_implementation(_flash_stand_in())
         share = run.shares()
         if not share:
             notes.append(

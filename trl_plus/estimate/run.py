@@ -112,7 +112,7 @@ def estimate(
     Raises:
         RecipeError, DataError: the recipe would be refused, or the model's configuration cannot be read.
     """
-    device = device or _device(recipe)
+    device = device or ("cuda" if torch.cuda.is_available() and not recipe["use_cpu"] else "cpu")
     found, measure = _estimate(recipe, device, accelerate_config, num_processes)
     limit = _limit(memory, device)
     if limit is None:
@@ -181,10 +181,6 @@ def _cures(recipe: Recipe, peak: int, measured: Callable[[Recipe], tuple[Estimat
         together = measured(replace(smallest, values={**values, **all_words}))[0].peak
         found.append(Cure(overrides(all_words), "", together))
     return tuple(found)
-
-
-def _device(recipe: Recipe) -> str:
-    return "cuda" if torch.cuda.is_available() and not recipe["use_cpu"] else "cpu"
 
 
 def _limit(memory: float | None, device: str) -> int | None:

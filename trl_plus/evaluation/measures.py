@@ -175,7 +175,12 @@ def by_length(held_out: HeldOut, models: dict[str, Scores]) -> ByLength | None:
     longer = _group_of("better side longer", difference > 0, held_out, models)
     shorter = _group_of("better side shorter", difference < 0, held_out, models)
     correlation = {
-        model: {measure: _correlation(scores, measure, held_out, difference) for measure in (REWARD, PER_TOKEN)}
+        model: {
+            measure: None
+            if (margins := _margins(scores, measure, held_out.pairs)) is None
+            else statistics.spearman(margins, difference)
+            for measure in (REWARD, PER_TOKEN)
+        }
         for model, scores in models.items()
     }
     return ByLength(
@@ -193,11 +198,6 @@ def by_length(held_out: HeldOut, models: dict[str, Scores]) -> ByLength | None:
 
 def _group_of(name: str, mask: Masks, held_out: HeldOut, models: dict[str, Scores]) -> Group | None:
     return pair_group(name, mask, held_out, models) if mask.any() else None
-
-
-def _correlation(scores: Scores, measure: str, held_out: HeldOut, difference: Floats) -> Estimate | None:
-    margins = _margins(scores, measure, held_out.pairs)
-    return None if margins is None else statistics.spearman(margins, difference)
 
 
 def _balanced(longer: Group | None, shorter: Group | None, model: str, measure: str) -> float | None:

@@ -80,7 +80,6 @@ def _compare(asked: LaunchRequest, processes: int, engine: str) -> None:
 
 def _refuse_cpu(engine: str) -> None:
     """Another launcher's engine if there is no GPU: accelerate would fail later, or make DDP of it."""
-
     if not this_machine().gpus:
         raise RecipeError(
             f"The launcher asks for {engine}, which accelerate runs on GPUs only, and no GPU is found: leave the "

@@ -62,6 +62,7 @@ def best_model_problems(method: Method, values: Mapping[str, Any]) -> Iterator[t
     if not read("load_best_model_at_end"):
         return
     evaluates, saves = read("eval_strategy"), read("save_strategy")
+    every, eval_every = read("save_steps"), _eval_steps(read)
     if evaluates == "no":
         yield (
             "load_best_model_at_end",
@@ -74,11 +75,12 @@ def best_model_problems(method: Method, values: Mapping[str, Any]) -> Iterator[t
             f"`load_best_model_at_end` needs a checkpoint of what was evaluated: `eval_strategy` is {evaluates}, so "
             f"write `save_strategy: {evaluates}` or `save_strategy: best` instead of {saves}.",
         )
-    elif evaluates == saves == "steps" and not _is_multiple(read("save_steps"), _eval_steps(read)):
+    # transformers compares shares of the run, below 1
+    elif evaluates == saves == "steps" and min(every, eval_every) >= 1 and every % eval_every:
         yield (
             "load_best_model_at_end",
-            f"`load_best_model_at_end` needs a checkpoint of what was evaluated: `save_steps` is {read('save_steps')}, "
-            f"so write a multiple of `eval_steps`, which is {_eval_steps(read)}; the same number is best.",
+            f"`load_best_model_at_end` needs a checkpoint of what was evaluated: `save_steps` is {every}, so "
+            f"write a multiple of `eval_steps`, which is {eval_every}; the same number is best.",
         )
 
 
@@ -104,11 +106,6 @@ def _reader(method: Method, values: Mapping[str, Any]) -> Any:
 def _eval_steps(read: Any) -> Any:
     steps = read("eval_steps")
     return read("logging_steps") if steps is None else steps
-
-
-def _is_multiple(saves: float, evaluates: float) -> bool:
-    """Shares of the run, below 1, are left to transformers, which knows how to compare them."""
-    return min(saves, evaluates) < 1 or saves % evaluates == 0
 
 
 # -- keys that another key switches off -----------------------------------------------------------------------------

@@ -4,6 +4,7 @@ The table is keys.json, written by scripts/make_recipe_keys.py.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -15,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from trl_plus.methods import METHODS, Method
 
 # Groups of keys that every method takes, by the class that receives them.
+SECRET = re.compile(r"(^|[_-])(token|password|secret|api_key)$")  # keys whose values are not shown
 DECLARED = ("at_least", "above", "below", "excludes")  # of a field's metadata, kept in the table
 OPTION_GROUPS = ("RunOptions", "ScriptArguments", "DatasetMixtureConfig", "ModelConfig")
 

@@ -62,7 +62,11 @@ class Recipe:
     def group(self, name: str) -> dict[str, Any]:
         """The given values that one configuration class receives, with `bundled:` values resolved to paths."""
         keys = keys_of(self.method)
-        return {key: _resolved(value) for key, value in self.values.items() if keys[key].group == name}
+        return {
+            key: package_data.resolve(value) if isinstance(value, str) else value
+            for key, value in self.values.items()
+            if keys[key].group == name
+        }
 
     def with_machine(self, name: str, value: Any, note: str) -> "Recipe":
         """The recipe with one value more that this machine, and not the recipe, decides."""
@@ -174,10 +178,6 @@ def _normal(value: Any, key: Key | None) -> Any:
     if key.is_list and isinstance(value, str):
         return [value]
     return value
-
-
-def _resolved(value: Any) -> Any:
-    return package_data.resolve(value) if isinstance(value, str) else value
 
 
 def write_resolved(recipe: Recipe, folder: Path) -> Path:

@@ -14,10 +14,11 @@ from trl_plus.preflight.findings import Severity
 from trl_plus.preflight.page import finding_view, split_view
 from trl_plus.preflight.plots import HEIGHT as BARS_HEIGHT
 from trl_plus.preflight.plots import WIDTH as BARS_WIDTH
+from trl_plus.recipes.keys import SECRET
 from trl_plus.recipes.recipe import RESOLVED as RECIPE
 from trl_plus.report.curves import HEIGHT, WIDTH, panels_of, resumed_at
 from trl_plus.report.evaluation import Cell
-from trl_plus.report.run import SECRET, Run, read_run
+from trl_plus.report.run import Run, read_run
 from trl_plus.runs import checkpoint_files
 from trl_plus.runs.folder import REPORT
 from trl_plus.runs.journal import FAILED, FINISHED, STOPPED
@@ -159,14 +160,10 @@ class Outcome:
     more: str
 
 
-def last_step(run: Run) -> int:
-    """The last step that the run is known to have reached."""
-    return int(max(line.get("step", 0) for line in (*run.log, run.end or {})))
-
-
 def outcome(run: Run) -> Outcome:
     """The end of the run according to its journal; without one, according to metrics.json."""
-    ending, step = (run.end or {}).get("outcome"), last_step(run)
+    ending = (run.end or {}).get("outcome")
+    step = int(max(line.get("step", 0) for line in (*run.log, run.end or {})))  # the last one that is known
     planned = (run.training or {}).get("steps")
     reached = f"step {step:,}" + (f" of {planned:,}" if isinstance(planned, int) else "")
     resume = _resume(run)

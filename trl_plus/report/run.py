@@ -10,6 +10,7 @@ from trl_plus.data.files import as_path
 from trl_plus.errors import RecipeError
 from trl_plus.preflight.as_json import from_json
 from trl_plus.preflight.findings import Result
+from trl_plus.recipes.keys import SECRET
 from trl_plus.recipes.recipe import RESOLVED as RECIPE
 from trl_plus.report.evaluation import Shown, shown_evaluation
 from trl_plus.runs.folder import EVALUATION, LOG, PREFLIGHT
@@ -17,7 +18,6 @@ from trl_plus.runs.journal import FILE as JOURNAL
 from trl_plus.runs.metrics import FILE as METRICS
 
 _LINE = re.compile(r"^(?P<key>[A-Za-z_]\w*): (?P<value>.*?)(?:  # (?P<origin>command line|recipe|preset|machine))?$")
-SECRET = re.compile(r"(^|[_-])(token|password|secret|api_key)$")
 Log = dict[str, Any]
 
 

@@ -1,4 +1,4 @@
-"""Checkpoint folders as files: written atomically, found, and checked for completeness. Standard library only.
+"""Checkpoint folders as files: written atomically, found, and checked for completeness. Imports no torch.
 
 A save goes into UNFINISHED inside the output folder and is renamed when it is whole and on the disk. A folder that is
 deleted is first renamed into UNFINISHED too, so whatever is called `checkpoint-N` was complete when it got that name.
@@ -9,11 +9,12 @@ import json
 import os
 import re
 import shutil
-import struct
 import zipfile
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
 
 UNFINISHED = "_unfinished"  # the hub's upload leaves out what begins with an underscore
 REPLACED = "replaced-"  # before the name of a folder that makes room for a newer one
@@ -106,15 +107,10 @@ def _weights_problem(folder: Path) -> str | None:
 def _whole_safetensors(path: Path) -> bool:
     """True if the file has the length that its header gives."""
     try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if 8 + length > path.stat().st_size:
-                return False
-            header = json.loads(file.read(length))
-        end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-    except (OSError, ValueError, KeyError, TypeError, struct.error):
+        with safe_open(path, framework="np"):
+            return True
+    except (OSError, SafetensorError):
         return False
-    return path.stat().st_size == 8 + length + end
 
 
 def _state_problem(folder: Path) -> str | None:

@@ -53,7 +53,8 @@ def claimed(folder: Path, say: Callable[[Any], None]) -> Iterator[None]:
     try:
         held = _lock(folder / LOCK)
     except (OSError, NotImplementedError) as error:
-        say(f"A second run in {folder} would not be noticed: its file system takes no lock ({_reason(error)}).")
+        why = getattr(error, "strerror", None) or error
+        say(f"A second run in {folder} would not be noticed: its file system takes no lock ({why}).")
         held = None
     try:
         yield
@@ -79,7 +80,8 @@ def _lock(path: Path) -> int:
                 os.close(file)
                 continue
             os.ftruncate(file, 0)
-            os.write(file, json.dumps(_ourselves()).encode())
+            since = datetime.now(UTC).isoformat(timespec="seconds")
+            os.write(file, json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": since}).encode())
         except (BlockingIOError, PermissionError):  # POSIX leaves open which of the two
             os.close(file)
             raise RecipeError(_refusal(path)) from None
@@ -96,11 +98,6 @@ def _is_named(file: int, path: Path) -> bool:
         return False
 
 
-def _ourselves() -> dict[str, Any]:
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"host": socket.gethostname(), "pid": os.getpid(), "since": now}
-
-
 def _refusal(path: Path) -> str:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -111,10 +108,6 @@ def _refusal(path: Path) -> str:
         f"`output_dir`: another run is training in {path.parent} ({who}): let it end, stop it, or name another "
         f"`output_dir`; if its machine is gone, delete {path}."
     )
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
 
 
 # -- an earlier run -------------------------------------------------------------------------------------------------
@@ -201,6 +194,8 @@ def _name(part: Path) -> Path:
 
 def _written(folder: Path, full: bool) -> list[Path]:
     """The files of the earlier run, in the order in which they are moved."""
+    from trl_plus.runs.model_card import is_ours
+
     patterns = list(_ADAPTER)
     if full or _was_full(folder):  # beside an adapter they are somebody's base model
         patterns += _MODEL
@@ -210,7 +205,10 @@ def _written(folder: Path, full: bool) -> list[Path]:
     found += [path for pattern in patterns for path in sorted(folder.glob(pattern))]
     if (folder / "ref" / "adapter_config.json").is_file():  # PEFT's folder for the reference adapter
         found.append(folder / "ref")
-    found += [folder / name for name, ours in ((CARD, _our_card), (REPORT, _our_report)) if ours(folder / name)]
+    card, report = folder / CARD, folder / REPORT
+    found += [card] if card.is_file() and is_ours(card) else []
+    if report.is_file() and "<title>Report: " in report.read_text(encoding="utf-8", errors="replace")[:4096]:
+        found.append(report)
     return found + [folder / name for name in _RECORDS if (folder / name).is_file()]
 
 
@@ -225,16 +223,6 @@ def _tensorboard(folder: Path) -> list[Path]:
     """The event folder of the run, known by when it began (`trackers.run_id`)."""
     began = began_at(folder / JOURNAL)
     return [] if began is None else sorted((folder / _TENSORBOARD).glob(f"*-{began:%Y%m%d-%H%M%S}"))
-
-
-def _our_card(path: Path) -> bool:
-    from trl_plus.runs.model_card import is_ours
-
-    return path.is_file() and is_ours(path)
-
-
-def _our_report(path: Path) -> bool:
-    return path.is_file() and "<title>Report: " in path.read_text(encoding="utf-8", errors="replace")[:4096]
 
 
 def _texts(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from trl_plus.data.files import is_local
 from trl_plus.papers import TRL, Method
+from trl_plus.recipes.keys import SECRET
+from trl_plus.ui.environment import versions
 
 _BEGIN, _END = "<!-- weights -->", "<!-- /weights -->"  # `merge` puts another sentence between them
 _PACKAGES = ("trl-plus", "trl", "transformers", "peft", "torch", "datasets", "accelerate", "tokenizers")
-_SECRET = re.compile(r"(^|[_-])(token|password|secret|api_key)$")
 # name in the log -> (type in the model index, name there)
 _INDEXED = {
     "eval_rewards/accuracies": ("accuracy", "Reward accuracy"),
@@ -80,20 +80,24 @@ def card_text(card: Card) -> str:
     """The card as Markdown with its metadata, for README.md."""
     recipe = yaml.safe_dump(_published(card.recipe), sort_keys=False, allow_unicode=True, width=10**6).rstrip()
     papers = {method.paper.bibtex: None for method in card.methods if method.paper is not None}
+    linked = [
+        method.name if method.paper is None else f"{method.name} ([{method.paper.title}]({method.paper.link}))"
+        for method in card.methods
+    ]
     text = _template().render(
         card=card,
         metadata=_metadata(card).to_yaml(),
         weights_begin=_BEGIN,
         weights=_weights(card),
         weights_end=_END,
-        methods=" and ".join(_linked(method) for method in card.methods),
+        methods=" and ".join(linked),
         data=[_part(part) for part in card.data],
         rows=_rows(card),
         metrics=_told(card.metrics),
         recipe=recipe,
         recipe_says=card.recipe_says,
         fence="`" * max(3, 1 + max((len(run) for run in re.findall("`+", recipe)), default=0)),
-        versions=_versions(),
+        versions=[(name, known) for name, known in versions(_PACKAGES).items() if known is not None],
         citations=[*papers, TRL],
     )
     return text.rstrip() + "\n"
@@ -190,10 +194,6 @@ def _weights(card: Card) -> str:
     return f"{card.adapter[0].upper()}{card.adapter[1:]} for {base_words(card.base)}{bits}."
 
 
-def _linked(method: Method) -> str:
-    return method.name if method.paper is None else f"{method.name} ([{method.paper.title}]({method.paper.link}))"
-
-
 def _part(part: Part) -> str:
     if _is_hub_dataset(part.name):
         shown = f"[{part.name}](https://huggingface.co/datasets/{part.name})"
@@ -223,7 +223,7 @@ def _told(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _published(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe that can be shown to anyone: no secrets, and of a path on this machine its last part."""
     return {
-        name: "(hidden)" if _SECRET.search(name) and value is not None else _shortened(value)
+        name: "(hidden)" if SECRET.search(name) and value is not None else _shortened(value)
         for name, value in recipe.items()
     }
 
@@ -252,13 +252,3 @@ def _on_hub(model: str) -> bool:
 
 def _plain(name: str) -> str:
     return name.replace("`", "'").replace("\n", " ")
-
-
-def _versions() -> list[tuple[str, str]]:
-    found = []
-    for package in _PACKAGES:
-        try:
-            found.append((package, version(package)))
-        except PackageNotFoundError:
-            continue
-    return found

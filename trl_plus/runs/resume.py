@@ -108,7 +108,8 @@ def check_same_run(recipe: Recipe, checkpoint: str, force: bool, say: Callable[[
     except RecipeError as error:
         say(f"Nothing says with which recipe {checkpoint} was made: {error}")
         return
-    changed, refused = changes(old, recipe, _processes(Path(checkpoint)), int(os.environ.get("WORLD_SIZE", "1")))
+    saved_by = max(1, len(list(Path(checkpoint).glob("rng_state*.pth"))))  # each process saves its random state
+    changed, refused = changes(old, recipe, saved_by, int(os.environ.get("WORLD_SIZE", "1")))
     if changed:
         say("Changed since the run began: " + "; ".join(changed) + ".")
     if refused and not force:
@@ -131,20 +132,16 @@ def changes(old: Recipe, new: Recipe, old_ranks: int, new_ranks: int) -> tuple[l
             continue
         line = f"{name}: {old[name]} -> {new[name]}"
         changed.append(line)
-        said_stop = name == "nonfinite" and old[name] == "stop"  # so no step was left out
-        if not (
-            _harmless(name) or said_stop or (name in _CUT and same_batch) or (name in _LENGTH and _any_length(old, new))
-        ):
+        harmless = name in _HARMLESS or name.startswith(_HARMLESS_PREFIXES)
+        no_step_left_out = name == "nonfinite" and old[name] == "stop"
+        same_steps = (name in _CUT and same_batch) or (name in _LENGTH and _any_length(old, new))
+        if not (harmless or no_step_left_out or same_steps):
             refused.append(line)
     if old_ranks != new_ranks:
         line = f"processes: {old_ranks} -> {new_ranks}"
         changed.append(line + (" (the same rows in each step)" if same_batch else ""))
         refused += [] if same_batch else [line]
     return changed, refused
-
-
-def _harmless(name: str) -> bool:
-    return name in _HARMLESS or name.startswith(_HARMLESS_PREFIXES)
 
 
 def _any_length(old: Recipe, new: Recipe) -> bool:
@@ -158,8 +155,3 @@ def _any_length(old: Recipe, new: Recipe) -> bool:
 
 def _rows(recipe: Recipe, ranks: int) -> int:
     return int(recipe[_CUT[0]]) * int(recipe[_CUT[1]]) * ranks
-
-
-def _processes(checkpoint: Path) -> int:
-    """The number of processes that saved a checkpoint: each one saves its random state."""
-    return max(1, len(list(checkpoint.glob("rng_state*.pth"))))

@@ -31,11 +31,6 @@ class Weights:
     adapter: bool | None
 
 
-def is_run(argument: str) -> bool:
-    """True if an argument names a folder, and so a run, rather than a recipe."""
-    return as_path(argument).is_dir()
-
-
 def weight_files(folder: Path) -> list[Path]:
     """The files that hold the adapter or the model of a folder, in the order of their names."""
     found = weights_in(folder)
@@ -132,7 +127,7 @@ def open_tuned(argument: str, model: str | None, overrides: Sequence[str]) -> tu
     Raises:
         RecipeError: one of them cannot be read.
     """
-    if is_run(argument):
+    if as_path(argument).is_dir():
         recipe, own = open_run(argument, overrides)
         return recipe, own if model is None else named_weights(model)
     find_recipe(argument, runs=True)

@@ -125,24 +125,15 @@ def check_names(recipe: Recipe) -> None:
     Raises:
         RecipeError: transformers does not know one of them.
     """
-    asked = recipe["report_to"] or []
-    for name in [asked] if isinstance(asked, str) else asked:
-        _check(recipe, "report_to", name, [*_trackers(), "all", "none"])
-    attention = recipe["attn_implementation"]
-    if attention is not None and "/" not in attention:  # org/name is a kernel of the hub
-        _check(recipe, "attn_implementation", attention, _attentions())
-
-
-def _trackers() -> list[str]:
+    from transformers import AttentionInterface
     from transformers.integrations import INTEGRATION_TO_CALLBACK
 
-    return list(INTEGRATION_TO_CALLBACK)
-
-
-def _attentions() -> list[str]:
-    from transformers import AttentionInterface
-
-    return ["eager", *AttentionInterface().valid_keys()]
+    asked = recipe["report_to"] or []
+    for name in [asked] if isinstance(asked, str) else asked:
+        _check(recipe, "report_to", name, [*INTEGRATION_TO_CALLBACK, "all", "none"])
+    attention = recipe["attn_implementation"]
+    if attention is not None and "/" not in attention:  # org/name is a kernel of the hub
+        _check(recipe, "attn_implementation", attention, ["eager", *AttentionInterface().valid_keys()])
 
 
 def _check(recipe: Recipe, key: str, name: str, known: list[str]) -> None:

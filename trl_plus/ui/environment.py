@@ -2,15 +2,16 @@
 
 import os
 import platform
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 PACKAGES = ("trl-plus", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes")
 
 
-def versions() -> dict[str, str | None]:
-    """Version by package, and Python's; None if a package is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in PACKAGES:
+def versions(packages: Sequence[str] | None = None) -> dict[str, str | None]:
+    """Version by package; None if it is not installed. Without names, Python's and those of PACKAGES."""
+    found: dict[str, str | None] = {"python": platform.python_version()} if packages is None else {}
+    for package in packages or PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
