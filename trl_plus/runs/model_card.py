@@ -11,7 +11,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from trl_plus.data.files import is_local
-from trl_plus.papers import TRL, Method
+from trl_plus.methods import Loss
+from trl_plus.papers import TRL
 from trl_plus.recipes.keys import SECRET
 from trl_plus.ui.environment import versions
 
@@ -58,7 +59,7 @@ class Card:
     """
 
     name: str
-    methods: Sequence[Method]
+    methods: Sequence[Loss]
     base: str | None
     adapter: str | None = None
     quantized: str | None = None
@@ -81,7 +82,7 @@ def card_text(card: Card) -> str:
     recipe = yaml.safe_dump(_published(card.recipe), sort_keys=False, allow_unicode=True, width=10**6).rstrip()
     papers = {method.paper.bibtex: None for method in card.methods if method.paper is not None}
     linked = [
-        method.name if method.paper is None else f"{method.name} ([{method.paper.title}]({method.paper.link}))"
+        method.title if method.paper is None else f"{method.title} ([{method.paper.title}]({method.paper.link}))"
         for method in card.methods
     ]
     text = _template().render(

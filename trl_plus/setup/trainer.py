@@ -5,6 +5,7 @@ from typing import Any
 
 from trl_plus.data.loading import Data
 from trl_plus.errors import DataError, RecipeError, first_line
+from trl_plus.methods import trained_with
 from trl_plus.recipes.package_data import resolve
 from trl_plus.runs.model_card import Card, Part
 from trl_plus.setup.objects import RunObjects
@@ -152,12 +153,10 @@ def _refuse_dropped_batch(trainer: Any, objects: RunObjects) -> None:
 
 def card_of(objects: RunObjects) -> Card:
     """The card of a run before its trainer has added weights, rows and metrics."""
-    from trl_plus.trainers.card import card_methods
-
     recipe = objects.recipe
     return Card(
         name="",
-        methods=card_methods(recipe.method.config.removesuffix("Config").lower(), objects.args),
+        methods=trained_with(recipe.method.family, objects.args),
         base=str(recipe["model_name_or_path"]),
         data=_parts(objects),
         recipe={"method": recipe.method.name, **recipe.values},
