@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trl_plus.errors import DataError
-from trl_plus.evaluation.statistics import wilson_interval
+from trl_plus.evaluation.intervals import wilson_interval
 from trl_plus.ui.console import say
 
 CHOICES = ("a", "b", "tie")
@@ -181,6 +181,8 @@ def _lines(path: Path, what: str) -> list[dict[str, Any]]:
         rows.append(row)
     return rows
 
+
+# -- the win rate in words and as JSON ----------------------------------------------------------------------------
 
 SCHEMA_VERSION = 1  # rises when a key goes or changes its meaning; keys may be added within a version
 

@@ -14,7 +14,7 @@ from trl_plus.comparison.prompts import generations_table, prompt_text
 from trl_plus.comparison.run import BASE, TUNED, Comparison, Pair
 from trl_plus.comparison.statistics import Statistics, change, repeats, statistics
 from trl_plus.errors import DataError
-from trl_plus.evaluation.statistics import wilson_interval
+from trl_plus.evaluation.intervals import wilson_interval
 from trl_plus.preflight.words import PARAGRAPH
 from trl_plus.runs.metrics import Sample
 from trl_plus.ui.console import clipped, say
@@ -105,6 +105,9 @@ def _table(result: Comparison) -> Table:
     return table
 
 
+# -- figures, the same in the terminal and on the page ------------------------------------------------------------
+
+
 def both(result: Comparison) -> dict[str, Statistics]:
     """Statistics by model."""
     return {model: statistics(result.answers(model)) for model in (BASE, TUNED)}
@@ -154,6 +157,8 @@ def _share(count: int, total: int) -> str:
 def _figure(value: float | None, form: str = ".3f") -> str:
     return "-" if value is None else format(value, form)
 
+
+# -- the page -----------------------------------------------------------------------------------------------------
 
 _TEXT = 50_000  # characters shown of a prompt or an answer
 

@@ -110,6 +110,8 @@ def _is_message(turn: Any) -> bool:
     return isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
 
 
+# -- answers to a few prompts, without loading torch before they are made -----------------------------------------
+
 MAX_NEW_TOKENS = 48
 
 

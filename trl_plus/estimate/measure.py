@@ -137,6 +137,8 @@ def second_model(objects: RunObjects) -> bool:
     return not args.precompute_ref_log_probs or (not method.paired and args.loss_type == "kto")
 
 
+# -- optimizer states, by the names that `optim` takes in transformers --------------------------------------------
+
 # Blocks of bitsandbytes' 8-bit states; smaller tensors and embeddings keep float32 states
 _BLOCK, _SMALLEST_8_BIT = 256, 4096
 # optimizer: states of a parameter's size and dtype

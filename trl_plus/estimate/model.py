@@ -217,6 +217,9 @@ def _flash_stand_in() -> str:
     return FLASH_STAND_IN
 
 
+# -- the row layout, as far as it can be known without weights ----------------------------------------------------
+
+
 class _Run(RowLayouts):
     """A run that has a model and arguments and no trainer yet, for the trainer's own words."""
 

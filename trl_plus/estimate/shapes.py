@@ -161,6 +161,8 @@ class Rows:
         return Shape(len(lengths), width, scored, make_plan(torch.tensor(lengths), common, width, self.layout))
 
 
+# -- lengths of a sample of the data, by the model's own tokenizer ------------------------------------------------
+
 SAMPLE = 1000
 
 

@@ -53,6 +53,8 @@ def _keep(evaluation: Evaluation, folder: Path, quiet: bool) -> None:
         say(f"Kept in {folder / EVALUATION}{shown}.")
 
 
+# -- JSON ---------------------------------------------------------------------------------------------------------
+
 SCHEMA_VERSION = 1  # rises when a key goes or changes its meaning; keys may be added within a version
 _FIGURES = TypeAdapter(Evaluation)
 
@@ -104,6 +106,8 @@ def schema() -> dict[str, Any]:
         "required": [*found["required"], *more],
     }
 
+
+# -- tables -------------------------------------------------------------------------------------------------------
 
 _TITLES = {REWARD: "By the method's reward", PER_TOKEN: "By log-probability per token (nats)"}
 _SHORT = {REWARD: "reward", PER_TOKEN: "per token"}

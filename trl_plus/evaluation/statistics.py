@@ -9,7 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, PlainSerializer
 
-NORMAL_95 = 1.959964  # 97.5% quantile of the standard normal distribution
+from trl_plus.evaluation.intervals import NORMAL_95, wilson_interval
+
+__all__ = ["Estimate", "auc", "effective_rows", "mean", "means", "share", "spearman", "wilson_interval"]
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+CONFIDENCE = 0.95
+DRAWS, SEED = 2000, 0  # of a bootstrap
+_CHUNK = 2**22  # elements of a block of draws
 
 
 def _or_null(value: float) -> float | None:
@@ -28,27 +36,6 @@ class Estimate:
     value: Annotated[Figure, Field(description="Null if it is not defined, such as a correlation of a constant.")]
     low: Annotated[Figure, Field(description="Lower end; null if there are too few rows for an interval.")] = math.nan
     high: Annotated[Figure, Field(description="Upper end of the interval.")] = math.nan
-
-
-def wilson_interval(share: float, count: float) -> tuple[float, float]:
-    """Wilson's 95% interval of a share observed on `count` rows (Wilson 1927).
-
-    >>> wilson_interval(0.5, 100)
-    (0.4038315..., 0.5961684...)
-    """
-    square = NORMAL_95**2
-    centre = (share + square / (2 * count)) / (1 + square / count)
-    half = NORMAL_95 * math.sqrt(share * (1 - share) / count + square / (4 * count**2)) / (1 + square / count)
-    return max(0.0, centre - half), min(1.0, centre + half)  # rounding passes these ends at a share of 0 or 1
-
-
-__all__ = ["Estimate", "auc", "effective_rows", "mean", "means", "share", "spearman", "wilson_interval"]
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-
-CONFIDENCE = 0.95
-DRAWS, SEED = 2000, 0  # of a bootstrap
-_CHUNK = 2**22  # elements of a block of draws
 
 
 def effective_rows(weights: Floats) -> float:

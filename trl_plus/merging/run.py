@@ -181,6 +181,9 @@ def _compare(objects: RunObjects, weights: Weights, rows: HeldOut, base: str, wr
     return {AS_TRAINED: as_trained, **{NAMES[name]: found[name] for name in (DEQUANTIZED, ORIGINAL)}}
 
 
+# -- the model card -----------------------------------------------------------------------------------------------
+
+
 def merged_card(objects: RunObjects, weights: Weights, name: str, dtype: str, dequantized: bool) -> str:
     """The card's text. An adapter without a card of ours gets what the recipe tells of it: no rows, no metrics.
 

@@ -224,6 +224,9 @@ def _stripes(lines: Sequence[Line], x: Callable[[float], float]) -> list[Stripe]
     return stripes
 
 
+# -- the metrics that are drawn -----------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Plot:
     """A plot of one metric, or of two that belong together.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trl_plus.errors import RecipeError
-from trl_plus.evaluation.statistics import wilson_interval
+from trl_plus.evaluation.intervals import wilson_interval
 from trl_plus.preflight import words as preflight_words
 from trl_plus.preflight.findings import Severity
 from trl_plus.preflight.page import finding_view, split_view
@@ -139,6 +139,8 @@ def _versions(runs: Sequence[Run]) -> list[dict[str, Any]]:
     rows = [(name, [versions.get(name) or "-" for versions in known]) for name in names]
     return [{"name": name, "values": values, "differs": len(set(values)) > 1} for name, values in rows]
 
+
+# -- words and figures --------------------------------------------------------------------------------------------
 
 _MEASURES = (
     ("Reward accuracy", ACCURACY),
@@ -345,6 +347,9 @@ def _hidden(command: str) -> str:
         words.append("(hidden)" if hide else f"{name}=(hidden)" if secret and equals else word)
         hide = secret and not equals
     return shlex.join(words)
+
+
+# -- the file -----------------------------------------------------------------------------------------------------
 
 
 def write_report(run: str, out: Path | None, against: str | None) -> Path:

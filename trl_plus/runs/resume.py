@@ -74,6 +74,8 @@ def _complete(resume: str, output_dir: str, say: Callable[[Any], None]) -> Path:
     return found.newest
 
 
+# -- the recipe of a resumed run ----------------------------------------------------------------------------------
+
 # Keys that change what is shown, kept or waited for, but no weight
 _HARMLESS = {
     "output_dir", "run_name", "project", "trackio_space_id", "report_to", "disable_tqdm", "push_to_hub",

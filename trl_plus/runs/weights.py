@@ -136,6 +136,8 @@ def open_tuned(argument: str, model: str | None, overrides: Sequence[str]) -> tu
     return recipe, trained if model is None else named_weights(model)
 
 
+# -- their identity -----------------------------------------------------------------------------------------------
+
 _BLOCK, _BLOCKS = 1 << 16, 64  # bytes, and how many of each file are read: 4 MiB, whatever the model
 
 

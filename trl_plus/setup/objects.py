@@ -119,6 +119,9 @@ def _instance(cls: type, values: dict[str, Any], recipe: Recipe) -> Any:
         raise RecipeError(f"{recipe.place_of(str(error))}{error}") from error
 
 
+# -- names that the installed transformers knows ------------------------------------------------------------------
+
+
 def check_names(recipe: Recipe) -> None:
     """Trackers and attention implementations.
 

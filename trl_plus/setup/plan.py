@@ -90,6 +90,9 @@ def _launch(recipe: Recipe, config: str | None, number: int | None) -> tuple[int
         return number or written.get("num_processes") or _PLACEHOLDER, None, str(error)
 
 
+# -- the size of a run --------------------------------------------------------------------------------------------
+
+
 def training_rows(objects: RunObjects, data: Data) -> int | None:
     """Rows that an epoch trains on; None for a stream."""
     if not hasattr(data.train, "__len__"):
@@ -123,6 +126,9 @@ def size_notes(objects: RunObjects, data: Data, batch: int) -> list[str]:
             f"will have no rows of this run: set {cure}."
         )
     return notes
+
+
+# -- how a plan is printed ----------------------------------------------------------------------------------------
 
 
 def show_plan(plan: Plan) -> None:

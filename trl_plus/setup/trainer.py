@@ -151,6 +151,9 @@ def _refuse_dropped_batch(trainer: Any, objects: RunObjects) -> None:
         )
 
 
+# -- the model card -----------------------------------------------------------------------------------------------
+
+
 def card_of(objects: RunObjects) -> Card:
     """The card of a run before its trainer has added weights, rows and metrics."""
     recipe = objects.recipe

@@ -120,6 +120,8 @@ def use_short_progress(trainer: Any) -> None:
         trainer.add_callback(ShortProgress())
 
 
+# -- trackers: one run is one run of its trackers, too ------------------------------------------------------------
+
 TENSORBOARD_FOLDER = "runs"  # inside `output_dir`: transformers' place, and where the hub looks
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from rich.table import Table
 
-from trl_plus.evaluation.statistics import wilson_interval
+from trl_plus.evaluation.intervals import wilson_interval
 
 ACCURACY, MARGIN, LOSS = "eval_rewards/accuracies", "eval_rewards/margins", "eval_loss"
 

@@ -96,6 +96,9 @@ def _anywhere(asked: bool, args: Any) -> bool:
     return bool(flag)
 
 
+# -- the best model, and early stopping ---------------------------------------------------------------------------
+
+
 def best_model_callbacks(options: RunOptions) -> list[TrainerCallback]:
     """The callbacks that watch `metric_for_best_model`."""
     patience = options.early_stopping_patience
