@@ -13,22 +13,13 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="A bundled recipe, suc
 
 @app.command("list", epilog="Example: trl-plus recipes list")
 def list_() -> None:
-    """List the bundled recipes."""
-    from rich.table import Table
-
-    from trl_plus.recipes.package_data import recipe_names, recipe_path
-    from trl_plus.recipes.yaml_text import read_file
+    """List the bundled recipes: the starting points, and those that others have published."""
+    from trl_plus.recipes.listing import recipe_tables
     from trl_plus.ui.console import say
 
     with exit_codes():
-        table = Table(box=None)
-        for column in ("name", "method", "what it does"):
-            table.add_column(column, overflow="fold", no_wrap=column != "what it does")
-        for name in recipe_names():
-            path = recipe_path(name)
-            headline = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("#").strip()
-            table.add_row(name, read_file(path, name).values["method"], headline)
-        say(table)
+        for table in recipe_tables():
+            say(table)
 
 
 @app.command(epilog="Example: trl-plus recipes show simpo_lora")

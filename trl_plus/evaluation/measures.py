@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from trl_plus.evaluation import statistics
+from trl_plus.evaluation.intervals import ALL_REQUIRED, Estimate, Figure
 from trl_plus.evaluation.rows import HeldOut
 from trl_plus.evaluation.scores import Scores
-from trl_plus.evaluation.statistics import ALL_REQUIRED, Estimate, Figure, Floats, Ints
+from trl_plus.evaluation.statistics import Floats, Ints
 
 BASE, TUNED = "base", "tuned"
 # The two measures of a completion: the method's own reward, and one that every model has

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from trl_plus.evaluation.intervals import ALL_REQUIRED, Estimate
 from trl_plus.evaluation.measures import (
     BASE,
     TUNED,
@@ -23,7 +24,7 @@ from trl_plus.evaluation.measures import (
 from trl_plus.evaluation.models import free, is_adapter, load_model, other_base, out_of_memory, put_adapter, scorer
 from trl_plus.evaluation.rows import HeldOut, held_out_rows
 from trl_plus.evaluation.scores import Advance, Scores, score_rows
-from trl_plus.evaluation.statistics import ALL_REQUIRED, Estimate
+from trl_plus.evaluation.shortcut import ByShortcut, by_shortcut
 from trl_plus.recipes.recipe import COMMAND_LINE, Recipe
 from trl_plus.runs.weights import EvaluatedWeights, Weights, held_out_digest_of, identify
 from trl_plus.setup.objects import RunObjects, build
@@ -93,6 +94,12 @@ class Evaluation:
         EvaluatedWeights | None, Field(description="Identity of the tuned weights; null if only the base was scored.")
     ] = None
     time: Annotated[str, Field(description="When the evaluation was made, ISO 8601 in UTC.")] = ""
+    shortcut: Annotated[
+        ByShortcut | None,
+        Field(
+            description="Result of surface features alone on the same rows; null if there are too few to fit a rule."
+        ),
+    ] = None
 
 
 def evaluate(
@@ -140,6 +147,7 @@ def evaluate(
         seconds=time.monotonic() - start,
         weights=which,
         time=datetime.now(UTC).isoformat(timespec="seconds"),
+        shortcut=by_shortcut(held_out, held_out.train, models),
     )
 
 

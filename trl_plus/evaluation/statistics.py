@@ -2,14 +2,11 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Field, PlainSerializer
 
-from trl_plus.evaluation.intervals import NORMAL_95, wilson_interval
+from trl_plus.evaluation.intervals import NORMAL_95, Estimate, wilson_interval
 
 __all__ = ["Estimate", "auc", "effective_rows", "mean", "means", "share", "spearman", "wilson_interval"]
 Floats = NDArray[np.float64]
@@ -18,24 +15,6 @@ Ints = NDArray[np.int64]
 CONFIDENCE = 0.95
 DRAWS, SEED = 2000, 0  # of a bootstrap
 _CHUNK = 2**22  # elements of a block of draws
-
-
-def _or_null(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-Figure = Annotated[float, PlainSerializer(_or_null)]  # in JSON null stands for NaN
-ALL_REQUIRED = ConfigDict(json_schema_serialization_defaults_required=True)
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value and its 95% interval. An end is NaN if there are too few rows for one."""
-
-    __pydantic_config__ = ALL_REQUIRED
-    value: Annotated[Figure, Field(description="Null if it is not defined, such as a correlation of a constant.")]
-    low: Annotated[Figure, Field(description="Lower end; null if there are too few rows for an interval.")] = math.nan
-    high: Annotated[Figure, Field(description="Upper end of the interval.")] = math.nan
 
 
 def effective_rows(weights: Floats) -> float:

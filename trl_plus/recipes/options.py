@@ -101,6 +101,11 @@ class RunOptions:
         below=1,
         excludes={"test_split_size": ONE_OF_THEM},
     )
+    balance: bool = _key(
+        False,
+        "Weigh the training rows so that surface features (length, lists, openings) no longer tell the "
+        "preferred side, by the column `weight`.",
+    )
     max_eval_rows: int | None = _key(
         None,
         "Evaluate on at most this many held-out rows (drawn with `seed`); 0 turns evaluation off.",

@@ -16,7 +16,7 @@ from trl_plus.runs.checkpoint_files import find, step_of
 from trl_plus.runs.folder import LOG, claimed, holds_run, refuse_moved, set_aside
 from trl_plus.runs.journal import COMMAND, Journal
 from trl_plus.runs.metrics import Report, Sample
-from trl_plus.runs.resume import check_same_run, find_checkpoint, resumed_folder
+from trl_plus.runs.resume import check_same_run, find_checkpoint, resumed_folder, with_presets_of_run
 from trl_plus.setup.objects import RunObjects, build
 from trl_plus.setup.plan import size_notes
 from trl_plus.setup.trainer import build_trainer, card_of, check_data, load_processor, refuse_settings
@@ -67,7 +67,7 @@ class Run:
     """One training run. `execute` names its parts in their order.
 
     Attributes:
-        given: the recipe as it was given.
+        given: the recipe as it was given; of a resumed run with the presets that it began with.
         recipe: the same with what this machine decided; known once the run is accepted.
         checkpoint: the folder that the run resumes from; None for a fresh run.
         objects: configurations, data request and options.
@@ -91,10 +91,14 @@ class Run:
     def __init__(
         self, given: Recipe, resume: str | None, say: Say, request: LaunchRequest | None, force: bool, preflight: bool
     ) -> None:
-        self.given, self.say, self.request, self.force, self.preflight = given, say, request, force, preflight
+        self.say, self.request, self.force, self.preflight = say, request, force, preflight
         self.main, self.checkpoint = is_main_process(), None
         if resume is not None:
             self.checkpoint = find_checkpoint(resume, given["output_dir"], given["max_steps"], say)
+            given, before = with_presets_of_run(given, self.checkpoint), given
+            for note in given.notes[len(before.notes) :]:
+                say(note)
+        self.given = given
 
     def execute(self) -> Report:
         """Run everything; returns the content of metrics.json."""
