@@ -68,7 +68,10 @@ def null(data: Path, count: int) -> None:
 
 
 def real(data: Path) -> None:
-    for path in (*(data / name for name in REAL), *(QUICKSTART / f"{kind}_train.jsonl" for kind in ("pairs", "unpaired"))):
+    for path in (
+        *(data / name for name in REAL),
+        *(QUICKSTART / f"{kind}_train.jsonl" for kind in ("pairs", "unpaired")),
+    ):
         result = audit(examples(path)) if path.is_file() else None
         if result is not None:
             value = result.accuracy

@@ -143,7 +143,7 @@ def _trainer_rows(dataset: Any, target: Target, max_length: int | None) -> Any:
     args.train_sampling_strategy = "random"  # no column of lengths
     if getattr(args, "overlong", None) == "error":
         args.overlong = "drop"  # what would stop the run is marked instead
-    return tokenize(args, target.processor, dataset)
+    return tokenize(args, target.processor, dataset, paired=target.paired_method)
 
 
 def _refused(rows: list[Row], target: Target) -> dict[int, str]:

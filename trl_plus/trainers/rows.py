@@ -154,22 +154,26 @@ class PreferenceRows:
         return kept.add_column(column, longest)
 
 
-def tokenize(args: Any, processing_class: Any, dataset: Any, name: str = "preflight") -> Any:
+def tokenize(
+    args: Any, processing_class: Any, dataset: Any, name: str = "preflight", *, paired: bool | None = None
+) -> Any:
     """The rows that the trainer of a configuration would make of a dataset, without that trainer or a model.
 
     Args:
         args: a configuration of ours or of TRL's.
         processing_class: tokenizer or processor.
         name: the dataset's name in messages.
+        paired: the rows are pairs (as for DPOTrainer) or single completions (KTOTrainer); None for what `args` says.
 
     Raises:
         ValueError: rows that no step could use.
         NoRowLeft: no row is left.
     """
-    unpairs = isinstance(args, TRLKTOConfig)
-    kind = trl.KTOTrainer if unpairs else trl.DPOTrainer
+    paired = not isinstance(args, TRLKTOConfig) if paired is None else paired
+    kind = trl.DPOTrainer if paired else trl.KTOTrainer
     family = getattr(args, "family", None)
-    rows = PreferenceRows(args, unpairs, kind.__name__ if family is None else family.trainer)
+    own = family is not None and family.paired == paired
+    rows = PreferenceRows(args, not paired, family.trainer if own else kind.__name__)
     return rows.make(
         dataset, name, lambda found: upstream_tokenize(kind, args, processing_class, found, name), processing_class
     )
