@@ -67,7 +67,7 @@ def test_every_key_of_an_old_recipe_is_explained(code, tmp_path):
 
 
 def test_migrating_shows_the_keys_that_change():
-    """Before and after, migrating.md shows every key of the DPO recipe that changes, with the values of the whole files."""
+    """migrating.md shows each key of the DPO recipe that changes, with its values in the recipe in full."""
     shown = [yaml.safe_load(code.text) for code in blocks("yaml") if code.page == "migrating.md"]
     whole = {code.page: yaml.safe_load(code.text) for code in WHOLE}
     before, after = whole["dpo_before.yaml"], whole["dpo_after.yaml"]

@@ -227,7 +227,7 @@ def test_the_sequence_for_data_of_one_s_own(folder, monkeypatch):
 
 
 def test_from_a_table_to_a_compared_run(tmp_path, monkeypatch):
-    """The files of the page are written as printed, its commands run as printed, and its line of messages is accepted."""
+    """Files and commands of the page are used as printed, and its line of messages is accepted."""
     page = (ROOT / "docs" / "quickstart.md").read_text(encoding="utf-8")
     for mark, name in (("csv", "answers.csv"), ("recipe", "mine.yaml")):
         (tmp_path / name).write_text("\n".join(marked_block(page, mark)) + "\n", encoding="utf-8")
