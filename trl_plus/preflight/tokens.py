@@ -193,7 +193,9 @@ def _token_rows(dataset: Any, kept: Any | None, rows: list[Row], target: Target,
         context=context,
         dropped=np.arange(len(index)) >= (0 if left is None else len(left)),
         rows=[by_index[i] for i in index.tolist()],
-        label=np.array(table.column("label").to_pylist(), bool) if "label" in names else None,
+        label=np.array(table.column("label").to_pylist(), bool)
+        if "label" in names and "completion" in columns
+        else None,
         max_length=target.max_length,
         failed=failed,
     )
