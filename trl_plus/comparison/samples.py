@@ -1,5 +1,6 @@
 """Answers to a few held-out prompts, generated before and after training and printed side by side."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,4 +38,9 @@ def prompt_text(prompt: Prompt) -> str:
     """A prompt as a person reads it."""
     if isinstance(prompt, str):
         return prompt
-    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
+    return "\n".join(f"{turn['role']}: {turn['content']}{_calls(turn)}" for turn in prompt)
+
+
+def _calls(turn: dict[str, Any]) -> str:
+    calls = turn.get("tool_calls")
+    return f" {json.dumps(calls, ensure_ascii=False)}" if calls else ""

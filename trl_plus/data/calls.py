@@ -1,12 +1,16 @@
 """Tool calls of other vendors as `tool_calls` and messages of the role `tool`.
 
 Anthropic keeps calls and results as content blocks (`tool_use`, `tool_result`), OpenAI's Responses API as items of the
-conversation (`function_call`, `function_call_output`). Parts of any other kind stay as they are.
+conversation (`function_call`, `function_call_output`), ms-swift as messages of the roles `tool_call` and
+`tool_response`. Parts of any other kind stay as they are.
 """
 
+import json
 from typing import Any
 
 from trl_plus.data.responses import Message
+
+CALL_ROLES = ("tool_call", "tool_response")
 
 
 def with_calls(messages: list[Any]) -> list[Any]:
@@ -17,11 +21,11 @@ def with_calls(messages: list[Any]) -> list[Any]:
         if not isinstance(message, dict):
             made.append(message)
         elif message.get("type") == "function_call" and "role" not in _filled(message):
-            call = _call(message.get("call_id"), message.get("name"), message.get("arguments"), names)
-            if made and isinstance(made[-1], dict) and made[-1].get("role") == "assistant":
-                made[-1] = {**made[-1], "tool_calls": [*(made[-1].get("tool_calls") or []), call]}
-            else:
-                made.append({"role": "assistant", "content": "", "tool_calls": [call]})
+            _add(made, [_call(message.get("call_id"), message.get("name"), message.get("arguments"), names)])
+        elif message.get("role") == "tool_call" and (calls := _written(message.get("content"))):
+            _add(made, calls)
+        elif message.get("role") == "tool_response":
+            made.append({**message, "role": "tool"})
         elif message.get("type") == "function_call_output" and "role" not in _filled(message):
             made.append(_result(message.get("call_id"), message.get("output"), names))
         elif _holds(message, "tool_use"):
@@ -47,6 +51,26 @@ def flat_tool(tool: Any) -> Any:
 
 def _filled(message: Message) -> set[str]:
     return {key for key, part in message.items() if part is not None}
+
+
+def _add(made: list[Any], calls: list[Message]) -> None:
+    """Add calls to the assistant's turn, or as a turn."""
+    if made and isinstance(made[-1], dict) and made[-1].get("role") == "assistant":
+        made[-1] = {**made[-1], "tool_calls": [*(made[-1].get("tool_calls") or []), *calls]}
+    else:
+        made.append({"role": "assistant", "content": "", "tool_calls": calls})
+
+
+def _written(content: Any) -> list[Message]:
+    """The calls that stand in a message as JSON text, one or a list of them; none if it is other text."""
+    try:
+        value = json.loads(content) if isinstance(content, str) else None
+    except ValueError:
+        return []
+    calls = value if isinstance(value, list) else [value]
+    if not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls):
+        return []
+    return [{"type": "function", "function": {"arguments": {}, **call}} for call in calls]
 
 
 def _holds(message: Message, kind: str) -> bool:

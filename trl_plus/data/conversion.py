@@ -105,7 +105,7 @@ def _conversion(first: Row, converter: str, name: str, paired_method: bool) -> _
 
 def _missing(converter: str, columns: list[str], paired_method: bool) -> list[str]:
     """The fields that are missing for the nearest shape of the converter that the method can train on."""
-    shapes = [shape for shape in CONVERTERS[converter] if not (paired_method and shape.labelled)]
+    shapes = [shape for shape in CONVERTERS[converter] if not ((paired_method and shape.labelled) or shape.holds)]
     fields = [[names for names in shape.needs if not set(names) & set(columns)] for shape in shapes]
     return [" or ".join(f"`{name}`" for name in names) for names in min(fields, key=len)]
 

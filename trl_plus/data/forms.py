@@ -6,6 +6,7 @@ Training, preflight, preview, evaluation and comparison all read rows that went 
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from trl_plus.data.calls import CALL_ROLES
 from trl_plus.data.features import is_text
 from trl_plus.data.folding import FOLDED, fold, turns_of
 from trl_plus.data.messages import bare, listed, looks_listed, message_fault, messages_in_form, parsed, tools_in_form
@@ -65,7 +66,7 @@ def _to_change(dataset: Any, texts: list[str]) -> list[str]:
     found: list[str] = []
     if conversations and _folded(dataset):
         found = [column for column in MESSAGES if column in features]  # a text prompt becomes a turn
-    elif texts or any(not _is_plain(features[column]) for column in conversations):
+    elif texts or any(not _is_plain(features[column]) or _has_calls(dataset, column) for column in conversations):
         found = conversations
     if _TOOLS in features and (not is_text(features[_TOOLS]) or "" in dataset.unique(_TOOLS)):
         found.append(_TOOLS)
@@ -102,6 +103,20 @@ def _is_plain(feature: Any) -> bool:
     inner = getattr(feature, "feature", None)
     texts = isinstance(inner, dict) and set(inner) == {"role", "content"} and all(map(is_text, inner.values()))
     return texts or is_formed(feature)
+
+
+def _has_calls(dataset: Any, column: str) -> bool:
+    """Whether a column of plain messages has roles that stand for tool calls and their results."""
+    if is_formed(dataset.features[column]):
+        return False
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for batch in dataset.select_columns([column]).with_format("arrow").iter(_BATCH):
+        roles = batch[column].combine_chunks().flatten().field("role")
+        if pc.any(pc.is_in(roles, pa.array(CALL_ROLES, roles.type))).as_py():
+            return True
+    return False
 
 
 def is_formed(feature: Any) -> bool:

@@ -19,8 +19,9 @@ class RunOptions:
     columns: dict | None = field(
         default=None,
         metadata={
-            "help": "Names of the data's columns: new name to column, or to a value inside one with dots, as "
-            "{prompt: question.text, chosen: a}; null leaves a column out."
+            "help": "Names of the data's columns: new name to column, to a value inside one with dots, as "
+            "{prompt: question.text, chosen: a}, or to a difference, as {margin: score_chosen - score_rejected}; null "
+            "leaves a column out."
         },
     )
     plain_text: bool = field(

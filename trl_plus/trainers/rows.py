@@ -1,6 +1,5 @@
 """The rows of both trainers: last assistant turn as the response, lengths reported, weights carried along."""
 
-import json
 import logging
 from typing import Any
 
@@ -9,10 +8,12 @@ from accelerate import PartialState
 
 from trl_plus.data.checks import refuse_labels, refuse_nulls, refuse_weights
 from trl_plus.data.collators import EXTRA_COLUMNS, RowExtras
+from trl_plus.data.formats import conversational_prompt
 from trl_plus.data.forms import FORM, in_form, is_formed, refuse_faults
 from trl_plus.data.lengths import LengthReport, apply_overlong, lengths, row_fits
+from trl_plus.data.refusals import refuse_rows
 from trl_plus.data.responses import is_conversation, is_plain, sides_of, split_batch, split_response, unpaired_batch
-from trl_plus.data.templates import Needs, fitted, needs_of, tokenize_messages
+from trl_plus.data.templates import Needs, fitted, needs_of, template_arguments, tokenize_messages
 from trl_plus.data.token_ids import no_row, refuse_unknown_tokens, unknown_token, vocabulary_of
 from trl_plus.errors import NoRowLeft
 from trl_plus.upstream.models import base_model
@@ -77,6 +78,7 @@ class PreferenceRows:
         refuse_nulls(dataset, ["prompt", *needed], label)
         refuse_faults(dataset, label)
         refuse_weights(dataset, label)
+        refuse_rows(dataset, name)
         if self.unpairs:
             refuse_labels(dataset, label)
 
@@ -91,12 +93,9 @@ class PreferenceRows:
         sides = sides_of(list(first))
         if not is_conversation(first.get(sides[0])):
             return dataset
-        if isinstance(first.get("prompt"), str):
-            raise ValueError(
-                f"The {name} dataset has a text `prompt` next to conversations: remove that column where the "
-                "conversations hold the prompt (UltraFeedback), or make it a list with one user message."
-            )
         with PartialState().main_process_first():
+            if isinstance(first.get("prompt"), str):
+                dataset = conversational_prompt(dataset)
             return self._unpaired(self._fitted(self._split(dataset, sides, name), sides, name), name)
 
     def _split(self, dataset: Any, sides: tuple[str, ...], name: str) -> Any:
@@ -251,11 +250,7 @@ def fitted_row(row: dict[str, Any], columns: tuple[str, ...], needs: Needs) -> d
 
 def context_tokens(row: dict[str, Any], sides: tuple[str, ...], processing_class: Any) -> dict[str, int]:
     """How many leading tokens of each `<side>_ids` are earlier turns rather than the last assistant message."""
-    tools = row.get("tools")
-    kwargs = {
-        "tools": json.loads(tools) if isinstance(tools, str) else tools,
-        **(row.get("chat_template_kwargs") or {}),
-    }
+    kwargs = template_arguments(row)
     found = {}
     for side in sides:
         if len(row[side]) == 1:

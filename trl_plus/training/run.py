@@ -10,6 +10,7 @@ from trl_plus.comparison.prompts import Prompt, held_out_prompts
 from trl_plus.comparison.samples import generate, generations_table, prompt_text
 from trl_plus.data.digests import held_out_digest
 from trl_plus.data.loading import Data, load
+from trl_plus.data.refusals import unchecked
 from trl_plus.errors import RecipeError
 from trl_plus.launch.decision import is_main_process
 from trl_plus.launch.request import Asked, check_started
@@ -104,7 +105,8 @@ def _train(
     folder, recipe, say = Path(objects.args.output_dir), objects.recipe, journal.say
     objects.args.eval_on_start = data.eval is not None and checkpoint is None
     with StopOnSignal(str(folder), say) as stop:
-        trainer = _trainer(objects, data, processor, report, stop, journal)
+        with unchecked() if looked is None else nullcontext():
+            trainer = _trainer(objects, data, processor, report, stop, journal)
         check_started(asked, trainer.accelerator)
         if is_main_process():
             _take_over(folder, recipe, checkpoint, looked, journal)

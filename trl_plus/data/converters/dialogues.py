@@ -165,9 +165,9 @@ def doubtful_coding(values: Iterable[Any]) -> str | None:
 def alpaca_ordered(fields: Row, paired: bool) -> list[Row]:
     """`instruction`, `input`, and a list of two outputs, the better one first."""
     given = fields["output"]
-    if not isinstance(given, list) or not all(isinstance(answer, str) for answer in given):
+    if not isinstance(given, list) or len(given) > 2 or not all(isinstance(answer, str) for answer in given):
         raise WrongShape(f"`output` must be a list of two texts, but is {given!r:.60}")
-    if len(given) != 2:
+    if len(given) < 2:
         raise Unconvertible(f"`output` holds {len(given)} answers and not two")
     return [pair(_alpaca_prompt(fields), *([assistant(answer)] for answer in given))]
 

@@ -66,11 +66,15 @@ def _several(value: Any) -> list[Any]:
 
 def text_labelled(fields: Row, paired: bool) -> list[Row]:
     """A prompt, one answer and its label, which may be a word."""
-    if _as_label(fields["label"]) == fields["label"]:
-        _refuse_messages(fields, ("prompt", "completion"))
     answer = opened(answer_turns(fields["completion"], "completion"), fields)
     row = labelled(whole(prompt_turns(fields), [answer]), answer, _as_label(fields["label"]))
     return [{**row, **tools_of(fields)}]
+
+
+def _labelled_in_form(fields: Row) -> bool:
+    """Whether a labelled row holds messages and a label already, and nothing that belongs into them."""
+    messages = all(is_conversation(fields[name]) for name in ("prompt", "completion"))
+    return messages and fields["label"] in (0, 1) and not any(fields.get(name) for name in _ADDED)
 
 
 def _as_label(value: Any) -> Any:
@@ -286,7 +290,13 @@ _FIELDS = ("first", "second", "first_score", "second_score")
 _CONTEXT = (PROMPT_AND, *(names for names in CONTEXT if names[0] != "history"))
 TEXT = (
     Shape((PROMPT, (*CHOSEN, *ANSWER), REJECTED), text_pair, CONTEXT, many=True),
-    Shape((PROMPT, ("completion", "response", "output", "answer"), _LABEL), text_labelled, CONTEXT, labelled=True),
+    Shape(
+        (PROMPT, ("completion", "response", "output", "answer"), _LABEL),
+        text_labelled,
+        CONTEXT,
+        labelled=True,
+        in_form=_labelled_in_form,
+    ),
 )
 MESSAGES = (
     Shape((_DIALOGUE, ("rejected_messages", "rejected_response")), messages_pair, _SYSTEM),

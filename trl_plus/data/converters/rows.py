@@ -98,7 +98,7 @@ _CALLS = ("tool_calls", "function_call")
 # `function_call` is the assistant's turn, its call kept as text; `observation` is what the tool answered
 ROLES = {
     **dict.fromkeys(("human", "user", "prompter"), "user"),
-    **dict.fromkeys(("gpt", "assistant", "function_call", "tool_call"), "assistant"),
+    **dict.fromkeys(("gpt", "assistant", "function_call"), "assistant"),
     **dict.fromkeys(("model", "chatgpt", "bot", "chatbot", "ai", "bing", "bard"), "assistant"),
     **dict.fromkeys(("tool", "observation", "tool_response", "function_response"), "tool"),
     "system": "system",
