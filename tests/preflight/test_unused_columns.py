@@ -101,7 +101,7 @@ PROSE = "Two people stand at a lake in May."
     [
         ({"scenario": PROSE, "source": "web"}, Severity.WARNING, "`scenario`, `source`"),
         ({"source": "a crawl of many pages in 2020"}, Severity.INFO, "`source`"),
-        ({"topic": "lakes"}, Severity.INFO, "`topic`"),
+        ({"topic": "lakes", "source": "web"}, None, ""),
         ({"場面": "二人が五月の湖のほとりに立っている。"}, Severity.WARNING, "`場面`"),
         ({"all_generated_responses": ["It melts.", "It may well be that ice melts in May."]}, Severity.INFO,
          "`all_generated_responses`"),

@@ -37,8 +37,8 @@ _BESIDE = re.compile(
 def unused_columns(split: str, dataset: Any, kind: Kind) -> Iterator[Finding]:
     """One finding that names every column whose text is in no prompt and no response of a sample of rows.
 
-    It is a warning if a column holds whole sentences and its name does not say that it tells of the answers or of
-    where the row comes from.
+    None if they hold names and labels only. It is a warning if the name of a column with sentences does not say that it
+    tells of the answers or of where the row comes from.
     """
     rows = [raw for raw in _sample(dataset) if kind_of(raw) == kind]
     names = [name for name in user_columns(rows[0] if rows else {}) if name not in (*_USED, *PROMPT_PARTS)]
@@ -55,9 +55,10 @@ def unused_columns(split: str, dataset: Any, kind: Kind) -> Iterator[Finding]:
             examples.append(
                 Example(raw.get(SOURCE_ROW, 0), f"`{gone[0]}`: {excerpt(' '.join(texts_in(raw[gone[0]])))}")
             )
-    if not found:
+    prose = [name for name in found if median(lengths[name]) >= _PROSE]
+    if not prose:
         return
-    doubtful = [name for name in found if median(lengths[name]) >= _PROSE and not _BESIDE.search(name)]
+    doubtful = [name for name in prose if not _BESIDE.search(name)]
     listed = ", ".join(f"`{name}`" for name in (*doubtful, *(name for name in found if name not in doubtful)))
     severity = Severity.WARNING if doubtful else Severity.INFO
     sentence = f"The text of {listed} is not trained on."

@@ -6,7 +6,7 @@ from typing import Any
 
 from trl_plus.methods import METHODS, Method
 from trl_plus.recipes.keys import keys_of, owners, without_effect
-from trl_plus.recipes.old_keys import REFUSED, RENAMED, REPLACED
+from trl_plus.recipes.old_keys import REFUSED, RENAMED, REPLACED, value_today
 from trl_plus.recipes.yaml_text import inline
 
 
@@ -36,7 +36,15 @@ def explain(name: str, value: Any, method: Method) -> str:
 
 
 def _renamed(name: str, value: Any, method: Method) -> str:
-    new = RENAMED[name]
+    new, value = RENAMED[name], value_today(name, value)
+    if new == "loss_type" and value in METHODS:
+        return f"`{name}: {value}` is a method: write `method: {value}`."
+    if new == "eval_fraction" and isinstance(value, (int, float)) and value >= 1:
+        return f"`{name}` is now `eval_fraction`, a share of the rows: write `eval_fraction: 0.1` for a tenth of them."
+    if new == "dataset_name" and (isinstance(value, list) or (isinstance(value, str) and "," in value)):
+        parts = value if isinstance(value, list) else value.split(",")
+        paths = ", ".join(f"{{path: {str(part).strip()}}}" for part in parts)
+        return f"`{name}` names several datasets: write `datasets: [{paths}]`."
     if new in keys_of(method):
         return f"`{name}` is now `{new}`: write `{new}: {inline(value)}`."
     others = owners(new)

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from trl_plus.data.converters.dialogues import tools_of
@@ -21,7 +22,7 @@ from trl_plus.data.converters.parts import (
     whole,
 )
 from trl_plus.data.converters.rows import COLUMNS, Row, Shape, Unconvertible, WrongShape, labelled, pair, with_system
-from trl_plus.data.responses import is_conversation
+from trl_plus.data.responses import Message, is_conversation
 
 _LABEL = ("label", "kto_tag", "is_good", "is_safe", "is_desirable", "desirable", "thumbs_up", "liked", "feedback")
 _WANTED = {"true", "1", "yes", "desirable", "chosen", "good", "positive", "preferred", "accepted", "like", "thumbs_up",
@@ -161,7 +162,9 @@ def _number(value: Any) -> float | None:
 
 def _ordered(fields: Row, first: bool) -> list[Row]:
     fields = dialogues(fields, ("first", "second"))
-    first_turns, second_turns = (answer_turns(fields[which], which) for which in ("first", "second"))
+    first_turns, second_turns = (
+        _until(answer_turns(fields[which], which), fields.get("turn")) for which in ("first", "second")
+    )
     chosen, rejected = (first_turns, second_turns) if first else (second_turns, first_turns)
     if "prompt" in fields:
         context = whole(prompt_turns(fields), [chosen, rejected])
@@ -177,6 +180,12 @@ def _ordered(fields: Row, first: bool) -> list[Row]:
                 raise Unconvertible(f"`{name}` is null")
             row[name] = abs(strength)
     return [row]
+
+
+def _until(turns: list[Message], turn: Any) -> list[Message]:
+    """A conversation up to the answer that was judged, counted from 1; whole if `turn` is no number of an answer."""
+    answers = [place for place, message in enumerate(turns) if message["role"] == "assistant"]
+    return turns[: answers[turn - 1] + 1] if isinstance(turn, int) and 0 < turn < len(answers) else turns
 
 
 def _first_is_better(value: Any, names: tuple[str, str], column: str) -> bool | None:
@@ -215,6 +224,7 @@ def _named(value: str, names: tuple[str, str], ends: list[str]) -> bool | None:
     raise WrongShape(f"`preference` is {value!r:.60}, which names neither `{names[0]}` nor `{names[1]}`")
 
 
+@cache
 def _ends(names: tuple[str, str]) -> list[str]:
     """What two names differ in."""
     for ends in _ENDS:
@@ -288,6 +298,7 @@ def twins(columns: Sequence[str], ends: tuple[str, str]) -> Iterator[tuple[str, 
 
 _FIELDS = ("first", "second", "first_score", "second_score")
 _CONTEXT = (PROMPT_AND, *(names for names in CONTEXT if names[0] != "history"))
+_BESIDE_PAIR = (("weight",), ("margin",), ("turn",))
 TEXT = (
     Shape((PROMPT, (*CHOSEN, *ANSWER), REJECTED), text_pair, CONTEXT, many=True),
     Shape(
@@ -304,7 +315,7 @@ MESSAGES = (
     Shape((_DIALOGUE, _LABEL), messages_labelled, _SYSTEM, labelled=True),
 )
 PREFERENCE = (
-    TwoAnswers((("first",), ("second",), _PREFERENCE), by_preference, (*_CONTEXT, ("weight",), ("margin",)), named=True,
+    TwoAnswers((("first",), ("second",), _PREFERENCE), by_preference, (*_CONTEXT, *_BESIDE_PAIR), named=True,
                refuse=("preference", unclear_preference)),
     TwoAnswers(tuple((field,) for field in _FIELDS), by_scores, _CONTEXT, named=True, scored=True),
 )  # fmt: skip

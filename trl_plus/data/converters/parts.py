@@ -107,8 +107,8 @@ def _from_value(message: Any) -> Any:
 
 def dialogues(fields: Row, sides: tuple[str, str], prompt: str = "prompt") -> Row:
     """Fields whose prompt and sides are lists of texts (or JSON text of such), one per turn, as conversations."""
-    found = {name: _texts(fields.get(name)) for name in (prompt, *sides)}
-    asked = found.pop(prompt)
+    asked = _texts(fields.get(prompt))
+    found = {name: _texts(fields.get(name)) for name in sides} if asked else {}
     if not asked or any(texts is None or len(texts) != len(asked) for texts in found.values()):
         return fields
     rest = {name: value for name, value in fields.items() if name != prompt}

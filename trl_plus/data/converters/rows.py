@@ -226,8 +226,8 @@ def _require_list(value: Any, name: str) -> None:
 
 def _require_keys(value: list[Any], name: str, *keys: str) -> None:
     for message in value:
-        silent = isinstance(message, dict) and any(map(message.get, _CALLS))
-        if not isinstance(message, dict) or not set(keys) - ({"content"} if silent else set()) <= set(message):
+        missing = [key for key in keys if key not in message] if isinstance(message, dict) else list(keys)
+        if missing and not (missing == ["content"] and any(map(message.get, _CALLS))):
             raise WrongShape(f"`{name}` must be a list of {{{', '.join(keys)}}} messages, but holds {message!r:.60}")
 
 
