@@ -109,7 +109,7 @@ def test_evaluations_without_a_checkpoint_are_said(write):
         ({"method": "simop"}, "did you mean `simpo`"),
         ({"method": ["simpo"]}, "unknown method"),
         ({"method": "qqqq"}, "The methods are simpo"),
-        ({"method": "ipo", "loss_type": "sigmoid"}, "write `method: dpo`"),
+        ({"method": "ipo", "loss_type": ["sigmoid"]}, "write `method: dpo`"),
         ({"method": "apo_zero_unpaired", "loss_type": "kto"}, "write `method: kto`"),
         ({"method": "dpo", "gamma_beta_ratio": 0.5}, "belongs to method simpo"),
         ({"method": "cpo", "simpo_gamma": 0.5}, "a key of method simpo"),
@@ -205,7 +205,7 @@ SAMPLES = {
     "per_device_train_batch_size": 2, "per_device_eval_batch_size": 2, "dataset_num_proc": 1, "lora_r": 8,
     "desirable_weight": 1.5, "undesirable_weight": 1.5, "gradient_checkpointing": True, "use_cpu": True,
     "lora_target_modules": ["q_proj"], "lora_modules_to_save": ["lm_head"], "lr_scheduler_type": "cosine",
-    "optim": "adamw_torch", "eval_strategy": "no", "loss_type": "sigmoid", "dtype": "bfloat16",
+    "optim": "adamw_torch", "eval_strategy": "no", "loss_type": ["sigmoid"], "dtype": "bfloat16",
     "attn_implementation": "sdpa",
 }  # fmt: skip
 

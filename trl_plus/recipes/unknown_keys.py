@@ -37,7 +37,7 @@ def explain(name: str, value: Any, method: Method) -> str:
 
 def _renamed(name: str, value: Any, method: Method) -> str:
     new, value = RENAMED[name], value_today(name, value)
-    if new == "loss_type" and value in METHODS:
+    if new == "loss_type" and isinstance(value, str) and value in METHODS:
         return f"`{name}: {value}` is a method: write `method: {value}`."
     if new == "eval_fraction" and isinstance(value, (int, float)) and value >= 1:
         return f"`{name}` is now `eval_fraction`, a share of the rows: write `eval_fraction: 0.1` for a tenth of them."
