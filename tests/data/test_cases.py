@@ -147,6 +147,13 @@ def test_case(write, tmp_path, models, kind, case):
     assert set(case.get("found", ())) <= codes
     if codes & REFUSED_EVERYWHERE:
         check_trainer(case, path, objects, processor, None)
+        with pytest.raises(DataError):
+            preview_source(source, "train", 50, None)
+        with pytest.raises(DataError):
+            sampled(objects, load(objects.data).train, processor)
+        with_eval = objects_of(case, models, path, tmp_path, eval_dataset_name=str(path))
+        with pytest.raises(DataError):
+            held_out_rows(with_eval, processor, -1, None)
     if "tokens" not in case:
         return
     if case.get("clean", True):

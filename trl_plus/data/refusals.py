@@ -80,35 +80,41 @@ def refuse_rows(dataset: Any, name: str) -> None:
     Rows of a table are taken evenly, of a stream the first one.
     """
     for index, row in () if _unchecked.get() else _some(dataset):
-        sides = sides_of(list(row))
-        where = f"Row {index} of the {name} dataset"
-        columns = [column for column in ("prompt", *sides) if column in row]
-        text = next((column for column in columns if written_messages(row[column])), None)
-        if text is None and "prompt" in columns and written_turns(row, columns):
-            text = "prompt"
-        if text is not None:
-            raise ValueError(
-                f"{where}: `{text}` holds messages as JSON text. Fix: make it a list of {{role, content}} messages, as "
-                "`json.loads` does."
-            )
-        if tools_fault(row.get("tools")):
-            raise ValueError(
-                f"{where}: `tools` is {row['tools']!r:.60}. Fix: make it a list of JSON schemas, or JSON text of one."
-            )
-        if all(is_conversation(row[side]) for side in sides) and repeats_prompt(row, sides):
-            raise ValueError(
-                f"{where}: the sides begin with the messages of `prompt` again, so the question would be asked twice. "
-                "Fix: remove the column with `dataset.remove_columns('prompt')`."
-            )
-        if any(column in row for column in PROMPT_PARTS):
-            gone = unused(row, PROMPT_PARTS, [text for column in columns for text in texts_in(row[column])])
-            if gone:
-                listed = ", ".join(f"`{column}`" for column in gone)
-                line = "columns: {" + ", ".join(f"{column}: null" for column in gone) + "}"
-                raise ValueError(
-                    f"{where}: the text of {listed} belongs to the prompt and would not be trained on. Fix: write it "
-                    f"into `prompt`; `converter: text` of a recipe does so. {_MEANT.format(names=gone, line=line)}."
-                )
+        fault = row_fault(row)
+        if fault is not None:
+            raise ValueError(f"Row {index} of the {name} dataset: {fault}")
+
+
+def row_fault(row: Mapping[str, Any]) -> str | None:
+    """What a row in form would lose or be trained on wrongly, and the fix; None if nothing."""
+    sides = sides_of(list(row))
+    columns = [column for column in ("prompt", *sides) if column in row]
+    text = next((column for column in columns if written_messages(row[column])), None)
+    if text is None and "prompt" in columns and written_turns(row, columns):
+        text = "prompt"
+    if text is not None:
+        return (
+            f"`{text}` holds messages as JSON text. Fix: make it a list of {{role, content}} messages, as `json.loads` "
+            "does."
+        )
+    if tools_fault(row.get("tools")):
+        return f"`tools` is {row['tools']!r:.60}. Fix: make it a list of JSON schemas, or JSON text of one."
+    if all(is_conversation(row.get(side)) for side in sides) and repeats_prompt(row, sides):
+        return (
+            "the sides begin with the messages of `prompt` again, so the question would be asked twice. Fix: leave that "
+            f"column out: `dataset.remove_columns({['prompt']!r})`, in a recipe `columns: {{prompt: null}}`."
+        )
+    if not any(column in row for column in PROMPT_PARTS):
+        return None
+    gone = unused(row, PROMPT_PARTS, [text for column in columns for text in texts_in(row[column])])
+    if not gone:
+        return None
+    listed = ", ".join(f"`{column}`" for column in gone)
+    line = "columns: {" + ", ".join(f"{column}: null" for column in gone) + "}"
+    return (
+        f"the text of {listed} belongs to the prompt and would not be trained on. Fix: write it into `prompt`; "
+        f"`converter: text` of a recipe does so. {_MEANT.format(names=gone, line=line)}."
+    )
 
 
 def _some(dataset: Any) -> Iterable[tuple[int, Mapping[str, Any]]]:

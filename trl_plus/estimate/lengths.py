@@ -4,6 +4,7 @@ import random
 from itertools import takewhile
 from typing import Any
 
+from trl_plus.data.refusals import refuse_rows
 from trl_plus.errors import DataError, NoRowLeft
 from trl_plus.estimate.shapes import Row
 from trl_plus.preflight.tokens import trainer_rows
@@ -28,6 +29,7 @@ def sampled(objects: RunObjects, data: Any, processor: Any) -> list[Row]:
     if images:  # their tokens depend on the images, so only the text is counted
         rows, processor = rows.remove_columns(images), getattr(processor, "tokenizer", processor)
     try:
+        refuse_rows(rows, "train")
         made = trainer_rows(rows, method.trainer, args, processor, args.max_length)
     except NoRowLeft:
         return []

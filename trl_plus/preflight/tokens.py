@@ -137,10 +137,12 @@ def _trainer_rows(dataset: Any, target: Target, max_length: int | None) -> Any:
 
 
 def trainer_rows(dataset: Any, trainer: str, args: Any, processor: Any, max_length: int | None) -> Any:
-    """Prepared rows as a trainer makes them; rows that would stop the run because of their length are dropped."""
+    """Prepared rows as a trainer makes them. What would stop the run is not refused: rows that are too long are dropped,
+    and what is wrong with the others is a finding of its own."""
     import copy
 
     import trl_plus
+    from trl_plus.data.refusals import unchecked
 
     args = copy.copy(args)
     args.max_length = max_length
@@ -148,7 +150,8 @@ def trainer_rows(dataset: Any, trainer: str, args: Any, processor: Any, max_leng
     args.train_sampling_strategy = "random"  # no column of lengths
     if getattr(args, "overlong", None) == "error":
         args.overlong = "drop"  # what would stop the run is marked instead
-    return getattr(trl_plus, trainer).tokenized_rows(args, processor, dataset)
+    with unchecked():
+        return getattr(trl_plus, trainer).tokenized_rows(args, processor, dataset)
 
 
 def _refused(rows: list[Row], target: Target) -> dict[int, str]:
