@@ -47,12 +47,16 @@ def repeats_prompt(row: Mapping[str, Any], sides: Iterable[str]) -> bool:
     prompt = row.get("prompt")
     if not is_conversation(prompt):
         return False
-    asked = [turn for turn in prompt if turn["role"] != "system"]
+    asked = _without_system(prompt)
     for side in sides:
-        spoken = [turn for turn in row[side] if turn["role"] != "system"]
+        spoken = _without_system(row[side])
         if not asked or len(spoken) <= len(asked) or spoken[: len(asked)] != asked:
             return False
     return True
+
+
+def _without_system(turns: list[Any]) -> list[Any]:
+    return [turn for turn in turns if not isinstance(turn, Mapping) or turn.get("role") != "system"]
 
 
 def tools_fault(tools: Any) -> bool:
@@ -101,8 +105,8 @@ def row_fault(row: Mapping[str, Any]) -> str | None:
         return f"`tools` is {row['tools']!r:.60}. Fix: make it a list of JSON schemas, or JSON text of one."
     if all(is_conversation(row.get(side)) for side in sides) and repeats_prompt(row, sides):
         return (
-            "the sides begin with the messages of `prompt` again, so the question would be asked twice. Fix: leave that "
-            f"column out: `dataset.remove_columns({['prompt']!r})`, in a recipe `columns: {{prompt: null}}`."
+            "the sides begin with the messages of `prompt` again, so the question would be asked twice. Fix: leave "
+            f"`prompt` out: `dataset.remove_columns({['prompt']!r})`, in a recipe `columns: {{prompt: null}}`."
         )
     if not any(column in row for column in PROMPT_PARTS):
         return None

@@ -137,8 +137,8 @@ def _trainer_rows(dataset: Any, target: Target, max_length: int | None) -> Any:
 
 
 def trainer_rows(dataset: Any, trainer: str, args: Any, processor: Any, max_length: int | None) -> Any:
-    """Prepared rows as a trainer makes them. What would stop the run is not refused: rows that are too long are dropped,
-    and what is wrong with the others is a finding of its own."""
+    """Prepared rows as a trainer makes them, but none is refused: rows that are too long are dropped, and what is wrong
+    with the others is a finding."""
     import copy
 
     import trl_plus
