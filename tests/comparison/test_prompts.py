@@ -7,8 +7,7 @@ import pytest
 from tests.conftest import build_tokenizer, user
 from tests.preflight.toys import build_toy
 from trl_plus.comparison.answers import as_text
-from trl_plus.comparison.prompts import held_out_prompts, read_prompts
-from trl_plus.comparison.samples import prompt_text
+from trl_plus.comparison.prompts import held_out_prompts, prompt_text, read_prompts
 from trl_plus.errors import DataError
 
 FUNCTION = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}

@@ -18,7 +18,7 @@ from trl_plus.comparison.prompts import as_conversations, held_out_prompts, read
 from trl_plus.data.loading import load
 from trl_plus.data.reading import read_files
 from trl_plus.errors import DataError
-from trl_plus.estimate.lengths import sampled
+from trl_plus.estimate.shapes import sampled
 from trl_plus.evaluation.rows import held_out_rows
 from trl_plus.preflight.findings import Severity
 from trl_plus.preflight.previews import preview_source
@@ -27,7 +27,7 @@ from trl_plus.preflight.source import open_run
 from trl_plus.recipes.recipe import recipe_from
 from trl_plus.setup.objects import build
 from trl_plus.setup.trainer import load_processor
-from trl_plus.ui.quiet_maps import quiet_maps
+from trl_plus.ui.console import quiet_maps
 
 FILES = sorted((Path(__file__).parent / "cases").glob("*.json"))
 CASES = [(path.stem, case) for path in FILES for case in json.loads(path.read_text(encoding="utf-8"))]
@@ -66,11 +66,10 @@ def shown(previews):
 
 def trained(objects, processor, dataset):
     """The same, of the dataset that the trainer makes of a dataset."""
-    import trl_plus
+    from trl_plus.trainers.rows import tokenize
 
-    trainer = getattr(trl_plus, objects.recipe.method.trainer)
     with quiet_maps():
-        return decoded(trainer.tokenized_rows(objects.args, processor, dataset), processor)
+        return decoded(tokenize(objects.args, processor, dataset), processor)
 
 
 def decoded(rows, processor):

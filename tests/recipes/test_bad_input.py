@@ -5,9 +5,8 @@ import pytest
 from trl_plus.errors import RecipeError
 from trl_plus.methods import METHODS
 from trl_plus.recipes.keys import all_keys, owners
-from trl_plus.recipes.old_keys import REFUSED, RENAMED, REPLACED
 from trl_plus.recipes.recipe import load_recipe
-from trl_plus.recipes.unknown_keys import explain
+from trl_plus.recipes.unknown_keys import REFUSED, RENAMED, REPLACED, explain
 
 
 def message(path, *overrides):
@@ -109,7 +108,7 @@ def test_evaluations_without_a_checkpoint_are_said(write):
         ({"method": "simop"}, "did you mean `simpo`"),
         ({"method": ["simpo"]}, "unknown method"),
         ({"method": "qqqq"}, "The methods are simpo"),
-        ({"method": "ipo", "loss_type": ["sigmoid"]}, "write `method: dpo`"),
+        ({"method": "ipo", "loss_type": "hinge"}, "write `method: dpo`"),
         ({"method": "apo_zero_unpaired", "loss_type": "kto"}, "write `method: kto`"),
         ({"method": "dpo", "gamma_beta_ratio": 0.5}, "belongs to method simpo"),
         ({"method": "cpo", "simpo_gamma": 0.5}, "a key of method simpo"),

@@ -133,16 +133,16 @@ def _as_trained(dataset: Any, target: Target) -> Any | None:
 
 
 def _trainer_rows(dataset: Any, target: Target, max_length: int | None) -> Any:
-    return trainer_rows(dataset, target.trainer, target.args, target.processor, max_length)
+    return trainer_rows(dataset, target.args, target.processor, max_length)
 
 
-def trainer_rows(dataset: Any, trainer: str, args: Any, processor: Any, max_length: int | None) -> Any:
+def trainer_rows(dataset: Any, args: Any, processor: Any, max_length: int | None) -> Any:
     """Prepared rows as a trainer makes them, but none is refused: rows that are too long are dropped, and what is wrong
     with the others is a finding."""
     import copy
 
-    import trl_plus
     from trl_plus.data.refusals import unchecked
+    from trl_plus.trainers.rows import tokenize
 
     args = copy.copy(args)
     args.max_length = max_length
@@ -151,7 +151,7 @@ def trainer_rows(dataset: Any, trainer: str, args: Any, processor: Any, max_leng
     if getattr(args, "overlong", None) == "error":
         args.overlong = "drop"  # what would stop the run is marked instead
     with unchecked():
-        return getattr(trl_plus, trainer).tokenized_rows(args, processor, dataset)
+        return tokenize(args, processor, dataset)
 
 
 def _refused(rows: list[Row], target: Target) -> dict[int, str]:
@@ -195,9 +195,7 @@ def _token_rows(dataset: Any, kept: Any | None, rows: list[Row], target: Target,
         context=context,
         dropped=np.arange(len(index)) >= (0 if left is None else len(left)),
         rows=[by_index[i] for i in index.tolist()],
-        label=np.array(table.column("label").to_pylist(), bool)
-        if "label" in names and "completion" in columns
-        else None,
+        label=np.array(table.column("label").to_pylist(), bool) if "label" in names else None,
         max_length=target.max_length,
         failed=failed,
     )
