@@ -1,10 +1,12 @@
-"""The rules of the house that a machine can check (CONTRIBUTING.md). A rule that fails is a finding, not a nuisance."""
+"""The rules of the house that a machine can check (CONTRIBUTING.md). A rule that fails is a finding, not a nuisance.
+
+One test per rule: it goes through all files and lists every place that breaks the rule.
+"""
 
 import ast
 import inspect
+from functools import cache
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "trl_plus"
@@ -21,12 +23,20 @@ def name_of(path):
     return str(path.relative_to(ROOT))
 
 
+def check(broken):
+    """Fail with one line for each place that breaks a rule."""
+    broken = list(broken)
+    assert not broken, "\n" + "\n".join(broken)
+
+
+@cache
 def tree(path):
     return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
 
 
+@cache
 def imported(path):
-    """(line, module) of everything a file imports, at any depth."""
+    """List (line, module) of everything that a file imports, at any depth."""
     found = []
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
@@ -37,7 +47,7 @@ def imported(path):
 
 
 def docstrings(root):
-    """The nodes that are docstrings."""
+    """Collect the ids of the nodes that are docstrings."""
     owners = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     found = set()
     for node in ast.walk(root):
@@ -51,11 +61,21 @@ def docstrings(root):
 STANDARD = {"dataclasses", "math", "typing", "collections", "functools"}
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE / "objectives").glob("*.py")), ids=name_of)
-def test_objectives_import_only_torch(path):
-    for line, module in imported(path):
-        root = module.split(".")[0]
-        assert root in STANDARD | {"torch"} or module.startswith("trl_plus.objectives"), f"{name_of(path)}:{line}"
+def test_the_files_are_found():
+    for folder in FOLDERS:
+        assert any(path.is_relative_to(ROOT / folder) for path in ALL), folder
+    assert {UPSTREAM, SEAMS} < set(SOURCES)
+
+
+def test_objectives_import_only_torch():
+    paths = sorted((PACKAGE / "objectives").glob("*.py"))
+    assert paths
+    check(
+        f"{name_of(path)}:{line} imports {module}"
+        for path in paths
+        for line, module in imported(path)
+        if module.split(".")[0] not in STANDARD | {"torch"} and not module.startswith("trl_plus.objectives")
+    )
 
 
 _ABOVE_DATA = {"recipes", "reporting", "preflight", "evaluation", "merging", "comparison", "cli"}
@@ -75,46 +95,54 @@ FORBIDDEN = {
 }
 
 
-@pytest.mark.parametrize("package", FORBIDDEN)
-def test_arrows_point_one_way(package):
-    for path in sorted((PACKAGE / package).rglob("*.py")):
-        for line, module in imported(path):
-            parts = module.split(".")
-            wrong = parts[0] == "trl_plus" and len(parts) > 1 and parts[1] in FORBIDDEN[package]
-            assert not wrong, f"{name_of(path)}:{line} imports {module}"
+def test_arrows_point_one_way():
+    broken = []
+    for package, forbidden in FORBIDDEN.items():
+        paths = sorted((PACKAGE / package).rglob("*.py"))
+        assert paths, f"trl_plus/{package} has no files"
+        for path in paths:
+            for line, module in imported(path):
+                parts = module.split(".")
+                if parts[0] == "trl_plus" and len(parts) > 1 and parts[1] in forbidden:
+                    broken.append(f"{name_of(path)}:{line} imports {module}")
+    check(broken)
 
 
 # -- other libraries ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_trl_experimental_is_not_imported(path):
-    for line, module in imported(path):
-        assert not module.startswith("trl.experimental"), f"{name_of(path)}:{line}"
-    root = tree(path)
-    skip = docstrings(root)
-    for node in ast.walk(root):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in skip:
-            assert "trl.experimental" not in node.value, f"{name_of(path)}:{node.lineno}"
+def test_trl_experimental_is_not_imported():
+    broken = []
+    for path in SOURCES:
+        broken += [f"{name_of(path)}:{line}" for line, name in imported(path) if name.startswith("trl.experimental")]
+        skip = docstrings(tree(path))
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in skip:
+                broken += [f"{name_of(path)}:{node.lineno}"] if "trl.experimental" in node.value else []
+    check(broken)
 
 
-# The table of refused keys says what to write instead of `device_map`
+# The table of refused keys tells what to write instead of `device_map`
 REFUSES_DEVICE_MAP = PACKAGE / "recipes" / "renamed.py"
 
 
-@pytest.mark.parametrize("path", [path for path in SOURCES if path != REFUSES_DEVICE_MAP], ids=name_of)
-def test_placement_is_left_to_accelerate(path):
-    root = tree(path)
-    skip = docstrings(root)
-    for node in ast.walk(root):
-        text = node.value if isinstance(node, ast.Constant) and id(node) not in skip else None
-        names = [text, getattr(node, "arg", None), getattr(node, "attr", None), getattr(node, "id", None)]
-        for name in names:
-            assert "device_map" not in str(name), f"{name_of(path)}:{getattr(node, 'lineno', '?')}"
+def test_placement_is_left_to_accelerate():
+    assert REFUSES_DEVICE_MAP in SOURCES
+    broken = []
+    for path in SOURCES:
+        if path == REFUSES_DEVICE_MAP:
+            continue
+        skip = docstrings(tree(path))
+        for node in ast.walk(tree(path)):
+            text = node.value if isinstance(node, ast.Constant) and id(node) not in skip else None
+            names = [text, getattr(node, "arg", None), getattr(node, "attr", None), getattr(node, "id", None)]
+            if any("device_map" in str(name) for name in names):
+                broken.append(f"{name_of(path)}:{getattr(node, 'lineno', '?')}")
+    check(broken)
 
 
 def private_names_of_trainers():
-    """Private methods and attributes of TRL's and transformers' trainers."""
+    """Collect the private methods and attributes of TRL's and transformers' trainers."""
     import transformers.trainer
     from trl.trainer import base_trainer, dpo_trainer, kto_trainer
 
@@ -129,7 +157,7 @@ def private_names_of_trainers():
 
 
 def private_uses(path):
-    """(line, name) of private attributes, methods that are defined in classes, and private imports from outside."""
+    """Yield (line, name) of private attributes, of methods that classes define, and of strings."""
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
             yield node.lineno, node.attr
@@ -148,44 +176,53 @@ def test_the_private_names_are_found():
 
 def test_only_upstream_names_what_is_private():
     private = private_names_of_trainers()
-    found = [
+    check(
         f"{name_of(path)}:{line} {name}"
         for path in SOURCES
         if path not in (UPSTREAM, SEAMS)
         for line, name in private_uses(path)
         if name in private
-    ]
-    assert not found, "\n".join(found)
+    )
 
 
-@pytest.mark.parametrize("path", [path for path in SOURCES if path != UPSTREAM], ids=name_of)
-def test_nothing_private_is_imported_from_other_libraries(path):
-    for node in ast.walk(tree(path)):
-        if isinstance(node, ast.ImportFrom) and not (node.module or "").startswith("trl_plus"):
-            private = [alias.name for alias in node.names if alias.name.startswith("_") and alias.name[1:2] != "_"]
-            assert not private, f"{name_of(path)}:{node.lineno} {private}"
+def test_nothing_private_is_imported_from_other_libraries():
+    check(
+        f"{name_of(path)}:{node.lineno} {alias.name}"
+        for path in SOURCES
+        if path != UPSTREAM
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.ImportFrom) and not (node.module or "").startswith("trl_plus")
+        for alias in node.names
+        if alias.name.startswith("_") and alias.name[1:2] != "_"
+    )
 
 
 # -- size -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ALL, ids=name_of)
-def test_functions_are_short(path):
-    for node in ast.walk(tree(path)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            lines = node.end_lineno - node.lineno + 1
-            assert lines <= MAX_FUNCTION, f"{name_of(path)}:{node.lineno} {node.name} has {lines} lines"
+def test_functions_are_short():
+    check(
+        f"{name_of(path)}:{node.lineno} {node.name} has {node.end_lineno - node.lineno + 1} lines"
+        for path in ALL
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        if node.end_lineno - node.lineno + 1 > MAX_FUNCTION
+    )
 
 
 # -- docstrings -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_modules_and_public_objectives_have_docstrings(path):
-    root = tree(path)
-    one_line = len(root.body) <= 1  # an empty __init__, or the version that the build reads
-    assert ast.get_docstring(root) or one_line, name_of(path)
-    if path.parent.name == "objectives":
-        for node in root.body:
-            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
-                assert ast.get_docstring(node), f"{name_of(path)}:{node.lineno} {node.name}"
+def test_modules_have_docstrings():
+    # One line: an empty __init__, or the version that the build reads
+    check(name_of(path) for path in SOURCES if len(tree(path).body) > 1 and not ast.get_docstring(tree(path)))
+
+
+def test_public_objectives_have_docstrings():
+    check(
+        f"{name_of(path)}:{node.lineno} {node.name}"
+        for path in SOURCES
+        if path.parent.name == "objectives"
+        for node in tree(path).body
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and not ast.get_docstring(node)
+    )

@@ -35,7 +35,7 @@ class RowLayouts:
     row_layouts: tuple[RowLayout, ...] = ()
     planner: Planner
     _in_backward = False
-    _failed = False  # a kernel failed in this process after its layout was proved right
+    _failed: str | None = None  # why a kernel failed in this process after its layout was proved right
 
     def install_layouts(self) -> None:
         """On models that carry their fused LM heads, once."""
@@ -97,6 +97,9 @@ class RowLayouts:
         row_layout.before_batch = None
         wanted = getattr(self.args, "layout", "auto")
         layout = FASTEST if wanted == "auto" else wanted
+        if self.may_fail and (cause := self._agree(self._failed)) is not None:  # the model before this one
+            self._all_leave_layout(cause)
+            return
         reason = reason_against(row_layout, layout, batch, labels, self._agree)
         if reason is None:
             row_layout.layout = layout
@@ -131,12 +134,13 @@ class RowLayouts:
         if self.accelerator.num_processes > 1 and self._weights_are_sharded():
             # The other processes are in the middle of a pass, and gather weights with this one
             raise RuntimeError(f"The packed layout does not work here: {cause}. Set `layout: rows`.") from error
-        self._failed = True
+        self._failed = cause
         self._leave_layout(cause)
 
     def _leave_layout(self, cause: str) -> None:
+        """Take plain rows in this process. A model whose layout is still to be decided decides with all processes."""
         for row_layout in self.row_layouts:
-            row_layout.layout, row_layout.before_batch = "rows", None
+            row_layout.layout = "rows"
         logger.warning("Rows are padded and prompts computed twice from here on (`layout: rows`): %s.", cause)
 
     def _weights_are_sharded(self) -> bool:
@@ -169,7 +173,7 @@ class RowLayouts:
             raise RuntimeError(
                 f"The step cannot be made on packed rows: {cause}. Set `layout: rows` and resume the run."
             ) from error
-        self._leave_layout(cause)
+        self._all_leave_layout(cause)
         model.zero_grad()
         done = self.forget_step()
         for batch in done:
@@ -181,6 +185,8 @@ class RowLayouts:
     def plan_step(self, batches: list[dict[str, Any]]) -> None:
         """Plans the micro-batches of a step. The one wait for the device is here, before the first forward pass."""
         if not self.plans_ahead or any(not isinstance(batch.get("completion_mask"), Tensor) for batch in batches):
+            if self.may_fail:
+                self.see_failures(self.failures())
             return
         rows = [rows_of_batch(batch) for batch in batches]
         counts, flags = count_rows(rows, self.failures())
@@ -194,21 +200,31 @@ class RowLayouts:
         taken = [row_layout.on_failure is not None for row_layout in self.row_layouts]
         return bool(taken) and all(taken)
 
+    @property
+    def may_fail(self) -> bool:
+        """True if a model has taken a layout other than `rows` and no process has told of a failure. Alike in all."""
+        return any(row_layout.on_failure is not None for row_layout in self.row_layouts)
+
     def failures(self) -> list[Tensor]:
         """How many processes had a kernel that failed, to be read with the sizes of a step's rows. Collective."""
         if self.accelerator.num_processes == 1:
             return []
-        return [reduce(torch.full((), float(self._failed), device=self.args.device), reduction="sum")]
+        failed = float(self._failed is not None)
+        return [reduce(torch.full((), failed, device=self.args.device), reduction="sum")]
 
     def see_failures(self, flags: list[Tensor]) -> bool:
         """Takes plain rows if some process did. Whether it is so."""
         if any(flags):
-            if not self._failed:
-                self._leave_layout("another process had to")
-            self._failed = False  # all know it, and nobody asks again
-            for row_layout in self.row_layouts:
-                row_layout.on_failure = None
-        return any(flags) or self._failed
+            self._all_leave_layout("another process had to")
+        return any(flags) or self._failed is not None
+
+    def _all_leave_layout(self, cause: str) -> None:
+        """Take plain rows for good, in every process at once: all know it, and nobody asks again."""
+        if self._failed is None:
+            self._leave_layout(cause)
+        self._failed = None
+        for row_layout in self.row_layouts:
+            row_layout.on_failure = row_layout.before_batch = None
 
     @property
     def _said(self) -> set[str]:
