@@ -5,13 +5,14 @@ One test per rule: it goes through all files and lists every place that breaks t
 
 import ast
 import inspect
+import re
 from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "trl_plus"
-UPSTREAM = PACKAGE / "trainers" / "upstream.py"
-SEAMS = PACKAGE / "seams.py"  # lists the names that upstream.py touches
+UPSTREAM = PACKAGE / "upstream"
+SEAMS = PACKAGE / "trainers" / "seams.py"
 MAX_FUNCTION = 60
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -21,6 +22,11 @@ ALL = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"
 
 def name_of(path):
     return str(path.relative_to(ROOT))
+
+
+def is_upstream(path):
+    """Whether a file may name what is private or version-bound of other libraries."""
+    return path == SEAMS or path.is_relative_to(UPSTREAM)
 
 
 def check(broken):
@@ -64,7 +70,8 @@ STANDARD = {"dataclasses", "math", "typing", "collections", "functools"}
 def test_the_files_are_found():
     for folder in FOLDERS:
         assert any(path.is_relative_to(ROOT / folder) for path in ALL), folder
-    assert {UPSTREAM, SEAMS} < set(SOURCES)
+    assert SEAMS in SOURCES
+    assert any(map(is_upstream, SOURCES))
 
 
 def test_objectives_import_only_torch():
@@ -78,33 +85,60 @@ def test_objectives_import_only_torch():
     )
 
 
-_ABOVE_DATA = {"recipes", "reporting", "preflight", "evaluation", "merging", "comparison", "cli"}
-# package: the packages of trl_plus that nothing in it may import
-FORBIDDEN = {
-    "objectives": {"batching", "scoring", "trainers", "configs", "data"} | _ABOVE_DATA,
-    "batching": {"scoring", "trainers", "configs"} | _ABOVE_DATA,
-    "data": {"scoring", "batching", "trainers"} | _ABOVE_DATA,
-    "trainers": _ABOVE_DATA,
-    "recipes": {"cli"},
-    "estimate": {"reporting", "cli"},
-    "reporting": {"cli"},
-    "preflight": {"cli"},
-    "evaluation": {"merging", "comparison", "reporting", "cli"},
-    "merging": {"comparison", "reporting", "cli"},
-    "comparison": {"merging", "reporting", "cli"},
-}
+def order_of_rooms():
+    """Read the order of the rooms from CONTRIBUTING.md: the numbered list below "The order of the rooms"."""
+    section = (
+        (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## The order of the rooms")[1].split("\n## ")[0]
+    )
+    return [
+        name
+        for line in section.splitlines()
+        if re.match(r"\d+\. ", line)
+        for name in re.findall(r"`(\w+)`", line.split(":")[0])
+    ]
 
 
-def test_arrows_point_one_way():
+def room_of(module):
+    parts = module.split(".")
+    return parts[1] if parts[0] == "trl_plus" and len(parts) > 1 else None
+
+
+def test_every_room_is_in_the_order():
+    rooms = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in SOURCES} - {"__init__"}
+    order = order_of_rooms()
+    assert len(order) == len(set(order))
+    assert rooms == set(order)
+
+
+def test_no_room_imports_a_later_one():
+    order = order_of_rooms()
     broken = []
-    for package, forbidden in FORBIDDEN.items():
-        paths = sorted((PACKAGE / package).rglob("*.py"))
-        assert paths, f"trl_plus/{package} has no files"
-        for path in paths:
-            for line, module in imported(path):
-                parts = module.split(".")
-                if parts[0] == "trl_plus" and len(parts) > 1 and parts[1] in forbidden:
-                    broken.append(f"{name_of(path)}:{line} imports {module}")
+    for path in SOURCES:
+        room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if room == "__init__":  # the public names, imported on first use
+            continue
+        for line, module in imported(path):
+            later = room_of(module)
+            if later in order and order.index(later) > order.index(room):
+                broken.append(f"{name_of(path)}:{line} imports {module}")
+    check(broken)
+
+
+NO_TORCH = ("errors", "methods", "recipes", "runs", "ui")
+
+
+def test_light_rooms_import_no_torch():
+    heavy = {"torch", "transformers", "trl", "peft", "accelerate", "datasets"}
+    heavy_rooms = {"objectives", "forward", "step", "trainers", "setup", "estimate", "evaluation"}
+    broken = []
+    for path in SOURCES:
+        if path.relative_to(PACKAGE).parts[0].removesuffix(".py") not in NO_TORCH:
+            continue
+        top = [node for node in tree(path).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        for node in top:
+            modules = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            wrong = [m for m in modules if m.split(".")[0] in heavy or room_of(m) in heavy_rooms]
+            broken += [f"{name_of(path)}:{node.lineno} imports {module}" for module in wrong]
     check(broken)
 
 
@@ -123,7 +157,7 @@ def test_trl_experimental_is_not_imported():
 
 
 # The table of refused keys tells what to write instead of `device_map`
-REFUSES_DEVICE_MAP = PACKAGE / "recipes" / "renamed.py"
+REFUSES_DEVICE_MAP = PACKAGE / "recipes" / "old_keys.py"
 
 
 def test_placement_is_left_to_accelerate():
@@ -179,7 +213,7 @@ def test_only_upstream_names_what_is_private():
     check(
         f"{name_of(path)}:{line} {name}"
         for path in SOURCES
-        if path not in (UPSTREAM, SEAMS)
+        if not is_upstream(path)
         for line, name in private_uses(path)
         if name in private
     )
@@ -189,7 +223,7 @@ def test_nothing_private_is_imported_from_other_libraries():
     check(
         f"{name_of(path)}:{node.lineno} {alias.name}"
         for path in SOURCES
-        if path != UPSTREAM
+        if not is_upstream(path)
         for node in ast.walk(tree(path))
         if isinstance(node, ast.ImportFrom) and not (node.module or "").startswith("trl_plus")
         for alias in node.names

@@ -1,4 +1,4 @@
-"""The error of a recipe. Its text is written for the person who wrote the recipe."""
+"""Errors that a user can fix. Each text names the fix."""
 
 from collections.abc import Sequence
 
@@ -18,3 +18,11 @@ class RecipeError(ValueError):
 
 class RunFault(RuntimeError):
     """A run failed for a reason that is neither its recipe's nor a bug; the text says what to do."""
+
+
+class DataError(ValueError):
+    """The data cannot be used as it is; the text says what is wrong and names the cure."""
+
+
+class NoRowLeft(ValueError):
+    """Every row was dropped."""

@@ -13,8 +13,8 @@ import pytest
 import trl
 
 from tests.preflight.toys import build_toy, save_toy
-from trl_plus.data.files import DataError
 from trl_plus.data.loading import load
+from trl_plus.errors import DataError
 from trl_plus.preflight.findings import Severity
 from trl_plus.preflight.previews import preview_source
 from trl_plus.preflight.run import Extent, preflight

@@ -2,8 +2,8 @@
 
 import pytest
 
-from trl_plus.data.files import DataError
 from trl_plus.data.loading import DataRequest, load
+from trl_plus.errors import DataError
 
 ROWS = [{"q": {"text": f"p{i}", "n": i}, "a": [f"yes {i}", "no"], "prompt": "old", "note": i} for i in range(3)]
 COLUMNS = {"prompt": "q.text", "chosen": "a.0", "rejected": "a.1"}

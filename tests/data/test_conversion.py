@@ -6,8 +6,8 @@ import re
 import pytest
 
 from trl_plus.data.conversion import convert_rows
-from trl_plus.data.files import DataError
 from trl_plus.data.loading import DataRequest, load, load_raw
+from trl_plus.errors import DataError
 
 USER, GOOD, BAD = (
     {"role": role, "content": text} for role, text in (("user", "q"), ("assistant", "a"), ("assistant", "b"))

@@ -2,8 +2,8 @@
 
 import pytest
 
-from trl_plus.data.files import DataError
 from trl_plus.data.loading import DataRequest, load
+from trl_plus.errors import DataError
 
 USER, GOOD, BAD = (
     {"role": role, "content": text} for role, text in (("user", "q"), ("assistant", "a"), ("assistant", "b"))

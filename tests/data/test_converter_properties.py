@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from trl_plus.data.conversion import convert_rows
 from trl_plus.data.converters import CONVERTERS, Unconvertible, WrongShape, convert, shape_of
-from trl_plus.data.files import DataError
+from trl_plus.errors import DataError
 
 FIRST, SECOND = "\n\nHuman: q\n\nAssistant: a", "\n\nHuman: q\n\nAssistant: b"
 TEXT = st.one_of(st.none(), st.sampled_from(["", "a", "b", "é\n\n", FIRST, SECOND, "\n\nHuman: a"]))

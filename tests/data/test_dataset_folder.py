@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from trl_plus.data.files import DataError
 from trl_plus.data.reading import read_splits
+from trl_plus.errors import DataError
 
 CARD = """---
 license: mit

@@ -5,11 +5,12 @@ import re
 import pytest
 from datasets import Dataset, concatenate_datasets
 
-from trl_plus.data.files import DataError, is_local, split_files
+from trl_plus.data.files import is_local, split_files
 from trl_plus.data.formats import detect, prepare
 from trl_plus.data.loading import DataRequest, load
 from trl_plus.data.numbering import split_groups
 from trl_plus.data.reading import first_line
+from trl_plus.errors import DataError
 
 USER, GOOD, BAD = (
     {"role": role, "content": text} for role, text in (("user", "q"), ("assistant", "a"), ("assistant", "b"))

@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
-from trl_plus.data.files import DataError
 from trl_plus.data.loading import DataRequest, load
+from trl_plus.errors import DataError
 
 
 def rows(n, word):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from trl_plus.data.files import DataError
 from trl_plus.data.loading import DataRequest, finish, hold_out, load, load_raw
+from trl_plus.errors import DataError
 
 KINDS = ["jsonl", "csv", "parquet"]
 

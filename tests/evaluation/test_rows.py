@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from trl_plus.cli import app
 from trl_plus.cli.arguments import normalise
-from trl_plus.data.files import DataError
+from trl_plus.errors import DataError
 from trl_plus.evaluation.rows import held_out_rows
 from trl_plus.recipes.recipe import load_recipe
 from trl_plus.setup.objects import build

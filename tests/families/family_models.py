@@ -8,10 +8,10 @@ import transformers
 from transformers import AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
+from trl_plus.forward.attention.interface import name_eager_attention
 from trl_plus.forward.layout_proof import reason_against
 from trl_plus.forward.lm_head import CompletionHead
 from trl_plus.forward.packing import RowLayout
-from trl_plus.trainers.upstream import name_eager_attention
 
 VOCAB, WINDOW = 300, 9
 BASE = {

@@ -10,10 +10,10 @@ import transformers
 from transformers import AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
+from trl_plus.forward.attention.interface import name_eager_attention
 from trl_plus.forward.lm_head import CompletionHead
 from trl_plus.forward.packing import RowLayout
 from trl_plus.forward.rope import Factors, forget_rows, own_factors
-from trl_plus.trainers.upstream import name_eager_attention
 
 sys.path.append(str(Path(__file__).parent))
 

@@ -11,9 +11,8 @@ import torch
 from typer.testing import CliRunner
 
 from trl_plus.cli import app
-from trl_plus.data.files import DataError
 from trl_plus.data.loading import DataRequest, load
-from trl_plus.errors import RecipeError
+from trl_plus.errors import DataError, RecipeError
 from trl_plus.recipes.recipe import load_recipe
 from trl_plus.setup.machine_errors import check_machine, explain
 

@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from trl_plus.cli import app
-from trl_plus.data.files import DataError
 from trl_plus.data.loading import DataRequest, load
+from trl_plus.errors import DataError
 from trl_plus.runs import checkpoint_files as files
 
 

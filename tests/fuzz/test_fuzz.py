@@ -8,8 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trl_plus.data.files import DataError
-from trl_plus.errors import RecipeError
+from trl_plus.errors import DataError, RecipeError
 from trl_plus.methods import METHODS
 from trl_plus.recipes.keys import all_keys
 from trl_plus.recipes.recipe import load_recipe

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.preflight.toys import build_toy, open_toy, save_toy
-from trl_plus.data.files import DataError
+from trl_plus.errors import DataError
 from trl_plus.preflight.examine import Batch, examine
 from trl_plus.preflight.rows import ROW, SOURCE_ROW, Kind, kind_of
 from trl_plus.preflight.run import Extent, preflight

@@ -281,7 +281,7 @@ def test_labels_that_are_none_are_not_counted(tmp_path):
 
 
 def test_a_file_in_another_encoding_is_one_sentence(tmp_path):
-    from trl_plus.data.files import DataError
+    from trl_plus.errors import DataError
 
     rows = rendered(clean_samples(FORMS["text"], 20, 3), FORMS["text"])
     text = "".join(json.dumps({**row, "prompt": "Où ? " + row["prompt"]}, ensure_ascii=False) + "\n" for row in rows)

@@ -5,8 +5,7 @@ import shutil
 
 import pytest
 
-from trl_plus.data.files import DataError
-from trl_plus.errors import RecipeError
+from trl_plus.errors import DataError, RecipeError
 from trl_plus.recipes.recipe import load_recipe
 from trl_plus.training.run import run
 

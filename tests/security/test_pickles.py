@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from trl_plus.data.files import DataError
 from trl_plus.data.loading import DataRequest, load
+from trl_plus.errors import DataError
 
 
 class Touch:

@@ -8,8 +8,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from trl.trainer.utils import use_adapter
 
-from trl_plus.trainers import upstream
 from trl_plus.trainers.adapters import adapter_layers, reference_adapter
+from trl_plus.upstream.models import base_model
 
 METHODS = ["SimPO", "ORPO", "CPO", "DPO", "KTO"]
 KINDS = ["full", "lora", "dora", "qlora", "qdora"]
@@ -109,7 +109,7 @@ def test_the_reference_pass_leaves_requires_grad_alone(method, kind, make_traine
         if "lora_A" in name:
             parameter.requires_grad_(False)
     before, seen = flags(trainer.model), []
-    handle = upstream.base_model(trainer.model).register_forward_pre_hook(
+    handle = base_model(trainer.model).register_forward_pre_hook(
         lambda module, inputs: seen.append(flags(trainer.model))
     )
     trainer.train()

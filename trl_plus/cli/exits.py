@@ -6,8 +6,7 @@ from contextlib import contextmanager
 
 import typer
 
-from trl_plus.data.files import DataError
-from trl_plus.errors import RecipeError, RunFault
+from trl_plus.errors import DataError, RecipeError, RunFault
 from trl_plus.launch.decision import is_main_process
 from trl_plus.training.first_look import DataFound
 from trl_plus.ui.printable import printable

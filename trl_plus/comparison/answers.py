@@ -11,7 +11,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from trl_plus.comparison.prompts import Prompt
 from trl_plus.data.templates import fitted, needs_of
 from trl_plus.forward.rope import forget_rows, own_factors
-from trl_plus.trainers.upstream import base_model
+from trl_plus.upstream.models import base_model
 
 
 @dataclass(frozen=True)

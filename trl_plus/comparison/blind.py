@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trl_plus.data.files import DataError
+from trl_plus.errors import DataError
 from trl_plus.evaluation.intervals import wilson_interval
 
 CHOICES = ("a", "b", "tie")

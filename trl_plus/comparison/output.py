@@ -12,7 +12,7 @@ from trl_plus.comparison import words
 from trl_plus.comparison.blind import key_path, write_sheet
 from trl_plus.comparison.run import Comparison, Pair
 from trl_plus.comparison.samples import generations_table, prompt_text
-from trl_plus.data.files import DataError
+from trl_plus.errors import DataError
 from trl_plus.runs.metrics import Sample
 from trl_plus.ui.console import say
 

@@ -6,8 +6,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from trl_plus.data.files import DataError, as_path
+from trl_plus.data.files import as_path
 from trl_plus.data.responses import is_conversation, sides_of, split_response
+from trl_plus.errors import DataError
 
 Prompt = str | list[dict[str, Any]]  # a text, or messages
 

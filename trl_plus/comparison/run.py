@@ -9,8 +9,8 @@ import torch
 
 from trl_plus.comparison.answers import Answer, Sampling, answers_of
 from trl_plus.comparison.prompts import Prompt, as_conversations, held_out_prompts, read_prompts
-from trl_plus.data.files import DataError
 from trl_plus.data.loading import load
+from trl_plus.errors import DataError
 from trl_plus.evaluation.models import free, is_quantized, load_model, other_base, out_of_memory, put_adapter
 from trl_plus.recipes.recipe import Recipe
 from trl_plus.runs.weights import Weights

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from trl_plus.data.files import DataError
 from trl_plus.data.numbering import user_columns
+from trl_plus.errors import DataError
 
 
 def mapped(dataset: Any, columns: Mapping[str, str | None] | None, name: str) -> Any:

@@ -10,12 +10,12 @@ from trl_plus._version import __version__
 from trl_plus.data.columns import line_of
 from trl_plus.data.converters import CONVERTERS, Row, Shape, Unconvertible, WrongShape, convert, recognise, shape_of
 from trl_plus.data.features import features_of
-from trl_plus.data.files import DataError
 from trl_plus.data.formats import detect, refuse_names
 from trl_plus.data.gathering import gathered
 from trl_plus.data.left_out import SHOWN, LeftOut
 from trl_plus.data.numbering import user_columns
 from trl_plus.data.suggestions import mapping_for
+from trl_plus.errors import DataError
 
 _IN_FORM = "in form"  # in the place of a problem: a row that needs no conversion
 _POSITION = "_position"  # of the row that a converted row was made from

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from trl_plus.errors import DataError
+
 READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 _PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 
@@ -13,10 +15,6 @@ _SPLIT = re.compile(
 # `train_prefs-00000-of-00001`: a shard of the split that stands in front
 _SHARD = re.compile(r"^(?P<split>\w+(?:\.\w+)*)-\d{5,}-of-\d{5,}$")
 _TEST_WORDS = ("test", "validation", "valid", "val", "dev", "eval")
-
-
-class DataError(ValueError):
-    """The data cannot be used as it is; the text says what is wrong and names the cure."""
 
 
 def as_path(name: str) -> Path:

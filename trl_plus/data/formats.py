@@ -8,11 +8,11 @@ from typing import Any
 from trl_plus.data.checks import refuse_nulls, refuse_weights
 from trl_plus.data.columns import line_of
 from trl_plus.data.converters import recognise
-from trl_plus.data.files import DataError
 from trl_plus.data.numbering import user_columns
 from trl_plus.data.responses import is_conversation
 from trl_plus.data.suggestions import mapping_for
 from trl_plus.data.unused import QUESTIONS, beside
+from trl_plus.errors import DataError
 
 EXPECTED = {
     True: "pairs: `chosen` and `rejected`, with or without `prompt`",

@@ -4,7 +4,7 @@ from typing import Any
 
 from trl_plus.data.converters import Shape, Unconvertible, WrongShape
 from trl_plus.data.features import features_of
-from trl_plus.data.files import DataError
+from trl_plus.errors import DataError
 
 
 def gathered(dataset: Any, shape: Shape, name: str, converter: str) -> tuple[Any, list[str]]:

@@ -8,10 +8,11 @@ from typing import Any
 from trl_plus.data.columns import mapped
 from trl_plus.data.conversion import convert_rows
 from trl_plus.data.features import is_text, with_common_types
-from trl_plus.data.files import DataError, as_path, is_local, split_files
+from trl_plus.data.files import as_path, is_local, split_files
 from trl_plus.data.numbering import mark_groups, mark_source, number_rows, split_groups
 from trl_plus.data.reading import first_line, read_files
 from trl_plus.data.request import DataRequest
+from trl_plus.errors import DataError
 
 # Keys with which an entry asks for a reading of its own
 _READING_KEYS = ("name", "data_dir", "data_files")

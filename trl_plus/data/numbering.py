@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from trl_plus.data.files import DataError
+from trl_plus.errors import DataError
 
 # Columns that pandas, this package and its commands add
 _INTERNAL = ("__index_level_", "_row", "_row_source", "_source_group")

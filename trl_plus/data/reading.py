@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from trl_plus.data.files import READERS, DataError, is_local, split_files
+from trl_plus.data.files import READERS, is_local, split_files
+from trl_plus.errors import DataError
 
 # Without them pandas takes answers such as "NA", "None" and "null" for empty cells
 _OPTIONS: dict[str, dict[str, Any]] = {"csv": {"keep_default_na": False, "na_values": [""]}}

@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 from trl_plus.data.responses import Message
+from trl_plus.upstream.tokens import tokenize
 
 _PROBE = "alphabetagamma"
 _CALL = {"type": "function", "id": "abcdefghi", "function": {"name": "f", "arguments": {"x": _PROBE}}}
@@ -89,3 +90,8 @@ def _as_text(call: Any) -> Any:
         return {**call, "function": _as_text(call["function"])}
     given = call.get("arguments")
     return {**call, "arguments": json.dumps(given, ensure_ascii=False)} if isinstance(given, (dict, list)) else call
+
+
+def tokenize_messages(processing_class: Any, messages: list[dict[str, Any]], **kwargs: Any) -> list[int]:
+    """Token ids of a conversation, by the very function that TRL tokenizes rows with."""
+    return tokenize(processing_class, fitted(messages, needs_of(processing_class)), **kwargs)

@@ -10,8 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from trl_plus.data.files import DataError
-from trl_plus.errors import RecipeError
+from trl_plus.errors import DataError, RecipeError
 from trl_plus.estimate.run import Estimate
 from trl_plus.setup.objects import build
 from trl_plus.setup.trainer import build_trainer, check_data, load_processor

@@ -8,11 +8,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from trl_plus.errors import RecipeError
 from trl_plus.estimate.model import stand_in_for_flash
 from trl_plus.forward.attention import Unsupported, carry, register
+from trl_plus.forward.attention.interface import name_eager_attention
 from trl_plus.forward.layouts import make_plan
 from trl_plus.forward.packing import known_reason
 from trl_plus.setup.objects import RunObjects
-from trl_plus.trainers import upstream
 from trl_plus.trainers.layouts import FASTEST, RowLayouts
+from trl_plus.upstream.models import base_model
 
 
 class _Run(RowLayouts):
@@ -22,8 +23,8 @@ class _Run(RowLayouts):
         self.model, self.args = model, args
 
     def reason(self) -> str | None:
-        causal = upstream.base_model(self.model)
-        return self._reason_of_run() or upstream.name_eager_attention(causal) or known_reason(causal)
+        causal = base_model(self.model)
+        return self._reason_of_run() or name_eager_attention(causal) or known_reason(causal)
 
     def shares(self) -> bool:
         return not self._drops()
@@ -47,7 +48,7 @@ def choose(objects: RunObjects, model: Any, fake: FakeTensorMode, cuda: bool, no
         reason = _refusal(model, fake)
     if reason is None:
         if cuda:
-            stand_in_for_flash(upstream.base_model(model))
+            stand_in_for_flash(base_model(model))
         share = run.shares()
         if not share:
             notes.append(
@@ -67,9 +68,7 @@ def _refusal(model: Any, fake: FakeTensorMode) -> str | None:
     with fake, torch.no_grad():
         ids = torch.zeros(plan.source.shape, dtype=torch.long)
         try:
-            upstream.base_model(model).base_model(
-                input_ids=ids, attention_mask=carry(plan), position_ids=ids, use_cache=False
-            )
+            base_model(model).base_model(input_ids=ids, attention_mask=carry(plan), position_ids=ids, use_cache=False)
         except Unsupported as error:
             return f"the model's attention {error}"
         except Exception:

@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from trl_plus.data.files import DataError
-from trl_plus.errors import RecipeError
+from trl_plus.errors import DataError, RecipeError
 from trl_plus.estimate import engines, layout
 from trl_plus.estimate.engines import Engine
 from trl_plus.estimate.lengths import sampled

@@ -16,8 +16,9 @@ from trl_plus.forward.lm_head import CompletionHead
 from trl_plus.forward.rope import own_factors
 from trl_plus.runs.weights import Weights
 from trl_plus.setup.objects import RunObjects
-from trl_plus.trainers import outside, upstream
+from trl_plus.trainers import outside
 from trl_plus.trainers.adapters import keep_trainable
+from trl_plus.upstream.models import base_model
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def scorer(objects: RunObjects, model: Any) -> Scorer:
     from trl.trainer.utils import add_fused_lm_head
 
     args = objects.args
-    inner = upstream.base_model(model)
+    inner = base_model(model)
     add_fused_lm_head(inner)
     CompletionHead(inner).statistics = False
     own_factors(inner)

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from trl_plus.data.collators import RowExtras
 from trl_plus.data.digests import held_out_digest
-from trl_plus.data.files import DataError
 from trl_plus.data.loading import load
+from trl_plus.errors import DataError
 from trl_plus.evaluation.statistics import Floats, Ints
 from trl_plus.setup.objects import RunObjects
 from trl_plus.setup.trainer import check_data

@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from trl_plus.data.files import DataError
-from trl_plus.errors import RecipeError
+from trl_plus.errors import DataError, RecipeError
 from trl_plus.evaluation.models import free, load_model, other_base, out_of_memory, put_adapter, scorer
 from trl_plus.evaluation.rows import HeldOut, held_out_rows
 from trl_plus.evaluation.scores import Scores, score_rows

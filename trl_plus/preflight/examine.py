@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from trl_plus.data.files import DataError
 from trl_plus.data.formats import prepare
 from trl_plus.data.token_ids import no_row, unknown_token
+from trl_plus.errors import DataError
 from trl_plus.preflight import checks  # noqa: F401  (registers them)
 from trl_plus.preflight.checks.content import SCORES, as_number
 from trl_plus.preflight.checks.shape import conversations

@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from trl_plus.data.files import DataError
+from trl_plus.errors import DataError
 from trl_plus.preflight.findings import Preview, Result
 from trl_plus.ui.console import say
 

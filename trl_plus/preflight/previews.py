@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from trl_plus.data.files import DataError
+from trl_plus.errors import DataError
 from trl_plus.preflight.examine import Batch, examine
 from trl_plus.preflight.findings import Preview
 from trl_plus.preflight.rows import ROW, SOURCE_ROW

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from trl_plus.data.files import DataError
 from trl_plus.data.formats import detect, utf8
 from trl_plus.data.loading import RawData, hold_out, load_raw
 from trl_plus.data.request import DataRequest
 from trl_plus.data.token_ids import vocabulary_named
+from trl_plus.errors import DataError
 from trl_plus.methods import METHODS
 from trl_plus.preflight.examine import Batch
 from trl_plus.preflight.rows import IMAGES, ROW, SOURCE, SOURCE_ROW, Kind, kind_of

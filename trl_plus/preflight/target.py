@@ -74,7 +74,8 @@ class Target:
     @cached_property
     def generation_prompt(self) -> list[int]:
         """The token ids that open the assistant's turn, as the template writes them; [] where that is not plain."""
-        from trl_plus.trainers.upstream import common_prefix, tokenize_messages
+        from trl_plus.data.templates import tokenize_messages
+        from trl_plus.upstream.tokens import common_prefix
 
         turn = [{"role": "user", "content": "a"}]
         try:

@@ -124,7 +124,7 @@ def tokenize(dataset: Any, rows: list[Row], target: Target) -> TokenRows:
 
 def _as_trained(dataset: Any, target: Target) -> Any | None:
     """The trainer's own rows; None where not one of them is left."""
-    from trl_plus.trainers.rows import NoRowLeft
+    from trl_plus.errors import NoRowLeft
 
     try:
         return _trainer_rows(dataset, target, max_length=target.max_length)
@@ -150,7 +150,7 @@ def _refused(rows: list[Row], target: Target) -> dict[int, str]:
     """Rows that the chat template refuses, and why."""
     import json
 
-    from trl_plus.trainers.upstream import tokenize_messages
+    from trl_plus.data.templates import tokenize_messages
 
     failed = {}
     for row in rows:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from trl_plus.data.files import DataError
+from trl_plus.errors import DataError
 from trl_plus.preflight.findings import Example, Finding, Result, Severity
 from trl_plus.preflight.opening import Opened
 from trl_plus.preflight.source import Source, batches

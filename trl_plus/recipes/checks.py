@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trl_plus.data.files import DataError, as_path, looks_like_path, split_files
-from trl_plus.errors import RecipeError
+from trl_plus.data.files import as_path, looks_like_path, split_files
+from trl_plus.errors import DataError, RecipeError
 from trl_plus.methods import Method
 from trl_plus.recipes import package_data
 from trl_plus.recipes.adapter_folders import adapter_instead_of_model

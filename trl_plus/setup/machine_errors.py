@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from trl_plus.data.files import DataError
-from trl_plus.errors import RecipeError, RunFault
+from trl_plus.errors import DataError, RecipeError, RunFault
 from trl_plus.recipes.recipe import Recipe
 from trl_plus.recipes.yaml_text import inline
 from trl_plus.runs import checkpoint_files

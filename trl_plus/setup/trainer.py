@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from trl_plus.data.files import DataError
 from trl_plus.data.loading import Data
-from trl_plus.errors import RecipeError
+from trl_plus.errors import DataError, RecipeError
 from trl_plus.recipes.package_data import resolve
 from trl_plus.setup.objects import RunObjects
 
@@ -112,7 +111,7 @@ def build_trainer(objects: RunObjects, data: Data, processor: Any, callbacks: li
     from trl import get_peft_config, get_quantization_config
 
     import trl_plus
-    from trl_plus.trainers.upstream import ignore_bool_buffers
+    from trl_plus.upstream.models import ignore_bool_buffers
 
     trainer_class = getattr(trl_plus, objects.recipe.method.trainer)
     try:

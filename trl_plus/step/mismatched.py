@@ -10,8 +10,9 @@ from trl_plus.forward.planning import count_rows, rows_of_batch
 from trl_plus.forward.score import score
 from trl_plus.forward.transfer import to_device
 from trl_plus.step.partners import KLRow, kl_batch
-from trl_plus.trainers import upstream
-from trl_plus.trainers.reference import Z_REF
+from trl_plus.upstream.models import without_checkpointing
+
+Z_REF = "a log-ratio of KTO's mismatched rows (z_ref)"  # in the messages of the check at the start
 
 Batch = dict[str, Any]
 Pass = tuple[Tensor, Batch, Batch]
@@ -66,7 +67,7 @@ class MismatchedRows:
         """
         sums, kept = torch.zeros(2, device=self.args.device), []
         for weights, mismatched, both in passes:
-            with self.compute_loss_context_manager(), upstream.without_checkpointing(self.model, self.args):
+            with self.compute_loss_context_manager(), without_checkpointing(self.model, self.args):
                 with self.without_statistics():
                     scores = score(self.model_wrapped, mismatched)
                 reference = self.reference_log_probs(both)[0]

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from trl_plus.step.meters import COMPUTED_TOKENS, TIMED_TOKENS
-from trl_plus.trainers import upstream
-from trl_plus.trainers.rates import parameters, size_of
+from trl_plus.upstream.models import base_model, is_peft, parameters, size_of
 
 
 class Throughput:
@@ -67,10 +66,10 @@ class Throughput:
         return found
 
     def _flops_per_token(self) -> float:
-        model = upstream.base_model(self.model)
+        model = base_model(self.model)
         embedding = size_of(model.get_input_embeddings().weight)
         frozen = any(not p.requires_grad for p in model.parameters())
-        passes = 3 - frozen + (self.ref_model is not None or (upstream.is_peft(self.model) and self.has_reference))
+        passes = 3 - frozen + (self.ref_model is not None or (is_peft(self.model) and self.has_reference))
         return 2.0 * (parameters(model) - embedding) * passes
 
     @property

@@ -21,7 +21,6 @@ from trl_plus.step.meters import Meters
 from trl_plus.step.nonfinite import NonFiniteSteps
 from trl_plus.step.throughput import Throughput
 from trl_plus.step.token_budget import TokenBudget
-from trl_plus.trainers import upstream
 from trl_plus.trainers.adapters import check_kind, keep_trainable
 from trl_plus.trainers.card import ModelCards
 from trl_plus.trainers.checkpoints import SafeCheckpoints
@@ -33,8 +32,10 @@ from trl_plus.trainers.own_reference import OwnReference
 from trl_plus.trainers.reference_cache import KeptReference
 from trl_plus.trainers.rows import PreferenceRows
 from trl_plus.trainers.rows_alone import RowsAlone
+from trl_plus.trainers.seams import Seams
 from trl_plus.trainers.sharded import frozen_copy
 from trl_plus.trainers.watch import LearningWatch
+from trl_plus.upstream.models import base_model, is_peft
 
 
 def without_weights(batch: dict[str, Any]) -> dict[str, Any]:
@@ -66,7 +67,7 @@ class PreferenceTrainer(
     SafeCheckpoints,
     PreferenceRows,
     KeptReference,
-    upstream.Seams,
+    Seams,
 ):
     """Everything of our trainers that does not depend on rows being pairs or singles."""
 
@@ -100,7 +101,7 @@ class PreferenceTrainer(
         if hasattr(train_dataset, "__len__") and not len(train_dataset):
             raise ValueError("The train dataset is empty: check its path, split and filters.")
         self.args_for_rows = args
-        self._adapter_is_given = upstream.is_peft(model)
+        self._adapter_is_given = is_peft(model)
         self._meters: dict[str, Meters] = defaultdict(Meters)
         return args
 
@@ -111,7 +112,7 @@ class PreferenceTrainer(
         """After TRL's constructor, unless that precomputed the reference and so came here by itself."""
         if hasattr(self, "_heads"):
             return
-        if getattr(self.model, "peft_config", None) and not upstream.is_peft(self.model):
+        if getattr(self.model, "peft_config", None) and not is_peft(self.model):
             raise ValueError(
                 "The model is an adapter that was loaded as a model: transformers keeps it frozen and would train the "
                 "weights under it. Fix: pass a PeftModel that was loaded with `is_trainable=True`, or a merged model."
@@ -121,13 +122,13 @@ class PreferenceTrainer(
         # transformers before `loss_is_scaled_for_ga` divides a loss by the accumulation steps under this condition
         self.model_accepts_loss_kwargs = False
         keep_trainable(self.model)
-        if upstream.is_peft(self.model):
+        if is_peft(self.model):
             check_kind(self.model)
-        if self.has_reference and self.ref_model is None and upstream.is_peft(self.model):
+        if self.has_reference and self.ref_model is None and is_peft(self.model):
             self.own_reference = OwnReference(self.model, self._adapter_is_given)
         self.check_outside()
         self.refuse_unknown_tokens()
-        models = [upstream.base_model(model) for model in (self.model, self.ref_model) if model is not None]
+        models = [base_model(model) for model in (self.model, self.ref_model) if model is not None]
         for model in models:
             own_factors(model)
         self._heads = [CompletionHead(model, fast=self.own_head) for model in models]
@@ -160,7 +161,7 @@ class PreferenceTrainer(
         in memory and no model at all if it was built there. Adapters need none: they are switched off. A model given
         as a path is loaded twice by TRL, which is right.
         """
-        if not isinstance(model, PreTrainedModel) or peft_config is not None or upstream.is_peft(model):
+        if not isinstance(model, PreTrainedModel) or peft_config is not None or is_peft(model):
             return None
         return frozen_copy(model)
 

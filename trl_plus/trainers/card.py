@@ -9,7 +9,7 @@ from typing import Any
 
 from trl_plus.papers import methods_of
 from trl_plus.runs.model_card import Card, Part, card_text
-from trl_plus.trainers import upstream
+from trl_plus.upstream.models import base_model, is_peft
 
 CARD = "README.md"
 _OF_ONE_METHOD = ("simpo", "cpo", "orpo")  # whose `loss_type` is a variant and no method
@@ -17,7 +17,7 @@ _KINDS = {"LORA": "LoRA", "ADALORA": "AdaLoRA"}
 
 
 class ModelCards:
-    """Mixed in before a trainer and above `upstream.Seams`.
+    """Mixed in before a trainer and above `Seams`.
 
     Attributes:
         card: what a run knows and the trainer does not (data, recipe, base by the name it was given); None without one.
@@ -69,10 +69,10 @@ class ModelCards:
 
     def _weights(self) -> dict[str, Any]:
         tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
-        inner = upstream.base_model(self.model)
+        inner = base_model(self.model)
         bits = [f"{n} bits" for n in (4, 8) if getattr(inner, f"is_loaded_in_{n}bit", False)]
         return {
-            "adapter": adapter_words(self.model.active_peft_config) if upstream.is_peft(self.model) else None,
+            "adapter": adapter_words(self.model.active_peft_config) if is_peft(self.model) else None,
             "quantized": bits[0] if bits else None,
             "chat": getattr(tokenizer, "chat_template", None) is not None,
         }

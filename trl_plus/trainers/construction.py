@@ -12,8 +12,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from trl_plus.trainers.adapters import add_copy, check_given, holds_a_copy
-from trl_plus.trainers.upstream import is_peft
 from trl_plus.upstream.compat import TRLKTOConfig
+from trl_plus.upstream.models import is_peft
 
 
 def refuse_wrong_kinds(ref_model: Any, data_collator: Any) -> None:

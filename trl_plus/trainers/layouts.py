@@ -10,11 +10,12 @@ from accelerate.utils import DistributedType, gather_object, reduce
 from torch import Tensor
 
 from trl_plus.forward.attention import OLDEST
+from trl_plus.forward.attention.interface import name_eager_attention
 from trl_plus.forward.layout_proof import reason_against
 from trl_plus.forward.packing import Planner, RowLayout, in_short, recoverable
 from trl_plus.forward.planning import count_rows, rows_of_batch
-from trl_plus.trainers import upstream
 from trl_plus.trainers.adapters import needs_plain_rows
+from trl_plus.upstream.models import base_model, is_peft
 
 logger = logging.getLogger("trl_plus")
 FASTEST = "packed"
@@ -43,9 +44,9 @@ class RowLayouts:
         if wanted == "rows":
             return
         reason = self._reason_of_run()
-        models = [upstream.base_model(model) for model in (self.model, self.ref_model) if model is not None]
+        models = [base_model(model) for model in (self.model, self.ref_model) if model is not None]
         for model in models:
-            reason = reason or upstream.name_eager_attention(model)
+            reason = reason or name_eager_attention(model)
         if reason is not None:
             self._fall_back(wanted, reason)
             return
@@ -76,7 +77,7 @@ class RowLayouts:
             return "the noise of neftune_noise_alpha depends on the padded length"
         if self.args.torch_compile:
             return "torch_compile would compile anew for every batch"
-        model = upstream.base_model(self.model)
+        model = base_model(self.model)
         devices = {p.device for p in model.parameters() if p.device.type not in ("cpu", "meta")}
         if len(devices) > 1:
             return (
@@ -84,13 +85,13 @@ class RowLayouts:
             )
         if devices and (old := too_old(devices.pop())):
             return old
-        return needs_plain_rows(self.model) if upstream.is_peft(self.model) else None
+        return needs_plain_rows(self.model) if is_peft(self.model) else None
 
     def _drops(self) -> bool:
         """Whether the policy draws dropout; that of attention is a number in its configuration."""
         modules = self.model.modules()
         drawn = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in modules)
-        return drawn or bool(getattr(upstream.base_model(self.model).config, "attention_dropout", 0.0))
+        return drawn or bool(getattr(base_model(self.model).config, "attention_dropout", 0.0))
 
     def _decide(self, row_layout: RowLayout, batch: dict[str, Any], labels: Tensor) -> None:
         """At the first batch of a model. Every process comes here at its first batch, and all take the same layout."""

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from trl_plus.trainers import upstream
 from trl_plus.trainers.adapters import adapter_weights
 from trl_plus.trainers.own_reference import OwnReference, counted
+from trl_plus.upstream.models import adapter_file, is_peft
 
 logger = logging.getLogger("trl_plus")
 FILE = "outside_adapter.safetensors"  # beside an adapter whose file does not hold them
@@ -25,7 +25,7 @@ def unsaved(model: Any) -> dict[str, Tensor]:
         return {}
     saved: set[str] = set()
     for adapter in model.peft_config:
-        saved |= upstream.adapter_file(model, adapter).keys()
+        saved |= adapter_file(model, adapter).keys()
     adapters = set(model.peft_config)
     bare = {n: ".".join(part for part in n.split(".") if part not in adapters) for n in outside}
     return {n: p for n, p in outside.items() if not {n, bare[n]} & saved}
@@ -61,7 +61,7 @@ class OutsideWeights:
 
     def check_outside(self) -> None:
         """Refuses what cannot be kept apart from the reference, and says which weights PEFT does not save."""
-        if not upstream.is_peft(self.model):
+        if not is_peft(self.model):
             return
         kept = list(self.own_reference.first) if self.own_reference is not None else []
         if kept and self.shards_weights():

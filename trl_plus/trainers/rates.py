@@ -5,6 +5,7 @@ from typing import Any
 
 from trl_plus.trainers.optimizers import updates_in_backward
 from trl_plus.trainers.rounding import rounded_away
+from trl_plus.upstream.models import adapter_of, parameters
 
 # Lowest and highest published peak rate for full fine-tuning of models of 3B to 9B parameters with Adam.
 # SimPO: README and configurations of princeton-nlp/SimPO; ORPO: xfactlab's scripts; KTO: TRL's documentation and HALOs;
@@ -47,22 +48,3 @@ def unknown_rate(method: str, args: Any, model: Any) -> str | None:
         f"learning_rate {args.learning_rate:g} is far {far} what is known to work for {method} with {kind} ({known}) "
         f"and {effect}: set a rate in that range, unless a sweep on your model says otherwise."
     )
-
-
-def size_of(parameter: Any) -> int:
-    """Elements of a parameter. DeepSpeed ZeRO-3 leaves an empty tensor in its place; FSDP2 keeps its shape."""
-    return getattr(parameter, "ds_numel", parameter.numel())
-
-
-def parameters(model: Any) -> int:
-    """The number of a model's parameters, over all processes that hold parts of them."""
-    return sum(size_of(parameter) for parameter in model.parameters())
-
-
-def adapter_of(model: Any) -> str:
-    """The kind of a PEFT model's active adapter, such as "LORA"; "none" for a plain model."""
-    configs = getattr(model, "peft_config", None)
-    if not isinstance(configs, dict) or not configs:
-        return "none"
-    kind = next(iter(configs.values())).peft_type
-    return str(getattr(kind, "value", kind))

@@ -24,9 +24,9 @@ from datasets.fingerprint import Hasher
 from torch import Tensor
 
 from trl_plus.data.digests import rows_digest
-from trl_plus.trainers import upstream
 from trl_plus.trainers.adapters import REF, adapter_weights
 from trl_plus.trainers.own_reference import OwnReference
+from trl_plus.upstream.models import base_model, is_peft
 
 logger = logging.getLogger("trl_plus")
 CHUNK_BYTES = 2**26
@@ -105,7 +105,7 @@ def reference_tensors(model: Any, own: OwnReference | None) -> dict[str, Tensor]
     reference. A frozen adapter counts, also one that the reference does not use: that costs a file and is never wrong.
     """
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    if getattr(upstream.base_model(model), "is_quantized", False):  # scales of 4-bit weights are neither
+    if getattr(base_model(model), "is_quantized", False):  # scales of 4-bit weights are neither
         extra = model.state_dict()
         tensors |= {n: t for n, t in extra.items() if n not in tensors and isinstance(t, Tensor)}
     if own is None:
@@ -116,7 +116,7 @@ def reference_tensors(model: Any, own: OwnReference | None) -> dict[str, Tensor]
 
 def reference_adapter(model: Any, own: OwnReference | None) -> str | None:
     """The settings of the adapters that the reference keeps: their scale is no weight. None without an adapter."""
-    if not upstream.is_peft(model):
+    if not is_peft(model):
         return None
     if own is None or not (own.switched_off or own.copied):
         used = {name: model.peft_config[name].to_dict() for name in model.active_adapters}

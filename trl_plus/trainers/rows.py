@@ -12,18 +12,16 @@ from trl_plus.data.collators import EXTRA_COLUMNS, RowExtras
 from trl_plus.data.forms import FORM, in_form, is_formed, refuse_faults
 from trl_plus.data.lengths import LengthReport, apply_overlong, lengths, row_fits
 from trl_plus.data.responses import is_conversation, is_plain, sides_of, split_batch, split_response, unpaired_batch
-from trl_plus.data.templates import Needs, fitted, needs_of
+from trl_plus.data.templates import Needs, fitted, needs_of, tokenize_messages
 from trl_plus.data.token_ids import no_row, refuse_unknown_tokens, unknown_token, vocabulary_of
-from trl_plus.trainers import upstream
+from trl_plus.errors import NoRowLeft
+from trl_plus.upstream.models import base_model
+from trl_plus.upstream.tokens import common_prefix
 
 logger = logging.getLogger("trl_plus")
 
 
 ID_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids", "completion_ids")
-
-
-class NoRowLeft(ValueError):
-    """Every row was dropped."""
 
 
 class PreferenceRows:
@@ -188,13 +186,13 @@ class PreferenceRows:
 
     def refuse_tokens(self, dataset: Any, name: str) -> None:
         columns = [column for column in ID_COLUMNS if column in dataset.column_names]
-        vocabulary = vocabulary_of(upstream.base_model(self.model))
+        vocabulary = vocabulary_of(base_model(self.model))
         refuse_unknown_tokens(dataset, columns, vocabulary, f"the {name} dataset", self.tokenizer)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not hasattr(self.train_dataset, "__len__"):  # the rows of a stream are seen here for the first time
-            rows = vocabulary_of(upstream.base_model(self.model)).embeddings
+            rows = vocabulary_of(base_model(self.model)).embeddings
             for batch in batches:
                 ids = batch["input_ids"].flatten().cpu().numpy()
                 place = unknown_token(ids, rows)
@@ -264,7 +262,7 @@ def context_tokens(row: dict[str, Any], sides: tuple[str, ...], processing_class
             found[f"{side}_context"] = 0
             continue
         context = [*row["prompt"], *row[side][:-1]]
-        before = upstream.tokenize_messages(processing_class, context, add_generation_prompt=True, **kwargs)
+        before = tokenize_messages(processing_class, context, add_generation_prompt=True, **kwargs)
         ids = [*row["prompt_ids"], *row[f"{side}_ids"]]
-        found[f"{side}_context"] = max(0, upstream.common_prefix(before, ids) - len(row["prompt_ids"]))
+        found[f"{side}_context"] = max(0, common_prefix(before, ids) - len(row["prompt_ids"]))
     return found

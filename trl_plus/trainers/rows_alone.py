@@ -15,9 +15,9 @@ from torch import Tensor
 from trl_plus.forward.layout_proof import TOLERANCE, TOLERANCE_16_BIT, in_16_bits
 from trl_plus.forward.packing import unknown_inputs
 from trl_plus.forward.score import model_inputs, score
-from trl_plus.trainers import upstream
 from trl_plus.trainers.checkpoints import untouched_random_state
 from trl_plus.trainers.reference import ROUNDING_16_BIT
+from trl_plus.upstream.models import base_model, without_checkpointing
 
 logger = logging.getLogger("trl_plus")
 SHORT = 64  # tokens of the row that is scored in different company
@@ -54,7 +54,7 @@ class RowsAlone:
             kept_buffers(self.model),
             untouched_random_state(),
             self.compute_loss_context_manager(),
-            upstream.without_checkpointing(self.model, self.args),
+            without_checkpointing(self.model, self.args),
             self.without_statistics(),
             self.without_layouts(),
         ):
@@ -65,7 +65,7 @@ class RowsAlone:
                 return "it draws random numbers in training (noise in a router or a layer)"
             beside = score(model, rows).logps[0, : len(first)]
             after = score(model, cut(rows, 1)).logps[0]
-            half = in_16_bits(upstream.base_model(self.model))
+            half = in_16_bits(base_model(self.model))
         allowed = max(TOLERANCE_16_BIT, ROUNDING_16_BIT / len(first) ** 0.5) if half else TOLERANCE
         for other, why in (
             (again, "it keeps a state from one forward to the next, which changes a row by {:.2g} nats"),

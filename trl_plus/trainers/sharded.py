@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from trl_plus.trainers import upstream
+from trl_plus.upstream.models import build_again
 
 
 def frozen_copy(model: Any) -> Any:
@@ -23,7 +23,7 @@ def frozen_copy(model: Any) -> Any:
 def _copy_of_shards(model: Any) -> Any:
     """A second model of the same configuration, cut in the same way, with this process's shards copied into it."""
     with torch.random.fork_rng(devices=[]):
-        copied = upstream.build_again(model)
+        copied = build_again(model)
     for kind in ("named_parameters", "named_buffers"):
         ours, theirs = dict(getattr(copied, kind)()), dict(getattr(model, kind)())
         odd = sorted(ours.keys() ^ theirs.keys())

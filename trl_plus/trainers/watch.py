@@ -13,8 +13,9 @@ from typing import Any
 from transformers import TrainerCallback
 
 from trl_plus.trainers.configs import CPOConfig, ORPOConfig, SimPOConfig
-from trl_plus.trainers.rates import adapter_of, before_the_first_step
+from trl_plus.trainers.rates import before_the_first_step
 from trl_plus.upstream.compat import TRLKTOConfig
+from trl_plus.upstream.models import adapter_of
 
 logger = logging.getLogger("trl_plus")
 Log = dict[str, float]

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from trl_plus.data.files import DataError
+from trl_plus.errors import DataError
 from trl_plus.ui.printable import printable
 
 _TEMPLATES = Path(__file__).with_name("templates")

@@ -110,3 +110,17 @@ def _refuse(kwargs: dict[str, Any]) -> None:
 def _eager(module: Any, *args: Any, **kwargs: Any) -> Any:
     """The attention function of the model's own file."""
     return sys.modules[type(module).__module__].eager_attention_forward(module, *args, **kwargs)
+
+
+def name_eager_attention(model: Any) -> str | None:
+    """Gives a model with eager attention a registered name for it. Why it cannot have one, or None.
+
+    "eager" is no entry of transformers' registry but a function of each model's own file.
+    """
+    if model.config._attn_implementation != "eager":
+        return None
+    if not hasattr(sys.modules[type(model.base_model).__module__], "eager_attention_forward"):
+        return "the model's attention does not go through transformers' AttentionInterface"
+    register()
+    model.set_attn_implementation(EAGER)
+    return None

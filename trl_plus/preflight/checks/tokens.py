@@ -43,7 +43,7 @@ def prompt_is_no_prefix(tokens: TokenRows, target: Target) -> Hits:
 
 def _prompt_alone(row: Row, target: Target) -> list[int]:
     """The ids of the prompt by itself; [] for sides with different histories, whose shared part is no prompt."""
-    from trl_plus.trainers.upstream import tokenize_messages
+    from trl_plus.data.templates import tokenize_messages
 
     contexts = list(row.context.values())
     if any(context != contexts[0] for context in contexts):

@@ -4,17 +4,12 @@
 the hooks and never a private method.
 """
 
-import copy
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate.utils import extract_model_from_parallel, is_peft_model
 
-from trl_plus.data.templates import fitted, needs_of
-from trl_plus.forward.attention import EAGER, register
 from trl_plus.forward.score import model_inputs
 
 
@@ -257,69 +252,3 @@ class Seams:
             return
         self._metrics[mode].update({name: [value] for name, value in means.items()})
         super().log(logs, start_time)
-
-
-def is_peft(model: Any) -> bool:
-    return isinstance(model, torch.nn.Module) and is_peft_model(model)  # a path is neither
-
-
-def plain_model(model: Any) -> Any:
-    """The model inside DDP, FSDP1 or DeepSpeed (whose `config` is another), with its PEFT wrapper if it has one."""
-    return extract_model_from_parallel(model)
-
-
-def base_model(model: Any) -> Any:
-    """The causal language model inside an engine and a PEFT wrapper, or the model itself."""
-    model = plain_model(model)
-    return model.get_base_model() if is_peft(model) else model
-
-
-def build_again(model: Any) -> Any:
-    """A model of the same class and configuration with other weights. Under ZeRO-3 they are cut at once."""
-    return type(model)._from_config(copy.deepcopy(model.config), dtype=model.dtype)
-
-
-def adapter_file(model: Any, adapter: str) -> dict[str, Any]:
-    """The weights that PEFT writes for an adapter, by the names that they have in its file."""
-    from peft import get_peft_model_state_dict
-
-    return get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
-
-
-def ignore_bool_buffers(model: Any) -> None:
-    """TRL's remedy, under `ignore_bias_buffers`, for DDP's refusal of boolean buffers (transformers issue 22482)."""
-    model._ddp_params_and_buffers_to_ignore = [n for n, b in model.named_buffers() if b.dtype == torch.bool]
-
-
-def without_checkpointing(model: Any, args: Any) -> Any:
-    """Context in which gradient checkpointing is off, for passes without gradient."""
-    from trl.models.utils import disable_gradient_checkpointing
-
-    return disable_gradient_checkpointing(model, args.gradient_checkpointing_kwargs)
-
-
-def tokenize_messages(processing_class: Any, messages: list[dict[str, Any]], **kwargs: Any) -> list[int]:
-    """Token ids of a conversation, by the very function that TRL tokenizes rows with."""
-    from trl.data_utils import _tokenize
-
-    return _tokenize(processing_class, fitted(messages, needs_of(processing_class)), **kwargs)["input_ids"]
-
-
-def common_prefix(a: list[int], b: list[int]) -> int:
-    from trl.data_utils import common_prefix_length
-
-    return common_prefix_length(a, b)
-
-
-def name_eager_attention(model: Any) -> str | None:
-    """Gives a model with eager attention a registered name for it. Why it cannot have one, or None.
-
-    "eager" is no entry of transformers' registry but a function of each model's own file.
-    """
-    if model.config._attn_implementation != "eager":
-        return None
-    if not hasattr(sys.modules[type(model.base_model).__module__], "eager_attention_forward"):
-        return "the model's attention does not go through transformers' AttentionInterface"
-    register()
-    model.set_attn_implementation(EAGER)
-    return None
