@@ -7,8 +7,8 @@ Stages come in the order of what their answers are worth. Each has a process and
 stage. Every result is a JSON line in `cells.jsonl`, written at once; at the end they are printed as a table. Models are
 random, in the shapes of Qwen2.5, both sides in the same dtype, and none is written to disk.
 
-A stage that lacks time or a package is printed as skipped. The exit code is 1 if a result is wrong or a stage failed. With
-`--tiny` it is 1 also if a stage was skipped, since that run shows that all of them work.
+A stage that lacks time or a package is printed as skipped. The exit code is 1 if a result is wrong or a stage failed.
+A run with `--tiny` shows that all stages work, so it fails if one was skipped.
 """
 
 import argparse
