@@ -9,7 +9,7 @@ import os
 import random
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from trl_plus.runs import checkpoint_files as files
 from trl_plus.runs.model_card import is_ours
 from trl_plus.step.meters import UNSAVED
 from trl_plus.trainers.card import CARD
+from trl_plus.upstream.models import is_peft
 
 logger = logging.getLogger("trl_plus")
 PROGRESS = "trl_plus_state.json"
@@ -133,12 +134,18 @@ class SafeCheckpoints:
         self.accelerator.wait_for_everyone()  # each process lists the checkpoints next
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save as transformers does, with two differences.
+        """Save as transformers does, with three differences.
 
         A schedule-free optimizer's averaged weights are saved, which are those that are evaluated. Under FSDP the model
-        is saved whole, also if checkpoints are saved in shards: transformers would write nothing then.
+        is saved whole, also if checkpoints are saved in shards: transformers would write nothing then. Shards of
+        DeepSpeed are written elsewhere and then moved, as whole models are (`save_files`).
         """
         self.use_weights(averaged=True)
+        if not _internal_call and self._ends_in_shards():
+            self._save_shards(Path(output_dir or self.args.output_dir))
+            if self.args.push_to_hub:
+                self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+            return None
         plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled and not _internal_call else None
         kind = plugin.state_dict_type if plugin is not None else None
         if kind is None or kind.name == "FULL_STATE_DICT":
@@ -148,6 +155,32 @@ class SafeCheckpoints:
             return super().save_model(output_dir, _internal_call)
         finally:
             plugin.set_state_dict_type(kind.name)
+
+    def _ends_in_shards(self) -> bool:
+        """Return True if DeepSpeed leaves the weights in shards. An adapter is gathered in any case."""
+        if not self.is_deepspeed_enabled or self.deepspeed is None or is_peft(self.model):
+            return False
+        cut = self.deepspeed.zero_optimization_partition_weights()
+        return cut and not self.deepspeed.zero_gather_16bit_weights_on_model_save()
+
+    def _save_shards(self, folder: Path) -> None:
+        part, first = folder / files.UNFINISHED / "model", self.args.local_process_index == 0
+        if first:  # of every machine, as in `save_whole`
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True, exist_ok=True)
+        self.accelerator.wait_for_everyone()
+        self.write_model(str(part))
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self.card_is_due(part, folder)
+            files.merge_into(part, folder)
+        self.accelerator.wait_for_everyone()
+        if first:
+            if part.is_dir():  # another machine's disk
+                files.merge_into(part, folder)
+            with suppress(OSError):  # it holds something else, or another process was faster
+                part.parent.rmdir()
+        self.accelerator.wait_for_everyone()
 
     def save_files(self, folder: str, write: Any) -> None:
         """A model saved beside other files: each of its files is written elsewhere and then moved."""
