@@ -20,6 +20,7 @@ from trl_plus.runs import checkpoint_files as files
 from trl_plus.runs.model_card import is_ours
 from trl_plus.step.meters import UNSAVED
 from trl_plus.trainers.card import CARD
+from trl_plus.upstream.engines import check_fsdp2
 from trl_plus.upstream.models import is_peft
 
 logger = logging.getLogger("trl_plus")
@@ -62,6 +63,9 @@ class SafeCheckpoints:
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """transformers' `train`. `resume_from_checkpoint=True` takes the newest complete checkpoint, with a warning
         that says why each incomplete one was passed over."""
+        if getattr(self.accelerator, "is_fsdp2", False):
+            kind = getattr(self.accelerator.state.fsdp_plugin, "state_dict_type", None)
+            check_fsdp2(is_peft(self.model), getattr(kind, "name", None) == "SHARDED_STATE_DICT")
         if resume_from_checkpoint is True and os.path.isdir(self.args.output_dir):
             found = files.find(Path(self.args.output_dir))
             for reason in found.passed_over:
