@@ -14,6 +14,11 @@ from typing import NamedTuple
 
 import pytest
 from filelock import FileLock
+from hypothesis import HealthCheck, settings
+
+# Other processes may use the cores at the same time, so no example is too slow
+settings.register_profile("trl_plus", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("trl_plus")
 
 # A cache of this session's own: what an earlier one kept there would be read instead of computed
 _CACHE = tempfile.mkdtemp(prefix="trl_plus_tests_")
