@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from trl_plus.data.balance import balanced
 from trl_plus.data.columns import mapped
 from trl_plus.data.conversion import AlreadyConverted, convert_rows
 from trl_plus.data.files import test_split
@@ -85,10 +86,10 @@ def load_raw(request: DataRequest) -> RawData:
 
 
 def finish(raw: RawData) -> Data:
-    """Recognise and prepare raw rows, and hold out what the request asks for.
+    """Recognise and prepare raw rows, hold out what the request asks for, and balance the others if it asks for that.
 
     Raises:
-        DataError: the rows do not fit the method, or cannot be held out.
+        DataError: the rows do not fit the method, or cannot be held out or balanced.
     """
     paired, held_out = raw.request.paired_method, raw.eval
     train, form, notes = prepare(raw.train, raw.name, paired)
@@ -98,7 +99,10 @@ def finish(raw: RawData) -> Data:
             raise DataError(f"The training rows are {form}, the held-out rows {eval_form}: use one kind.")
         notes += eval_notes
     done = hold_out(replace(raw, train=train, eval=held_out, notes=[*raw.notes, *notes]))
-    return Data(done.train, done.eval, form, done.notes)
+    if not raw.request.balance:
+        return Data(done.train, done.eval, form, done.notes)
+    train, note = balanced(done.train, raw.name)
+    return Data(train, done.eval, form, [*done.notes, note])
 
 
 def hold_out(raw: RawData) -> RawData:

@@ -15,6 +15,31 @@ _TRACES = {"thinking": "thinking", "reasoning": "text"}
 MEDIA = {"image", "image_url", "input_image", "video", "video_url", "audio", "audio_url", "input_audio", "file"}
 
 
+THINKING_KEYS = ("reasoning_content", "thinking", "reasoning")
+
+
+def message_text(message: Message) -> str:
+    """The text of a message; of a list of content blocks, its text blocks."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        return "\n".join(str(block.get("text") or "") if isinstance(block, dict) else str(block) for block in content)
+    return ""
+
+
+def spoken(message: Message) -> str:
+    """What a message says: its text, and its tool calls. Two messages say the same if this is the same."""
+    calls = message.get("tool_calls")
+    return f"{message_text(message)}\n{calls}" if calls else message_text(message)
+
+
+def said(message: Message) -> str:
+    """What a message says, with a thinking trace that it has under a key of its own between marks."""
+    thought = next((message[key] for key in THINKING_KEYS if isinstance(message.get(key), str)), "")
+    return f"<think>{thought}</think>{spoken(message)}" if thought else spoken(message)
+
+
 def bare(value: Any, feature: Any = None) -> Any:
     """The value without the nulls with which a table fills mappings: each row gets the keys of all others.
 

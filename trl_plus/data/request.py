@@ -17,6 +17,7 @@ class DataRequest:
         test_split_required: the recipe names the test split itself, so its absence is an error.
         eval_fraction: share of the training rows to hold out where there is no test split.
         max_eval_rows: at most so many held-out rows; 0 for none, None for all.
+        balance: weigh the training rows by `data.balance`; `load` and `finish` do it.
         row_column: name of an int64 column that every row then carries: the 0-based index of the row it was made from,
             in the split as it was read, before conversion, mixing and hold-out. None for no such column.
     """
@@ -37,6 +38,7 @@ class DataRequest:
     eval_fraction: float = 0.0
     max_eval_rows: int | None = None
     seed: int = 42
+    balance: bool = False
     row_column: str | None = None
 
     @property

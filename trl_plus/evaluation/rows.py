@@ -35,6 +35,7 @@ class HeldOut:
         source_column: what `sources` is taken from.
         digest: of the rows before tokenization (`data.digests`); None where nobody asks for it.
         dropped: completions that `max_length` or `overlong` removed, counted in rows of the trainer.
+        train: the prepared training rows of the recipe; None for pairs that were given.
     """
 
     rows: Any
@@ -48,6 +49,7 @@ class HeldOut:
     pairs: Ints
     dropped: int
     digest: str | None = None
+    train: Any = None
 
     def batches(self, size: int) -> Iterator[tuple[Ints, dict[str, Any]]]:
         """The trainer's evaluation batches: indices of the completions, and tensors."""
@@ -70,7 +72,7 @@ def held_out_rows(objects: RunObjects, processor: Any, rows: int | None, by: str
     """
     import trl_plus
 
-    found = _load(objects, processor, rows)
+    found, train = _load(objects, processor, rows)
     trainer = getattr(trl_plus, objects.recipe.method.trainer)
     try:
         with quiet_maps():
@@ -79,11 +81,13 @@ def held_out_rows(objects: RunObjects, processor: Any, rows: int | None, by: str
         raise DataError(str(error)) from error
     twice = not objects.recipe.method.paired and "chosen" in found.column_names
     dropped = len(found) * (2 if twice else 1) - len(tokenized)
-    return replace(_described(tokenized, objects, processor, by, dropped), digest=held_out_digest(found))
+    described = _described(tokenized, objects, processor, by, dropped)
+    return replace(described, digest=held_out_digest(found), train=train)
 
 
-def _load(objects: RunObjects, processor: Any, rows: int | None) -> Any:
-    request = replace(objects.data, row_column=ROW)
+def _load(objects: RunObjects, processor: Any, rows: int | None) -> tuple[Any, Any]:
+    """The held-out rows and the training rows."""
+    request = replace(objects.data, row_column=ROW, balance=False)  # which weighs training rows only
     if rows is not None and request.max_eval_rows != 0:
         request = replace(request, max_eval_rows=None if rows < 0 else rows)
     with quiet_maps():
@@ -104,7 +108,7 @@ def _load(objects: RunObjects, processor: Any, rows: int | None) -> Any:
         held_out = Dataset.from_list(list(held_out))
     if {"image", "images"} & set(held_out.column_names):
         raise DataError("Rows with images are not evaluated here: use `trainer.evaluate()` of the run's trainer.")
-    return held_out
+    return held_out, data.train
 
 
 def _described(rows: Any, objects: RunObjects, processor: Any, by: str | None, dropped: int) -> HeldOut:

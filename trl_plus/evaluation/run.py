@@ -21,6 +21,7 @@ from trl_plus.evaluation.measures import (
 from trl_plus.evaluation.models import free, is_adapter, load_model, other_base, out_of_memory, put_adapter, scorer
 from trl_plus.evaluation.rows import HeldOut, held_out_rows
 from trl_plus.evaluation.scores import Advance, Scores, score_rows
+from trl_plus.evaluation.shortcut import ByShortcut, by_shortcut
 from trl_plus.evaluation.statistics import Estimate
 from trl_plus.recipes.recipe import COMMAND_LINE, Recipe
 from trl_plus.runs.evaluated import Judged, judged
@@ -50,6 +51,7 @@ class Evaluation:
         weights: what tells the tuned weights from others; None where only the base was scored.
         time: when it was made, ISO 8601 in UTC.
         divergence: kind of completion -> mean log-ratio per token (`measures.divergence`); None with one model.
+        shortcut: what surface features alone reach; None if there are too few rows to tell.
     """
 
     source: str
@@ -71,6 +73,7 @@ class Evaluation:
     seconds: float = 0.0
     weights: Judged | None = None
     time: str = ""
+    shortcut: ByShortcut | None = None
 
 
 def evaluate(
@@ -118,6 +121,7 @@ def evaluate(
         seconds=time.monotonic() - start,
         weights=which,
         time=datetime.now(UTC).isoformat(timespec="seconds"),
+        shortcut=by_shortcut(held_out, held_out.train, models),
     )
 
 

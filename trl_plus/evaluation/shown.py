@@ -96,7 +96,11 @@ def _moment(text: Any) -> float:
 def _measures(content: Mapping[str, Any]) -> list[tuple[str, list[Cell]]]:
     pairs, labels, ratios = content["pairs"], content["labels"], content["divergence"]
     lengths = content["lengths"] or {}
-    rows: list[tuple[str, list[Cell]]] = []
+    shortcut = content.get("shortcut") or {}  # earlier versions have none
+    rows: list[tuple[str, list[Cell]]] = [
+        ("Accuracy of surface features alone, without a model", [_share(shortcut.get("accuracy"))] * len(_MODELS)),
+        ("AUC of surface features alone, without a model", [_share(shortcut.get("auc"))] * len(_MODELS)),
+    ]
     for measure, words in _MEASURES:
         if pairs:
             found = [(pairs["models"].get(model) or {}).get(measure) or {} for model in _MODELS]
@@ -121,6 +125,9 @@ def _groups(content: Mapping[str, Any]) -> list[tuple[str, int, list[Cell]]]:
     """Accuracy by log-probability per token, which every model has."""
     buckets = (content["lengths"] or {}).get("buckets") or []
     named = [(f"length difference {group['name']}", group) for group in buckets]
+    shortcut = content.get("shortcut") or {}
+    for name, words in (("right", "surface features alone are right"), ("wrong", "surface features alone are wrong")):
+        named += [(words, shortcut[name])] if shortcut.get(name) else []
     named += [(f"source {group['name']}", group) for group in content["sources"]]
     return [
         (

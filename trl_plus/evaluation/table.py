@@ -10,6 +10,7 @@ from rich.text import Text
 
 from trl_plus.evaluation.measures import FEWEST, PER_TOKEN, REWARD, ByLabel, ByLength, Group
 from trl_plus.evaluation.run import Evaluation
+from trl_plus.evaluation.shortcut import TRAIN, ByShortcut
 from trl_plus.evaluation.statistics import Estimate
 from trl_plus.ui.printable import printable
 
@@ -38,6 +39,8 @@ def evaluation_report(evaluation: Evaluation) -> Iterator[Any]:
     if evaluation.lengths is not None:
         yield _groups("Accuracy by length difference (tokens, better minus worse)", evaluation.lengths.buckets)
         yield f"Preferring the longer side would win {evaluation.lengths.longer_wins:.3f} of all pairs; {_LENGTH}"
+    if evaluation.shortcut is not None:
+        yield from _shortcut(evaluation.shortcut)
     if evaluation.sources:
         yield _groups(f"Accuracy by source (`{evaluation.source_column}`)", evaluation.sources)
     if evaluation.divergence is not None:
@@ -117,6 +120,24 @@ def _groups(title: str, groups: list[Group]) -> Table:
         shown = ("-" if cell is None else estimate_text(cell.accuracy, 2) for cell in cells)
         table.add_row(Text(printable(group.name)), f"{group.pairs:,}", *shown)
     return table
+
+
+def _shortcut(found: ByShortcut) -> Iterator[Any]:
+    """What surface features alone reach, and how the models do where these are right and where they are wrong."""
+    groups = [group for group in (found.right, found.wrong) if group is not None]
+    if groups:
+        yield _groups("Accuracy by what surface features alone say", groups)
+    yield shortcut_sentence(found)
+
+
+def shortcut_sentence(found: ByShortcut) -> str:
+    """What surface features alone reach, and which rows they were fitted on."""
+    which = "the training rows" if found.fitted_on == TRAIN else "the other held-out rows (cross-fitted)"
+    reached = [
+        f"would win {estimate_text(found.accuracy, 3)} of all pairs" if found.accuracy is not None else "",
+        f"would reach an AUC of {estimate_text(found.auc, 3)}" if found.auc is not None else "",
+    ]
+    return f"Surface features alone, fitted on {found.rows:,} of {which}, {' and '.join(filter(None, reached))}."
 
 
 def _divergence(found: dict[str, Estimate | None]) -> Table:

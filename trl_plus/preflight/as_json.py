@@ -5,7 +5,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+from trl_plus.evaluation.intervals import Estimate
 from trl_plus.preflight.findings import Example, Finding, Lengths, Preview, Result, Severity, Split, Token
+from trl_plus.preflight.shortcuts import Shortcut, Trait
 
 SCHEMA_VERSION = 1  # rises when a key goes or changes its meaning; keys may be added within a version
 _SCHEMA = Path(__file__).with_name("preflight.schema.json")
@@ -59,7 +61,20 @@ def _split_from(split: dict[str, Any]) -> Split:
     for part in lengths:
         part.quantiles.update({key: _number(value) for key, value in part.quantiles.items()})
     differences = [(chosen, rejected) for chosen, rejected in split["differences"]]
-    return Split(**{**split, "lengths": lengths, "differences": differences})
+    shortcut = _shortcut_from(split.get("shortcut"))
+    return Split(**{**split, "lengths": lengths, "differences": differences, "shortcut": shortcut})
+
+
+def _shortcut_from(content: dict[str, Any] | None) -> Shortcut | None:
+    """The shortcut that `_shortcut` was given, without its examples, which the finding holds."""
+    if content is None:
+        return None
+    shares = {name: Estimate(*map(_number, content[name].values())) for name in _SHARES}
+    scores = {name: tuple(content["scores"][name]) for name in ("edges", "counts")}
+    numbers = {name: content[name] for name in ("rows", "prompts", "wrong", "paired")}
+    return Shortcut(
+        **numbers, **shares, **scores, traits=tuple(Trait(**one) for one in content["features"]), examples=()
+    )
 
 
 def _finding_from(finding: dict[str, Any]) -> Finding:
@@ -92,6 +107,25 @@ def _split(split: Split) -> dict[str, Any]:
         "labels": None if split.labels is None else {label: int(count) for label, count in split.labels.items()},
         "lengths": [_lengths(lengths) for lengths in split.lengths],
         "differences": [[int(chosen), int(rejected)] for chosen, rejected in split.differences],
+        "shortcut": None if split.shortcut is None else _shortcut(split.shortcut),
+    }
+
+
+_SHARES = ("accuracy", "length", "other")
+
+
+def _shortcut(found: Shortcut) -> dict[str, Any]:
+    return {
+        "rows": found.rows,
+        "prompts": found.prompts,
+        "paired": found.paired,
+        **{name: {key: _finite(value) for key, value in vars(getattr(found, name)).items()} for name in _SHARES},
+        "wrong": found.wrong,
+        "features": [
+            {"name": trait.name, "words": trait.words, "weight": _finite(trait.weight), "alone": _finite(trait.alone)}
+            for trait in found.traits
+        ],
+        "scores": {"edges": list(map(_finite, found.edges)), "counts": list(found.counts)},
     }
 
 

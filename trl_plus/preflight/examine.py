@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from trl_plus.data.formats import prepare
+from trl_plus.data.surface import measure, stock_keys
 from trl_plus.data.token_ids import no_row, unknown_token
 from trl_plus.errors import DataError
 from trl_plus.preflight import checks  # noqa: F401  (registers them)
@@ -15,7 +16,7 @@ from trl_plus.preflight.checks.shape import conversations
 from trl_plus.preflight.findings import EXAMPLES
 from trl_plus.preflight.preview import preview_rows
 from trl_plus.preflight.registry import CONVERSATION, SHAPE, TEXT, TOKENS
-from trl_plus.preflight.rows import ROW, SOURCE, Row, excerpt, read_row
+from trl_plus.preflight.rows import ROW, SOURCE, Row, excerpt, message_text, read_row
 from trl_plus.preflight.sketches import sketch
 from trl_plus.preflight.tally import Tally
 from trl_plus.preflight.target import Target
@@ -105,7 +106,7 @@ def _keep_texts(rows: list[Row], split: str, tally: Tally, near: bool) -> None:
         arrays["sketch"] = sketch(
             [(_asked(row, split), "\n".join(said)) for row, said in zip(rows, answers, strict=True)]
         )
-    tally.keep(tally.text, arrays)
+    tally.keep(tally.text, arrays | _surface(rows, sides))
     for row in rows:
         tally.counts["weightless"] += row.raw.get("weight") == 0
         tally.counts["scored"] += any(
@@ -115,6 +116,19 @@ def _keep_texts(rows: list[Row], split: str, tally: Tally, near: bool) -> None:
             chosen, rejected = _is_poor(row.chosen), _is_poor(row.rejected)
             tally.counts["chosen_poor"] += chosen and not rejected
             tally.counts["rejected_poor"] += rejected and not chosen
+
+
+def _surface(rows: list[Row], sides: list[str]) -> dict[str, np.ndarray]:
+    """Of each response what a shortcut may be made of, (N, sides, ...), and what its row weighs."""
+    asked = [message_text(row.turns[-1]) if row.turns else row.prompt for row in rows]
+    said = [[row.said(side) for row in rows] for side in sides]
+    weights = [row.raw.get("weight") for row in rows]
+    return {
+        "position": np.array([row.index for row in rows], np.int64),
+        "surface": np.stack([measure(texts, asked) for texts in said], 1).astype(np.float16),
+        "stock": np.stack([stock_keys(texts) for texts in said], 1),
+        "weight": np.array([1.0 if weight is None else float(weight) for weight in weights]),
+    }
 
 
 def _is_poor(text: str) -> bool:
@@ -181,6 +195,7 @@ def _refuse_unknown_tokens(tokens: TokenRows, target: Target, split: str) -> Non
 
 def _keep_tokens(tokens: TokenRows, tally: Tally) -> None:
     values: dict[str, np.ndarray] = {"prompt": tokens.prompt.lengths, "dropped": tokens.dropped}
+    values["position"] = tokens.index
     values |= {side: tokens.response_lengths(side) for side in tokens.sides}
     values |= {f"{side}_over": tokens.over(side) * ~tokens.dropped for side in tokens.sides}
     if tokens.label is not None:

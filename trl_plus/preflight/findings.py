@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from trl_plus.preflight.shortcuts import Shortcut
+
 EXAMPLES = 3  # rows shown per finding
 EXCERPT = 160  # characters of an example
 
@@ -135,6 +137,7 @@ class Split:
         differences: (chosen, rejected) response lengths in tokens of at most 1000 rows, for the plot.
         labels: rows by label ("true", "false"); None for pairs.
         dropped, cut: rows that `max_length` drops, and sides it cuts, by side.
+        shortcut: what surface features alone reach; None for a held-out split, or for too few rows.
     """
 
     name: str
@@ -145,6 +148,7 @@ class Split:
     labels: dict[str, int] | None = None
     dropped: int = 0
     cut: dict[str, int] = field(default_factory=dict)
+    shortcut: Shortcut | None = None
 
 
 @dataclass

@@ -4,8 +4,9 @@ from typing import Any
 
 from trl_plus.preflight import words
 from trl_plus.preflight.findings import Finding, Result, Severity, Split
-from trl_plus.preflight.plots import HEIGHT, WIDTH, difference_plot, length_plot
+from trl_plus.preflight.plots import HEIGHT, WIDTH, difference_plot, length_plot, shortcut_plot
 from trl_plus.preflight.preview_parts import heading, parts_of
+from trl_plus.preflight.shortcuts import Shortcut
 from trl_plus.ui.pages import render
 from trl_plus.ui.printable import clipped
 
@@ -70,6 +71,19 @@ def split_view(split: Split, max_length: int | None) -> dict[str, Any]:
         "difference": (difference_plot(split.differences), words.length_difference(split.differences))
         if split.differences
         else None,
+        "shortcut": None if split.shortcut is None else _shortcut(split.shortcut),
+    }
+
+
+_TRAITS = 8  # features of the shortcut in the table beside its plot
+
+
+def _shortcut(found: Shortcut) -> dict[str, Any]:
+    """What surface features alone reach: plot, sentence, and (words, weight, share alone) of the heaviest features."""
+    return {
+        "plot": shortcut_plot(found),
+        "sentence": words.shortcut_share(found),
+        "traits": [(trait.words, f"{abs(trait.weight):.2f}", f"{trait.alone:.3f}") for trait in found.traits[:_TRAITS]],
     }
 
 

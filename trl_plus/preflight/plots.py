@@ -7,6 +7,7 @@ from itertools import pairwise
 from math import ceil, floor, log10
 
 from trl_plus.preflight.findings import Lengths
+from trl_plus.preflight.shortcuts import Shortcut
 
 WIDTH, HEIGHT = 320.0, 112.0  # of the bars; the templates add room for the axis
 BINS = 16  # of the difference plot, on either side of zero
@@ -79,6 +80,26 @@ def difference_plot(pairs: Sequence[tuple[int, int]]) -> Plot:
     outer = (BINS - 1) * step + 1
     ticks = [(0.0, f"≤ {-outer:,}"), (middle, "0"), (WIDTH, f"≥ {outer:,}")]
     return Plot(bars, ticks, None, peak)
+
+
+def shortcut_plot(found: Shortcut) -> Plot:
+    """A histogram of the scores of the preferred side: left of the middle the rule is wrong."""
+    edges, counts = found.edges, found.counts
+    width, peak, last = WIDTH / max(len(counts), 1), max(counts, default=0), len(counts) - 1
+    bars = []
+    for index, count in enumerate(counts):
+        low, high = edges[index], edges[index + 1]
+        span = (
+            f"{low:+.1f} to {high:+.1f}"
+            if 0 < index < last
+            else f"{high:+.1f} or less"
+            if index == 0
+            else f"{low:+.1f} or more"
+        )
+        kind = "shorter" if high <= 0 else "longer"
+        bars.append(_bar(index * width, width, count, peak, f"log-odds {span}: {_rows(count)}", kind))
+    ticks = [(0.0, f"≤ {edges[0]:+.1f}"), (WIDTH / 2, "0"), (WIDTH, f"≥ {edges[-1]:+.1f}")]
+    return Plot([bar for bar in bars if bar.height], ticks, None, peak)
 
 
 def _side(index: int) -> str:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from trl_plus.data.messages import THINKING_KEYS, message_text, said, spoken
 from trl_plus.data.responses import Message, is_conversation, split_response
 from trl_plus.preflight.findings import EXCERPT
 
@@ -11,8 +12,11 @@ ROW = "_position"  # column with a row's position among the rows looked at
 SOURCE_ROW = "_row"  # column with a row's index in its source
 SOURCE = f"{SOURCE_ROW}_source"  # and, in a mixture, with the index of that source among its entries
 IMAGES = ("image", "images")  # columns
+__all__ = [
+    "IMAGES", "ROLES", "ROW", "SOURCE", "SOURCE_ROW", "THINKING_KEYS", "Kind", "Row", "excerpt", "kind_of",
+    "message_text", "read_row", "spoken",
+]  # fmt: skip
 ROLES = {"system", "developer", "user", "assistant", "tool", "function", "ipython"}
-THINKING_KEYS = ("reasoning_content", "thinking", "reasoning")
 
 
 @dataclass(frozen=True)
@@ -56,22 +60,6 @@ def kind_of(row: dict[str, Any]) -> Kind | None:
         return None
     text_prompt = conversational and isinstance(prompt, str)
     return Kind(sides, conversational, prompt is not None, text_prompt, text_prompt and len(values[0]) > 1)
-
-
-def message_text(message: Message) -> str:
-    """The text of a message; of a list of content blocks, its text blocks."""
-    content = message.get("content")
-    if isinstance(content, str):
-        return content
-    if isinstance(content, list):
-        return "\n".join(str(block.get("text") or "") if isinstance(block, dict) else str(block) for block in content)
-    return ""
-
-
-def spoken(message: Message) -> str:
-    """What a message says: its text, and its tool calls. Two messages say the same if this is the same."""
-    calls = message.get("tool_calls")
-    return f"{message_text(message)}\n{calls}" if calls else message_text(message)
 
 
 def excerpt(text: str, around: int = 0) -> str:
@@ -136,6 +124,10 @@ class Row:
         return [
             spoken(self.last_message(side)) if self.conversational else text for side, text in self.responses.items()
         ]
+
+    def said(self, side: str) -> str:
+        """What a response says, with its tool calls and its thinking trace."""
+        return said(self.last_message(side)) if self.conversational else self.responses[side]
 
     @cached_property
     def texts(self) -> list[tuple[str, str]]:

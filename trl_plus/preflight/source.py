@@ -61,6 +61,7 @@ def open_run(objects: RunObjects, processor: Any | None) -> Source:
         processor=processor,
         trainer=objects.recipe.method.trainer,
         plain_text=objects.options.plain_text,
+        balance=objects.options.balance,
     )
     if processor is not None:
         revision = objects.model.model_revision

@@ -16,7 +16,7 @@ def split_statistics(split: Split, summary: Summary, target: Target) -> Split:
     """The split with its statistics."""
     labels = summary.text.get("label")
     counts = None if labels is None else {"true": int(labels.sum()), "false": int((~labels).sum())}
-    tokens = summary.tokens
+    tokens, split = summary.tokens, replace(split, shortcut=summary.shortcut)
     if not tokens:
         return replace(split, labels=counts)
     sides = [side for side in target.sides if side in tokens]

@@ -21,6 +21,7 @@ from trl_plus.preflight.words import (
     more_rows,
     quantile_name,
     rows_of,
+    shortcut_share,
     totals,
     verdict,
 )
@@ -85,6 +86,8 @@ def _about(split: Split, max_length: int | None) -> Iterator[str]:
         yield f"Labels: {label_balance(split.labels)}."
     if split.differences:
         yield length_difference(split.differences)
+    if split.shortcut is not None:
+        yield shortcut_share(split.shortcut)
 
 
 def _lengths(splits: list[Split]) -> Table:

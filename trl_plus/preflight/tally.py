@@ -3,12 +3,16 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from trl_plus.data.shortcut_rule import Examples, of_labels, of_pairs
+from trl_plus.data.surface import Stock, complete
 from trl_plus.preflight.findings import EXAMPLES, Example, Preview, Severity
 from trl_plus.preflight.rows import SOURCE, SOURCE_ROW
+from trl_plus.preflight.shortcuts import Shortcut, audit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -102,8 +106,9 @@ class Summary:
 
     Attributes:
         index: row in the source, for each readable row.
-        text: per readable row: hashes "row", "prompt" and of each side, "<side>_size" in characters, "label", "sketch".
-        tokens: per token row: "prompt", and of each side, in tokens; "label", "dropped".
+        text: per readable row: hashes "row", "prompt" and of each side, "<side>_size" in characters, "label", "sketch",
+            "position", and "surface", "stock" (both of each side) and "weight", see `data.surface`.
+        tokens: per token row: "prompt", and of each side, in tokens; "label", "dropped", and its row's "position".
         hits: what the other checks found, by code.
         sampled: only some of the split's rows were looked at.
         scattered: and these are not neighbours.
@@ -125,6 +130,37 @@ class Summary:
         """Where a row comes from, as `Target.example` takes it."""
         found = {SOURCE_ROW: int(self.index[place])}
         return {**found, SOURCE: int(self.text["source"][place])} if "source" in self.text else found
+
+    @cached_property
+    def examples(self) -> Examples | None:
+        """The rows as the audit of shortcuts sees them; None if no row was read."""
+        if "surface" not in self.text:
+            return None
+        measured, keys = self.text["surface"], self.text["stock"]
+        stock = Stock.of(keys.reshape(-1, 2)).common(keys.reshape(-1, 2), own=True).reshape(keys.shape)
+        whole = complete(measured.astype(np.float32), stock, self._token_counts(measured.shape[1]))
+        prompts, weights = self.text["prompt"], self.text["weight"]
+        if "label" in self.text:
+            return of_labels(whole[:, 0], self.text["label"], prompts, weights)
+        return of_pairs(whole, prompts, weights)
+
+    @cached_property
+    def shortcut(self) -> Shortcut | None:
+        """What surface features alone reach on the training rows; None for a held-out split or too few rows."""
+        return audit(self.examples) if self.split == "train" and self.examples is not None else None
+
+    def _token_counts(self, sides: int) -> np.ndarray | None:
+        """(N, sides): tokens of each response, 0 for a row that was not tokenized; None without a model."""
+        if not self.tokens:
+            return None
+        place = np.searchsorted(self.text["position"], self.tokens["position"])
+        found = np.full((len(self.text["position"]), sides), -1, np.int64)
+        if sides == 2 and "completion" in self.tokens:  # a pair that became two completions
+            found[place, np.where(self.tokens["label"], 0, 1)] = self.tokens["completion"]
+        else:
+            for side, name in enumerate(("chosen", "rejected") if sides == 2 else ("completion",)):
+                found[place, side] = self.tokens[name]
+        return np.where((found < 0).any(1, keepdims=True), 0, found)
 
     @property
     def unit(self) -> str:

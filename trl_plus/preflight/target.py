@@ -23,6 +23,7 @@ class Target:
         trainer: name of the trainer class.
         vocabulary: the tokens that the model knows; None without a model.
         plain_text: text without the turns of a chat template is meant.
+        balance: the run weighs its rows by `data.balance`.
         sources: the datasets of a mixture, in the order of its entries.
     """
 
@@ -36,6 +37,7 @@ class Target:
     vocabulary: Vocabulary | None = None
     sources: tuple[str, ...] = ()
     plain_text: bool = False
+    balance: bool = False
 
     def example(self, raw: dict[str, Any], detail: str) -> Example:
         """A row to show; one of a mixture with the name of its dataset, within which rows are numbered."""

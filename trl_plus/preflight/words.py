@@ -3,6 +3,7 @@
 from statistics import median
 
 from trl_plus.preflight.findings import EXCERPT, Example, Finding, Result, Severity, Split
+from trl_plus.preflight.shortcuts import Shortcut
 from trl_plus.ui.printable import clipped
 
 DETAIL = 4 * EXCERPT  # characters shown of an example: a check may put excerpts of two sides into one
@@ -110,3 +111,12 @@ def label_balance(labels: dict[str, int]) -> str:
     """Rows per label, with their shares."""
     total = sum(labels.values())
     return ", ".join(f"{count:,} {label} ({percent(count / total if total else 0)})" for label, count in labels.items())
+
+
+def shortcut_share(found: Shortcut) -> str:
+    """What surface features alone reach, beside what chance does."""
+    value, what = found.accuracy, "the preferred side" if found.paired else "the label"
+    return (
+        f"Surface features alone tell {what} in {percent(value.value)} of {found.rows:,} rows (95% interval "
+        f"{percent(value.low)} to {percent(value.high)}; chance is 50%)."
+    )

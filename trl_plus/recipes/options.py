@@ -38,6 +38,13 @@ class RunOptions:
             "has no test split. 0 holds out nothing."
         },
     )
+    balance: bool = field(
+        default=False,
+        metadata={
+            "help": "Weigh the training rows so that surface features (length, lists, openings) no longer tell the "
+            "preferred side, by the column `weight`."
+        },
+    )
     max_eval_rows: int | None = field(
         default=None,
         metadata={"help": "Evaluate on at most this many held-out rows (drawn with `seed`); 0 turns evaluation off."},

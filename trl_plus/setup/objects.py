@@ -76,6 +76,7 @@ def data_request(recipe: Recipe) -> DataRequest:
         eval_fraction=recipe["eval_fraction"],
         max_eval_rows=recipe["max_eval_rows"],
         seed=recipe["seed"],
+        balance=bool(options.get("balance")),
     )
 
 

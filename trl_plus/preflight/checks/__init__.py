@@ -8,9 +8,22 @@ from trl_plus.preflight.checks import (
     lengths,
     prompts,
     shape,
+    shortcuts,
     templates,
     tokens,
     turns,
 )
 
-__all__ = ["columns", "content", "duplicates", "labels", "lengths", "prompts", "shape", "templates", "tokens", "turns"]
+__all__ = [
+    "columns",
+    "content",
+    "duplicates",
+    "labels",
+    "lengths",
+    "prompts",
+    "shape",
+    "shortcuts",
+    "templates",
+    "tokens",
+    "turns",
+]
