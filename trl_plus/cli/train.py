@@ -76,6 +76,9 @@ def train(
             raise typer.Exit(_start(loaded, words, accelerate_config, num_processes))
         else:
             from trl_plus.launch.request import asked_of
+            from trl_plus.launch.signals import end_with_parent
+
+            end_with_parent()
             from trl_plus.training.run import run
 
             words = _words(recipe, context.args, resume, force, no_preflight)

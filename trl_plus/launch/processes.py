@@ -10,11 +10,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from trl_plus.launch.decision import Launch
 from trl_plus.launch.engines import launcher_arguments
 from trl_plus.launch.request import ENGINE, PROCESSES
-from trl_plus.launch.signals import leave_terminal, stopping_signals
+from trl_plus.launch.signals import PARENT, leave_terminal, stopping_signals
 
 INTERRUPTED = 130
 _POLL = 0.1  # seconds
@@ -62,12 +63,15 @@ def start(launch: Launch, words: Sequence[str]) -> int:
         _send(processes, number)
 
     handlers = {number: signal.signal(number, pass_on) for number in stopping_signals()}
+    watched, held = os.pipe()  # `held` closes when this process ends, however it ends
+    watching: dict[str, Any] = {"pass_fds": [watched]} if os.name == "posix" else {}
+    shared |= {PARENT: str(watched)} if watching else {}
     try:
         for local in range(launch.local_processes):
             rank = launch.machine_rank * launch.local_processes + local
             numbered = shared | {"LOCAL_RANK": str(local), "RANK": str(rank)}
             # a session of its own: Ctrl-C reaches this process only, which passes it on once
-            processes.append(subprocess.Popen(command, env=numbered, start_new_session=True))
+            processes.append(subprocess.Popen(command, env=numbered, start_new_session=True, **watching))
         for number in received:  # came while they were being started
             _send(processes, number)
         return _wait(processes, received)
@@ -75,6 +79,8 @@ def start(launch: Launch, words: Sequence[str]) -> int:
         for process in processes:
             if process.poll() is None:
                 process.kill()
+        os.close(watched)
+        os.close(held)
         for number, handler in handlers.items():
             signal.signal(number, handler)
 

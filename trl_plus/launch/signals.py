@@ -3,7 +3,10 @@
 import os
 import signal
 import stat
+import threading
 from contextlib import suppress
+
+PARENT = "TRL_PLUS_PARENT"  # a pipe's descriptor: the process that started this one holds the other end open
 
 
 def stopping_signals() -> tuple[signal.Signals, ...]:
@@ -24,3 +27,20 @@ def leave_terminal(number: int) -> None:
             if stat.S_ISCHR(os.fstat(stream).st_mode):  # neither a file nor a pipe
                 os.dup2(nowhere, stream)
     os.close(nowhere)
+
+
+def end_with_parent() -> None:
+    """Send this process SIGTERM when the one that started it is gone, also after SIGKILL, which nothing can pass on.
+
+    Do nothing in a process that `processes.start` did not start.
+    """
+    descriptor = os.environ.pop(PARENT, None)
+    if descriptor is None:
+        return
+
+    def wait() -> None:
+        with suppress(OSError):
+            os.read(int(descriptor), 1)  # nothing is ever written: it returns when the other end is closed
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
