@@ -10,9 +10,9 @@ import numpy as np
 
 from trl_plus.data.shortcut_rule import Examples, of_labels, of_pairs
 from trl_plus.data.surface import Stock, complete
-from trl_plus.preflight.findings import EXAMPLES, Example, Preview, Severity
+from trl_plus.preflight.findings import EXAMPLES, Example, Preview, Severity, Shortcut
 from trl_plus.preflight.rows import SOURCE, SOURCE_ROW
-from trl_plus.preflight.shortcuts import Shortcut, audit
+from trl_plus.preflight.shortcuts import audit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -27,6 +27,7 @@ from trl_plus.step.exact_step import row_weights, without_weightless_pairs
 from trl_plus.trainers.configs import CPOConfig, DPOConfig, ORPOConfig, SimPOConfig
 from trl_plus.trainers.construction import no_reference_model, own_reference_adapter
 from trl_plus.trainers.dpo_losses import pair_losses
+from trl_plus.trainers.given_reference import without
 from trl_plus.trainers.loss_types import reads_only_rows, refuse_what_upstream_ignores
 from trl_plus.trainers.pairs import PairedTrainer
 from trl_plus.trainers.reference import StartCheck
@@ -68,6 +69,9 @@ class DPOTrainer(StartCheck, PairedTrainer):
         refuse_what_upstream_ignores(args)
         self._row_wise = self.own_head = reads_only_rows(args)
         self.reference_is_given = ref_model is not None
+        self.use_given_reference(args, train_dataset, ref_model, paired=True)
+        if not args.precompute_ref_log_probs:
+            eval_dataset = without(eval_dataset)
         if ref_model is None and not args.precompute_ref_log_probs:
             ref_model = self.copy_as_reference(model, peft_config, args)
         with own_reference_adapter(model, reference=True, given=ref_model):

@@ -48,6 +48,8 @@ class StartCheck:
             logger.warning("Reference: %s.", self.reference_name(), extra={"note": True})
 
     def reference_name(self) -> str:
+        if self.reference_in_data:
+            return "its log-probabilities are in the data, so no model is loaded for it"
         if self.reference_is_given:
             name = "the `ref_model` that was given"
         elif self.own_reference is not None:

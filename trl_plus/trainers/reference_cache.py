@@ -25,6 +25,7 @@ from torch import Tensor
 
 from trl_plus.data.digests import rows_digest
 from trl_plus.trainers.adapters import REF, adapter_weights
+from trl_plus.trainers.given_reference import GivenReference
 from trl_plus.trainers.own_reference import OwnReference
 from trl_plus.upstream.models import base_model, is_peft
 
@@ -133,7 +134,7 @@ def folder() -> Path:
     return Path(datasets.config.HF_DATASETS_CACHE) / "trl_plus" / "reference"
 
 
-class KeptReference:
+class KeptReference(GivenReference):
     """Mixed in before TRL's trainers: with `precompute_ref_log_probs`, nothing is computed twice, nor believed wrongly.
 
     TRL's own file is named by the dataset's fingerprint, which not every option that changes a log-probability enters,
@@ -144,6 +145,9 @@ class KeptReference:
     own_reference: OwnReference | None = None  # of a PEFT model without a `ref_model`
 
     def reference_rows(self, dataset: Any, name: str, compute: Any) -> Any:
+        given = self.given_rows(dataset, name, lambda rows: self._compute_columns(rows, compute))
+        if given is not None:
+            return given
         if not isinstance(dataset, datasets.Dataset):
             return compute(dataset)  # TRL refuses streams
         main, where = self.accelerator.is_main_process, folder()
