@@ -81,7 +81,4 @@ def unpaired_batch(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
     """Labelled completions of a batch of pairs: first every chosen one, then every rejected one, as TRL orders them."""
     rows = len(batch["chosen"])
     others = {name: values + values for name, values in batch.items() if name not in SIDES["paired"]}
-    if "ref_chosen_logps" in others and "ref_rejected_logps" in others:
-        del others["ref_chosen_logps"], others["ref_rejected_logps"]
-        others["ref_logps"] = batch["ref_chosen_logps"] + batch["ref_rejected_logps"]
     return {**others, "completion": batch["chosen"] + batch["rejected"], "label": [True] * rows + [False] * rows}

@@ -88,6 +88,10 @@ class GivenReference:
             return dataset  # of a stream nothing is known before it comes; a value that is not finite stops the step
         for column in found:
             check_values(dataset[column], column, name)
+        if found == PAIRED and "completion_ids" in dataset.column_names:  # a pair has become two rows
+            by_label = zip(dataset["label"], *(dataset[column] for column in PAIRED), strict=True)
+            values = [chosen if wanted else rejected for wanted, chosen, rejected in by_label]
+            dataset, found = dataset.remove_columns(list(PAIRED)).add_column(SINGLE[0], values), SINGLE
         few = dataset.select(range(min(FEW, len(dataset))))
         ours = compute(few.remove_columns(list(found)))
         gap = check_plausible(few, found, {column: ours[column].double().numpy() for column in found}, name)
@@ -143,7 +147,7 @@ def check_plausible(few: Any, columns: tuple[str, ...], ours: dict[str, np.ndarr
     if gap > IMPLAUSIBLE:
         raise ValueError(
             f"{' and '.join(columns)} of the {name} dataset are {gap:.2g} nats per token from the model before "
-            f"training (median of {len(few)} rows; {given[0, 0]:.1f} instead of {model[0, 0]:.1f} in the first): they are "
-            f"of other rows, another tokenizer or another unit. {fix}"
+            f"training (median of {len(few)} rows; {given[0, 0]:.1f} instead of {model[0, 0]:.1f} in the first): they "
+            f"are of other rows, another tokenizer or another unit. {fix}"
         )
     return gap
