@@ -34,3 +34,19 @@ def test_every_key_of_an_entry_is_described():
 def test_example(name, before, after):
     (row,) = before
     assert convert(shape_of(name, list(row)), row, "chosen" in after[0]) == after
+
+
+def test_lines_of_public_datasets_are_those_of_their_cases():
+    """docs/datasets.md names each case of datasets.json once, beside the line that the case is tested with."""
+    page = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text(encoding="utf-8")
+    written = {}
+    for line, names in re.findall(r"^\| (none|`.*?`) \| (.*) \|$", page, re.MULTILINE):
+        for name in re.findall(r"`([\w.-]+/[\w.-]+)`", names):
+            assert written.setdefault(name, line) == line
+    cases = json.loads((Path(__file__).parent / "cases" / "datasets.json").read_text(encoding="utf-8"))
+    tested = {}
+    for case in cases:
+        converter = case.get("recipe", {}).get("converter")
+        line = case.get("line", converter and f"converter: {converter}")
+        tested[case["what"]] = f"`{line}`" if line else "none"
+    assert written == tested

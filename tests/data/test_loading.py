@@ -123,6 +123,30 @@ def test_words_for_nothing_stay_text_in_csv(write, streaming):
     assert [tuple(row.values()) for row in rows] == [("NA", "None", "null"), ("nan", "NaN", "n/a")]
 
 
+@pytest.mark.parametrize("suffix, mark", [("csv", ","), ("csv", ";"), ("csv", "\t"), ("tsv", "\t")])
+def test_separators_of_csv(tmp_path, suffix, mark):
+    """Spreadsheets of many countries write semicolons. A comma in a text does not make it another file."""
+    text = f'prompt{mark}chosen{mark}rejected\nHi{mark}"Hello, you; there."{mark}What?\n'
+    (tmp_path / f"a.{suffix}").write_text(text, encoding="utf-8")
+    rows = load(request(tmp_path / f"a.{suffix}")).train
+    assert [rows[0][name] for name in ("prompt", "chosen", "rejected")] == ["Hi", "Hello, you; there.", "What?"]
+
+
+@pytest.mark.parametrize(
+    "data, words",
+    [
+        (b"prompt,chosen,rejected\nHi,Hello,you,What?\n", "line 2 has 4 values, but the header names 3 columns"),
+        (b"prompt,chosen,rejected\nHi,a,b\nHi,Hello,you,What?\n", "line 3 has 4 values"),
+        ("prompt,chosen,rejected\nHi,Grüße,What?\n".encode("cp1252"), "line 2 is not UTF-8: save the file as UTF-8"),
+        ("prompt,chosen,rejected\nHi,Grüße,What?\n".encode("utf-16"), "line 1 is not UTF-8: save the file as UTF-8"),
+    ],
+)
+def test_csv_that_cannot_be_read(tmp_path, data, words):
+    (tmp_path / "a.csv").write_bytes(data)
+    with pytest.raises(DataError, match=words):
+        load(request(tmp_path / "a.csv"))
+
+
 def test_empty_cells_of_csv_are_null(write):
     path = write("rows.csv", "prompt,chosen,rejected,weight\nq,a,b,1\nq,,b,2\n")
     with pytest.raises(DataError, match=r"`chosen` of row 1 of .* is null"):

@@ -119,5 +119,5 @@ def anchors_of(text):
 
 def marked_block(text, mark):
     """The lines of the code block after `<!-- mark -->`; exactly one is so marked."""
-    (block,) = re.findall(rf"<!-- {mark} -->\n```bash\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    (block,) = re.findall(rf"<!-- {mark} -->\n```\w+\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     return block.splitlines()

@@ -4,11 +4,12 @@ import ast
 import importlib.util
 import inspect
 import re
+from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.docs.pages import ROOT, blocks
+from tests.docs.pages import ROOT, Code, blocks
 from trl_plus.errors import RecipeError
 from trl_plus.recipes.recipe import load_recipe
 
@@ -18,8 +19,13 @@ def is_recipe(code):
     return "method" in (yaml.safe_load(code.text) or {})
 
 
-RECIPES = [code for code in blocks("yaml") if is_recipe(code)]
-OLD_RECIPES = [code for code in blocks("yaml") if not is_recipe(code)]
+# Recipes of other projects in full, and what they become
+WHOLE = [
+    Code(path.name, 1, "yaml", path.read_text(encoding="utf-8"))
+    for path in sorted((Path(__file__).parent / "migrated").glob("*.yaml"))
+]
+RECIPES = [code for code in [*blocks("yaml"), *WHOLE] if is_recipe(code)]
+OLD_RECIPES = [code for code in [*blocks("yaml"), *WHOLE] if not is_recipe(code)]
 PYTHON = blocks("python")
 
 
@@ -30,17 +36,20 @@ def test_there_is_code_to_check():
 
 
 @pytest.mark.parametrize("code", RECIPES, ids=lambda code: code.id)
-def test_recipe_is_valid(code, tmp_path):
+def test_recipe_is_valid(code, tmp_path, monkeypatch):
     from trl_plus.setup.objects import build
 
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "recipe.yaml"
     path.write_text(code.text, encoding="utf-8")
+    for table in (table for table in blocks("csv") if table.page == code.page):
+        (tmp_path / yaml.safe_load(code.text)["dataset_name"]).write_text(table.text, encoding="utf-8")
     build(load_recipe(str(path)))
 
 
 @pytest.mark.parametrize("code", OLD_RECIPES, ids=lambda code: code.id)
 def test_every_key_of_an_old_recipe_is_explained(code, tmp_path):
-    """`trl-plus train --dry-run` and the tables of migrating.md both say what to write instead."""
+    """`trl-plus train --dry-run` and a table of migrating.md or recipes.md both tell what to write instead."""
     from trl_plus.recipes.keys import all_keys
 
     method = next((name for name in ("orpo", "simpo") if name in code.text), "dpo")
@@ -49,12 +58,22 @@ def test_every_key_of_an_old_recipe_is_explained(code, tmp_path):
     with pytest.raises(RecipeError) as refused:
         load_recipe(str(path))
     assert not [problem for problem in refused.value.problems if "unknown key" in problem]
-    migrating = (ROOT / "docs" / "migrating.md").read_text(encoding="utf-8")
+    tables = "".join((ROOT / "docs" / page).read_text(encoding="utf-8") for page in ("migrating.md", "recipes.md"))
     for problem in refused.value.problems:
         key = re.search(r"`(\w+)`", problem)[1]
         if key in all_keys():  # only in want of one that has another name now
             continue
-        assert re.search(rf"^\|.*\b{key}\b", migrating, re.MULTILINE), f"no table row of migrating.md names {key}"
+        assert re.search(rf"^\|.*\b{key}\b", tables, re.MULTILINE), f"no table row names {key}"
+
+
+def test_migrating_shows_the_keys_that_change():
+    """migrating.md shows each key of the DPO recipe that changes, with its values in the recipe in full."""
+    shown = [yaml.safe_load(code.text) for code in blocks("yaml") if code.page == "migrating.md"]
+    whole = {code.page: yaml.safe_load(code.text) for code in WHOLE}
+    before, after = whole["dpo_before.yaml"], whole["dpo_after.yaml"]
+    for keys, others in ((before, after), (after, before)):
+        changed = {key: value for key, value in keys.items() if key not in others or others[key] != value}
+        assert [part for part in shown if changed.items() <= part.items() <= keys.items()]
 
 
 def wrong_names(text):

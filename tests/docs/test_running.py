@@ -224,3 +224,29 @@ def test_the_sequence_for_data_of_one_s_own(folder, monkeypatch):
         here = {"train": ["--dry-run"], "recipes": []}.get(words[1], ["model_name_or_path=bundled:quickstart/model"])
         done = run([*words, *here], folder, monkeypatch)
         assert done.exit_code == 0, f"{words}\n{done.output}"
+
+
+def test_from_a_table_to_a_compared_run(tmp_path, monkeypatch):
+    """Files and commands of the page are used as printed, and its line of messages is accepted."""
+    page = (ROOT / "docs" / "quickstart.md").read_text(encoding="utf-8")
+    for mark, name in (("csv", "answers.csv"), ("recipe", "mine.yaml")):
+        (tmp_path / name).write_text("\n".join(marked_block(page, mark)) + "\n", encoding="utf-8")
+    calls = [shlex.split(line, comments=True) for line in marked_block(page, "walk")]
+    assert [words[1] for words in calls] == ["preflight", "preview", "train", "evaluate", "compare"]
+    printed = {}
+    for words in calls:
+        done = run(words, tmp_path, monkeypatch)
+        assert done.exit_code == 0, f"{words}\n{done.output}"
+        printed[words[1]] = done.stdout
+    assert "No errors and no warnings." in printed["preflight"]
+    assert "‹<|im_start|>›assistant" in printed["preview"]
+    assert (tmp_path / "runs" / "mine" / "adapter_config.json").is_file()
+    assert (tmp_path / "mine.html").is_file()
+    (row,) = [code for code in blocks("json") if code.page == "quickstart.md"]
+    (tmp_path / "rows.jsonl").write_text(row.text, encoding="utf-8")
+    done = run(
+        ["trl-plus", "preflight", "mine.yaml", "dataset_name=rows.jsonl", "columns=null", "converter=null",
+         "eval_fraction=null"], tmp_path, monkeypatch,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "No errors and no warnings." in done.stdout

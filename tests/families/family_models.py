@@ -124,15 +124,22 @@ def reason_of(model: torch.nn.Module, layout: str = "packed") -> str | None:
     return reason_against(RowLayout(model, "rows"), layout, batch, labels)
 
 
-def line(family: str, reason: str | None) -> str:
-    """The family's line in docs/speed.md."""
-    shown = reason or ""
+def layout_and_reason(reason: str | None) -> tuple[str, str]:
+    """The layout of `layout: auto` and the reason for it, as the table of docs/speed.md has them."""
+    shown = reason or "-"
     for long, short in SHORT.items():
         shown = (short or long) if shown.startswith(long) else shown
-    return f"| {family} | {FAMILIES[family][2]} | {'rows' if reason else 'packed'} | {shown} |"
+    return ("rows" if reason else "packed"), shown
+
+
+def table(found: dict[str, tuple[str, str]]) -> list[str]:
+    """Lines of the table of docs/speed.md, from the layout and reason of each family."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for family, verdict in found.items():
+        groups.setdefault(verdict, []).append(family)
+    return [f"| `{layout}` | {', '.join(names)} | {reason} |" for (layout, reason), names in groups.items()]
 
 
 if __name__ == "__main__":
     print(f"transformers {transformers.__version__}")
-    for family in FAMILIES:
-        print(line(family, reason_of(build(family))))
+    print("\n".join(table({family: layout_and_reason(reason_of(build(family))) for family in FAMILIES})))

@@ -12,7 +12,7 @@ from trl_plus.forward.packing import RowLayout
 
 sys.path.append(str(Path(__file__).parent))
 
-from family_models import FAMILIES, build, line, reason_of, rows
+from family_models import FAMILIES, build, layout_and_reason, reason_of, rows, table
 
 SPEED = (Path(__file__).parents[2] / "docs" / "speed.md").read_text(encoding="utf-8")
 
@@ -31,22 +31,28 @@ def verdict():
     return of
 
 
-def documented(family):
-    return next(text for text in SPEED.splitlines() if text.startswith(f"| {family} |"))
+LINES = re.findall(r"^\| `\w+` \|.*\|$", SPEED.partition("### Families")[2].partition("\n## ")[0], re.MULTILINE)
+DOCUMENTED = {
+    family: (layout, reason)
+    for layout, names, reason in (re.fullmatch(r"\| `(\w+)` \| (.+) \| (.*) \|", line).groups() for line in LINES)
+    for family in names.split(", ")
+}
 
 
-def layout_of(text):
-    return text.split("|")[3].strip()
+def test_the_table_is_the_one_that_is_printed():
+    """Each family once, in the order and grouping of `python tests/families/family_models.py`."""
+    assert set(DOCUMENTED) == set(FAMILIES)
+    assert table({family: DOCUMENTED[family] for family in FAMILIES}) == LINES
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_documented(family, verdict):
-    """The whole line under the version that the table names; under another one no family may lose its layout."""
-    found = line(family, verdict(family)[1])
+    """Layout and reason under the version that the table names; under another one no family may lose its layout."""
+    found = layout_and_reason(verdict(family)[1])
     if version("transformers") == re.search(r"with transformers (\d+\.\d+\.\d+)", SPEED)[1]:
-        assert found == documented(family)
+        assert found == DOCUMENTED[family]
     else:
-        assert layout_of(found) == "packed" or layout_of(documented(family)) == "rows"
+        assert found[0] == "packed" or DOCUMENTED[family][0] == "rows"
 
 
 def gradient(model, layout):
@@ -66,7 +72,7 @@ def test_gradients_of_what_is_laid_out(family, layout, verdict):
     """The start of a run compares values; here, that gradients agree wherever it finds the values right."""
     model, reason = verdict(family)
     if reason is not None:
-        assert layout_of(line(family, reason)) == "rows"
+        assert layout_and_reason(reason)[0] == "rows"
         return
     plain, laid_out = gradient(model, "rows"), gradient(model, layout)
     assert (plain - laid_out).norm() / plain.norm() < 1e-5

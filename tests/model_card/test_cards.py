@@ -10,8 +10,7 @@ import yaml
 from datasets import Dataset
 from huggingface_hub import ModelCard
 
-from trl_plus.methods import METHODS as RECIPE_METHODS
-from trl_plus.papers import METHODS, methods_of
+from trl_plus.methods import FAMILIES, METHODS
 from trl_plus.recipes.keys import config_keys
 from trl_plus.recipes.recipe import load_recipe
 from trl_plus.runs.model_card import Card, Part, card_text, is_ours, merged_text
@@ -26,6 +25,7 @@ NAMES = {
     "kto": ("KTO", "2402.01306"),
     "dpo": ("DPO", "2305.18290"),
     "cdpo": ("cDPO", "ericmitchell.ai/cdpo.pdf"),
+    "odpo": ("ODPO", "2402.10571"),
     "ipo": ("IPO", "2310.12036"),
     "hinge": ("DPO with a hinge loss", "2309.06657"),
     "robust": ("robust DPO", "2403.00409"),
@@ -43,7 +43,7 @@ def read(folder):
 
 
 def test_every_method_is_here():
-    assert NAMES.keys() == RECIPE_METHODS.keys()
+    assert NAMES.keys() == METHODS.keys()
 
 
 @pytest.mark.parametrize("method", NAMES)
@@ -61,15 +61,16 @@ def test_method_and_paper(method, tmp_path):
 
 
 def test_every_loss_has_a_paper():
+    losses = FAMILIES["DPO"].losses
     for loss in config_keys("DPOConfig")["loss_type"].choices:
-        assert loss in METHODS, loss
-    assert {name for name, method in METHODS.items() if method.paper is None} == {"sft"}
-    for method in METHODS.values():
-        assert method.paper is None or re.fullmatch(r"\d{4}\.\d{5}", method.paper.arxiv or "2305.18290")
+        assert loss in losses, loss
+    assert {name for name, loss in losses.items() if loss.paper is None} == {"sft"}
+    for loss in losses.values():
+        assert loss.paper is None or re.fullmatch(r"\d{4}\.\d{5}", loss.paper.arxiv or "2305.18290")
 
 
 def test_a_mix_names_and_cites_all_its_losses():
-    mix = methods_of(None, ["sigmoid", "bco_pair", "sft"])
+    mix = FAMILIES["DPO"].named(["sigmoid", "bco_pair", "sft"])
     text = card_text(Card(name="m", methods=mix, base="org/model"))
     assert "Trained with DPO ([" in text
     assert " and BCO on pairs ([" in text
@@ -166,7 +167,7 @@ def test_a_card_of_somebody_stays(make_trainer, pair_rows, tmp_path):
 def test_hub_names_are_linked_and_in_the_metadata():
     card = Card(
         name="m",
-        methods=methods_of("simpo", ["sigmoid"]),
+        methods=FAMILIES["SimPO"].named("sigmoid"),
         base="org/model",
         adapter="LoRA adapter of rank 8",
         data=[Part("org/a", "split train"), Part("org/b"), Part("org/held", trained=False)],

@@ -43,6 +43,23 @@ def test_simpo():
     assert O.simpo(one(-1, -2), one(-2), beta=2.0, gamma=0.5).item() == pytest.approx(-math.log(sigmoid(0.5)))
 
 
+def test_odpo():
+    """The margin of a pair is what its reward difference must exceed (Amini et al. 2024)."""
+    # beta d = 1 as above; 0.4 of it is asked for
+    chosen, rejected, margin = one(-1, -2, ref=-4), one(-2, ref=-1), torch.tensor([0.4])
+    assert O.dpo(chosen, rejected, beta=0.5, margin=margin).item() == pytest.approx(-math.log(sigmoid(0.6)))
+    smoothed = O.dpo(chosen, rejected, beta=0.5, label_smoothing=0.1, margin=margin).item()
+    assert smoothed == pytest.approx(-0.9 * math.log(sigmoid(0.6)) - 0.1 * math.log(sigmoid(-0.6)))
+
+
+def test_simpo_adds_the_margin_to_gamma():
+    chosen, rejected, margin = one(-1, -2), one(-2), torch.tensor([0.2])
+    loss = O.simpo(chosen, rejected, beta=2.0, gamma=0.5, margin=margin)
+    assert loss.item() == pytest.approx(-math.log(sigmoid(1 - 0.5 - 0.2)))
+    hinge = O.simpo(chosen, rejected, beta=2.0, gamma=0.5, margin=margin, loss_type="hinge")
+    assert hinge.item() == pytest.approx(1 - 0.3)
+
+
 def test_orpo_odds_are_faithful():
     """The odds must be those of the length-normalised likelihood, p / (1 - p)."""
     # exp(Mw) = 0.5 has odds 1, exp(Ml) = 0.2 has odds 0.25: the odds ratio is 4

@@ -12,6 +12,7 @@ from trl_plus import objectives as O
 PAIRED = {
     "dpo": lambda c, r: O.dpo(c, r, beta=0.1),
     "cdpo": lambda c, r: O.dpo(c, r, beta=0.1, label_smoothing=0.1),
+    "odpo": lambda c, r: O.dpo(c, r, beta=0.1, margin=torch.full((len(c.logps),), 0.7)),
     "robust": lambda c, r: O.robust(c, r, beta=0.1, label_smoothing=0.1),
     "ipo": lambda c, r: O.ipo(c, r, beta=0.1),
     "ipo_sum": lambda c, r: O.ipo(c, r, beta=0.1, reduction="sum"),
@@ -21,6 +22,7 @@ PAIRED = {
     "apo_down": lambda c, r: O.apo_down(c, r, beta=0.1),
     "simpo": lambda c, r: O.simpo(c, r, beta=2.0, gamma=1.0),
     "simpo_hinge": lambda c, r: O.simpo(c, r, beta=2.0, gamma=1.0, loss_type="hinge"),
+    "simpo_margin": lambda c, r: O.simpo(c, r, beta=2.0, gamma=1.0, margin=torch.full((len(c.logps),), -0.7)),
     "cpo": lambda c, r: O.cpo(c, r, beta=0.1),
     "cpo_hinge": lambda c, r: O.cpo(c, r, beta=0.1, loss_type="hinge"),
     "cpo_ipo": lambda c, r: O.cpo(c, r, beta=0.1, loss_type="ipo"),

@@ -33,6 +33,47 @@ def test_pairs(method, config, n, update_of, difference, pair_rows):
         assert difference(whole, update_of(method, pair_rows(n), batch, 8 // batch, **config)) < BAR
 
 
+@pytest.mark.parametrize("method", ["SimPO", "DPO"])
+def test_margins(method, update_of, difference, pair_rows):
+    rows = [row | {"margin": 0.3 * (i % 3) - 0.2} for i, row in enumerate(pair_rows(7))]
+    whole = update_of(method, rows, 8, margin_scale=2.0)
+    for changed in ({}, {"tokens_per_device": 60}):
+        assert difference(whole, update_of(method, rows, 1, 8, margin_scale=2.0, **changed)) < BAR
+    assert difference(whole, update_of(method, rows, 8)) > 100 * BAR
+
+
+def test_the_margin_of_two_scores(update_of, difference, pair_rows):
+    rows = [row | {"score_chosen": 5.0, "score_rejected": 4.0 - i % 3} for i, row in enumerate(pair_rows(6))]
+    named = [row | {"margin": 1.0 + i % 3} for i, row in enumerate(pair_rows(6))]
+    assert difference(update_of("DPO", rows, 8, margin_scale=0.3), update_of("DPO", named, 8, margin_scale=0.3)) < BAR
+
+
+@pytest.mark.parametrize(
+    "margins, words",
+    [
+        ([None] * 4, "has none: add one"),
+        ([1.0, float("nan"), 1.0, 1.0], "`margin` of row 1 of the train dataset is nan: it must be a finite number."),
+    ],
+)
+def test_margins_that_cannot_be_read(margins, words, make_trainer, pair_rows):
+    rows = [row | ({} if m is None else {"margin": m}) for row, m in zip(pair_rows(4), margins, strict=True)]
+    with pytest.raises(ValueError, match=words):
+        make_trainer("DPO", rows, margin_scale=1.0)
+
+
+def test_losses_without_a_margin_refuse_it(make_trainer, pair_rows):
+    with pytest.raises(ValueError, match="`margin_scale` has no effect with loss_type"):
+        make_trainer("DPO", pair_rows(4), margin_scale=1.0, loss_type=["hinge"])
+
+
+def test_a_margin_that_all_share_is_gamma(update_of, difference, pair_rows):
+    rows = [row | {"margin": 0.15} for row in pair_rows(6)]
+    assert (
+        difference(update_of("SimPO", rows, 8, margin_scale=2.0, gamma=0.5), update_of("SimPO", rows, 8, gamma=0.8))
+        < BAR
+    )
+
+
 @pytest.mark.parametrize("n", [16, 13], ids=["full", "short"])
 def test_kto(n, update_of, difference, unpaired_rows):
     whole = update_of("KTO", unpaired_rows(n), 16)

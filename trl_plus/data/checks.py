@@ -26,8 +26,45 @@ def refuse_nulls(dataset: Any, columns: list[str], name: str) -> None:
 
 
 def is_weight(value: Any) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and math.isfinite(value) and value >= 0
+    return is_number(value) and value >= 0
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+_SCORES = ("score_chosen", "score_rejected")
+
+
+def with_margins(dataset: Any) -> Any:
+    """The dataset with a `margin` column: its own, or the difference of `score_chosen` and `score_rejected`."""
+    columns = set(getattr(dataset, "column_names", None) or next(iter(dataset)))
+    return dataset if "margin" in columns or not columns.issuperset(_SCORES) else dataset.map(_difference)
+
+
+def _difference(row: dict[str, Any]) -> dict[str, float | None]:
+    scores = [row[name] for name in _SCORES]
+    return {"margin": float(scores[0] - scores[1]) if all(map(is_number, scores)) else None}
+
+
+def refuse_margins(dataset: Any, name: str) -> None:
+    """Refuse a dataset without a `margin` column, or with one that is not a finite number in every row.
+
+    Raises:
+        ValueError: names the row. The rows of a stream are not read.
+    """
+    columns = getattr(dataset, "column_names", None)
+    if columns is not None and "margin" not in columns:
+        raise ValueError(
+            f"`margin_scale` reads a `margin` column, and {name} has none: add one (or `score_chosen` and "
+            "`score_rejected`, as `converter: scores` does; `columns: {margin: NAME}` reads another column), or set "
+            "`margin_scale: 0`."
+        )
+    if not hasattr(dataset, "__len__"):
+        return
+    bad = next(((i, v) for i, v in enumerate(dataset["margin"]) if not is_number(v)), None)
+    if bad is not None:
+        raise ValueError(f"`margin` of row {bad[0]} of {name} is {bad[1]!r}: it must be a finite number.")
 
 
 def refuse_weights(dataset: Any, name: str) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from trl_plus.data.checks import is_weight
+from trl_plus.data.checks import is_number, is_weight
 
 # Row columns that this module reads. `*_context` counts the leading tokens of a completion that are earlier turns.
 EXTRA_COLUMNS = ("weight", "chosen_context", "rejected_context", "completion_context")
@@ -18,6 +18,7 @@ class RowExtras:
     class. Workers of a data loader get it pickled.
 
     - `weight` of the rows becomes a float32 tensor `"weight"`, (B,).
+    - `margin` of pairs becomes a float32 tensor `"margin"`, (B,), if it is asked for.
     - `chosen_context`, `rejected_context` or `completion_context` (tokens) shorten the `"completion_mask"`, so that
       only the last assistant turn is the response where the two sides of a pair have different histories.
 
@@ -28,12 +29,19 @@ class RowExtras:
 
     Args:
         length_column: the column that a length-grouping sampler reads and a collator does not.
+        margin: whether the rows have a `margin` that the loss reads.
     """
 
-    __slots__ = ("collator", "length_column")
+    __slots__ = ("collator", "length_column", "margin")
 
-    def __init__(self, collator: Callable[[list[dict[str, Any]]], dict[str, Any]], length_column: str = "length"):
+    def __init__(
+        self,
+        collator: Callable[[list[dict[str, Any]]], dict[str, Any]],
+        length_column: str = "length",
+        margin: bool = False,
+    ):
         object.__setattr__(self, "collator", collator)
+        object.__setattr__(self, "margin", margin)
         object.__setattr__(self, "length_column", length_column)
 
     def __getattr__(self, name: str) -> Any:
@@ -53,19 +61,27 @@ class RowExtras:
         return repr(self.collator)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return RowExtras, (self.collator, self.length_column)
+        return RowExtras, (self.collator, self.length_column, self.margin)
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        own = {*EXTRA_COLUMNS, self.length_column}
+        own = {*EXTRA_COLUMNS, "margin", self.length_column}
         batch = self.collator([{k: v for k, v in row.items() if k not in own} for row in examples])
         if "weight" in examples[0]:
             bad = [row["weight"] for row in examples if not is_weight(row["weight"])]
             if bad:  # only a stream comes here without having been looked through
                 raise ValueError(f"A `weight` is {bad[0]!r}: it must be a finite number of at least 0.")
             batch["weight"] = torch.tensor([float(row["weight"]) for row in examples])
+        if self.margin:
+            batch["margin"] = torch.tensor([_margin(row.get("margin")) for row in examples])
         sides = ("completion",) if "completion_context" in examples[0] else ("chosen", "rejected")
         if f"{sides[0]}_context" in examples[0]:
             skip = torch.tensor([row.get(f"{side}_context") or 0 for side in sides for row in examples])
             mask = batch["completion_mask"]
             batch["completion_mask"] = mask * (mask.cumsum(1) > skip[:, None])
         return batch
+
+
+def _margin(value: Any) -> float:
+    if not is_number(value):  # only a stream comes here without having been read
+        raise ValueError(f"A `margin` is {value!r}: it must be a finite number.")
+    return float(value)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from trl_plus.errors import DataError
 
-READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 _PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 
 # `pairs_train`, `test`, `train-00000-of-00002`

@@ -1,11 +1,15 @@
 """Local files and hub datasets to splits, and one sentence for whatever cannot be read."""
 
+import csv
 import json
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from trl_plus.data.files import READERS, is_local, split_files
 from trl_plus.errors import DataError
+
+csv.field_size_limit(2**31 - 1)  # 128 KiB otherwise, which an answer can exceed
 
 # Without them pandas takes answers such as "NA", "None" and "null" for empty cells
 _OPTIONS: dict[str, dict[str, Any]] = {"csv": {"keep_default_na": False, "na_values": [""]}}
@@ -47,17 +51,72 @@ def read_files(paths: list[Path], streaming: bool, split: str = "train") -> Any:
         if path.stat().st_size == 0:
             raise DataError(f"{path} is empty: it has no rows.")
     names, reader = [str(path) for path in paths], READERS[paths[0].suffix]
-    options = _OPTIONS.get(reader, {})
+    options = _OPTIONS.get(reader, {}) | ({"sep": _separator(paths)} if reader == "csv" else {})
+    for path in paths:
+        _refuse_unquoted(path, options.get("sep", ","), rows=1)
     try:
         return datasets.load_dataset(reader, data_files=names, split=split, streaming=streaming, **options)
     except Exception as error:  # pyarrow, pandas and json each raise their own types
         for path in paths:
+            _refuse_other_encoding(path)
+            _refuse_unquoted(path, options.get("sep", ","))
             _refuse_broken_line(path)
             _refuse_cut_parquet(path)
         _refuse_different_files(paths)
         cause = error.__cause__ or error
         fault = f"{', '.join(names)}: the rows cannot be read as one table: {first_line(cause)}"
         raise DataError(f"{fault}: give every row the same columns of the same types.") from error
+
+
+def _separator(paths: list[Path]) -> str:
+    """What separates the columns of CSV files: a comma, unless a header has no comma but semicolons or tabs."""
+    found = {}
+    for path in paths:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            header = file.readline()
+        marks = [mark for mark in (";", "\t") if mark in header]
+        found[marks[0] if "," not in header and len(marks) == 1 else ","] = path
+    if len(found) > 1:
+        raise DataError(
+            f"{' and '.join(map(str, found.values()))} separate their columns differently: use commas in all."
+        )
+    return next(iter(found))
+
+
+def _refuse_other_encoding(path: Path) -> None:
+    """Name the first line of a text file that is not UTF-8."""
+    if path.suffix not in (".csv", ".tsv", ".txt", ".json", ".jsonl"):
+        return
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{path}, line {number} is not UTF-8: save the file as UTF-8 (in a spreadsheet: CSV UTF-8), or run "
+                    f"`iconv -f CP1252 -t UTF-8 {path.name} > utf8{path.suffix}` if it comes from Windows."
+                ) from error
+
+
+def _refuse_unquoted(path: Path, separator: str, rows: int | None = None) -> None:
+    """Name the first row of a CSV file that has more values than its header.
+
+    pandas refuses such a row, unless it is the first: then it takes the first column for row names, and values move.
+
+    Args:
+        rows: how many rows to look at; None for all.
+    """
+    if path.suffix not in (".csv", ".tsv"):
+        return
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        lines = csv.reader(file, delimiter=separator)
+        columns = len(next(lines, []))
+        for row in islice(lines, rows):
+            if len(row) > columns:
+                raise DataError(
+                    f"{path}, line {lines.line_num} has {len(row)} values, but the header names {columns} columns: put "
+                    f"texts that hold {'a comma' if separator == ',' else 'the separator'} in double quotes."
+                )
 
 
 def _refuse_broken_line(path: Path) -> None:

@@ -14,7 +14,7 @@ from trl_plus.estimate.shapes import Rows, Shape
 from trl_plus.estimate.step import ADAPTER, GRADIENTS, WEIGHTS, Passes, peak_of_step
 from trl_plus.recipes.recipe import Recipe
 from trl_plus.setup.objects import RunObjects
-from trl_plus.trainers.loss_types import reads_only_rows
+from trl_plus.trainers.losses import computed_here
 
 GIB = 2**30
 PROCESS = "process"
@@ -64,7 +64,7 @@ class Measure:
     def passes(self, rows: Rows, batch: int) -> Passes:
         """How this recipe computes a step."""
         args, method = self.objects.args, self.objects.recipe.method
-        own_head = not hasattr(args, "f_divergence_type") or not method.reference or reads_only_rows(args)
+        own_head = not hasattr(args, "f_divergence_type") or not method.reference or computed_here(args)
         scores_reference = method.reference and not args.precompute_ref_log_probs
         z_ref: tuple[Shape, ...] = ()
         if not method.paired and args.loss_type == "kto":

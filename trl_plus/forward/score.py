@@ -10,7 +10,9 @@ from trl_plus.forward.planning import mark_labels
 from trl_plus.objectives import Completions
 
 # Keys of a micro-batch that describe rows and are not arguments of a model
-ROW_KEYS = frozenset({"completion_mask", "weight", "label", "ref_chosen_logps", "ref_rejected_logps", "ref_logps"})
+ROW_KEYS = frozenset(
+    {"completion_mask", "weight", "margin", "label", "ref_chosen_logps", "ref_rejected_logps", "ref_logps"}
+)
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,26 @@ def _smoothed(margin: Tensor, label_smoothing: float) -> Tensor:
     return loss
 
 
-def dpo(chosen: Completions, rejected: Completions, *, beta: float, label_smoothing: float = 0.0) -> Tensor:
+def dpo(
+    chosen: Completions,
+    rejected: Completions,
+    *,
+    beta: float,
+    label_smoothing: float = 0.0,
+    margin: Tensor | None = None,
+) -> Tensor:
     """-ls(beta d). Rafailov et al. 2023, eq. 7 (https://huggingface.co/papers/2305.18290).
 
     With `label_smoothing` e > 0 it is conservative DPO, cDPO (Mitchell 2023, https://ericmitchell.ai/cdpo.pdf, eq. 3).
+    With `margin` D, (B,), in units of the reward, it is -ls(beta d - D): DPO with an offset, ODPO (Amini et al. 2024,
+    eq. 8, https://huggingface.co/papers/2402.10571).
     """
-    return _smoothed(beta * (chosen.log_ratio - rejected.log_ratio), label_smoothing)
+    return _smoothed(_beyond(beta * (chosen.log_ratio - rejected.log_ratio), margin), label_smoothing)
+
+
+def _beyond(difference: Tensor, margin: Tensor | None) -> Tensor:
+    """By how much a difference of rewards exceeds what is asked of each pair, both (B,)."""
+    return difference if margin is None else difference - margin.to(difference.dtype)
 
 
 def robust(chosen: Completions, rejected: Completions, *, beta: float, label_smoothing: float) -> Tensor:
@@ -77,14 +91,15 @@ def simpo(
     gamma: float,
     label_smoothing: float = 0.0,
     loss_type: str = "sigmoid",
+    margin: Tensor | None = None,
 ) -> Tensor:
     """-ls(beta (Mw - Ml) - gamma). SimPO, eq. 6 (https://huggingface.co/papers/2405.14734). No reference.
 
     `gamma` is the target margin itself (the repository's `gamma_beta_ratio` times beta). `loss_type="hinge"`:
-    relu(1 - (beta (Mw - Ml) - gamma)), as in the authors' code.
+    relu(1 - (beta (Mw - Ml) - gamma)), as in the authors' code. `margin`, (B,), is added to gamma, pair by pair.
     """
-    margin = beta * (chosen.mean - rejected.mean) - gamma
-    return torch.relu(1 - margin) if loss_type == "hinge" else _smoothed(margin, label_smoothing)
+    beyond = _beyond(beta * (chosen.mean - rejected.mean) - gamma, margin)
+    return torch.relu(1 - beyond) if loss_type == "hinge" else _smoothed(beyond, label_smoothing)
 
 
 def cpo(

@@ -12,7 +12,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from trl_plus.data.files import is_local
-from trl_plus.papers import TRL, Method
+from trl_plus.methods import Loss
+from trl_plus.papers import TRL
 
 _BEGIN, _END = "<!-- weights -->", "<!-- /weights -->"  # `merge` puts another sentence between them
 _PACKAGES = ("trl-plus", "trl", "transformers", "peft", "torch", "datasets", "accelerate", "tokenizers")
@@ -58,7 +59,7 @@ class Card:
     """
 
     name: str
-    methods: Sequence[Method]
+    methods: Sequence[Loss]
     base: str | None
     adapter: str | None = None
     quantized: str | None = None
@@ -190,8 +191,8 @@ def _weights(card: Card) -> str:
     return f"{card.adapter[0].upper()}{card.adapter[1:]} for {base_words(card.base)}{bits}."
 
 
-def _linked(method: Method) -> str:
-    return method.name if method.paper is None else f"{method.name} ([{method.paper.title}]({method.paper.link}))"
+def _linked(method: Loss) -> str:
+    return method.title if method.paper is None else f"{method.title} ([{method.paper.title}]({method.paper.link}))"
 
 
 def _part(part: Part) -> str:

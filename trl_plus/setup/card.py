@@ -1,8 +1,8 @@
-"""What the model card of a run says and only its recipe knows. Imports TRL with the trainers."""
+"""What the model card of a run says and only its recipe knows."""
 
+from trl_plus.methods import trained_with
 from trl_plus.runs.model_card import Card, Part
 from trl_plus.setup.objects import RunObjects
-from trl_plus.trainers.card import card_methods
 
 
 def card_of(objects: RunObjects) -> Card:
@@ -10,7 +10,7 @@ def card_of(objects: RunObjects) -> Card:
     recipe = objects.recipe
     return Card(
         name="",
-        methods=card_methods(recipe.method.config.removesuffix("Config").lower(), objects.args),
+        methods=trained_with(recipe.method.family, objects.args),
         base=str(recipe["model_name_or_path"]),
         data=_parts(objects),
         recipe={"method": recipe.method.name, **recipe.values},

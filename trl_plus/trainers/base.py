@@ -92,7 +92,7 @@ class PreferenceTrainer(
                 f"{type(self).__name__} takes args of type {self.config_class.__name__}, got {type(args).__name__}."
             )
         if args is None:
-            args = self.config_class(f"{model_id(model).split('/')[-1]}-{self.config_class._method}")
+            args = self.config_class(f"{model_id(model).split('/')[-1]}-{self.config_class.family.name}")
         adapter = adapter_instead_of_model(model) if isinstance(model, str) else None
         if adapter is not None:
             raise ValueError(adapter)

@@ -7,12 +7,11 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from trl_plus.papers import methods_of
+from trl_plus.methods import trained_with
 from trl_plus.runs.model_card import Card, Part, card_text
 from trl_plus.upstream.models import base_model, is_peft
 
 CARD = "README.md"
-_OF_ONE_METHOD = ("simpo", "cpo", "orpo")  # whose `loss_type` is a variant and no method
 _KINDS = {"LORA": "LoRA", "ADALORA": "AdaLoRA"}
 
 
@@ -58,12 +57,12 @@ class ModelCards:
         part.replace(folder / CARD)
 
     def _own_card(self) -> Card:
-        method = type(self).config_class._method.lower()
+        family = type(self).config_class.family
         return Card(
             name="",
-            methods=card_methods(method, self.args),
+            methods=trained_with(family, self.args),
             base=getattr(self.model.config, "_name_or_path", "") or None,
-            recipe={"method": method, **changed_values(self.args)},
+            recipe={"method": family.name.lower(), **changed_values(self.args)},
             recipe_says=f"Values of `{type(self.args).__name__}` that are not its defaults.",
         )
 
@@ -98,13 +97,6 @@ class ModelCards:
         line = found[-1] if found else {}
         step = best if after and self.args.load_best_model_at_end and best else line.get("step", 0)
         return {"metrics": {name: value for name, value in line.items() if name != "step"}, "step": step}
-
-
-def card_methods(method: str, args: Any) -> list[Any]:
-    """The methods of a configuration; `method` is the name of its class's method, "simpo" or "dpo"."""
-    losses = [args.loss_type] if isinstance(args.loss_type, str) else list(args.loss_type)
-    own = method if method in _OF_ONE_METHOD else None
-    return methods_of(own, losses, getattr(args, "label_smoothing", 0.0) or 0.0)
 
 
 def adapter_words(config: Any) -> str:

@@ -7,7 +7,8 @@ would have no effect under the chosen method is refused instead of ignored.
 from dataclasses import MISSING, dataclass, field, fields
 from typing import ClassVar
 
-from trl_plus.trainers.loss_types import refuse_what_upstream_ignores
+from trl_plus.methods import FAMILIES, Family
+from trl_plus.trainers.losses import refuse_ignored
 from trl_plus.trainers.speed_options import SpeedOptions
 from trl_plus.upstream.compat import TRLDPOConfig, TRLKTOConfig
 
@@ -26,13 +27,23 @@ def _overlong_field() -> str:
     )
 
 
+def _margin_field(smaller: str) -> float:
+    return field(
+        default=0.0,
+        metadata={
+            "help": "Above 0: read a `margin` column, a number per pair, and multiply it by this. The product is what "
+            f"the chosen reward should exceed the rejected one by (ODPO): the loss reads {smaller}."
+        },
+    )
+
+
 @dataclass
 class _Checks(SpeedOptions):
     """Fields and validation that our configurations share. A mixin, so that each dataclass keeps TRL's own bases."""
 
     # TRL fields that this method's loss never reads; setting one is an error
     _without_effect: ClassVar[tuple[str, ...]] = ()
-    _method: ClassVar[str] = ""
+    family: ClassVar[Family]
 
     overlong: str = _overlong_field()
     nonfinite: str = field(
@@ -50,7 +61,7 @@ class _Checks(SpeedOptions):
     def _check_common(self) -> None:
         if self.overlong not in OVERLONG_CHOICES:
             raise ValueError(f"`overlong` must be one of {', '.join(OVERLONG_CHOICES)}, got {self.overlong!r}.")
-        if self._method != "SimPO" and "simpo" in self.loss_type:
+        if self.family.name != "SimPO" and "simpo" in self.loss_type:
             raise ValueError(
                 "`loss_type` simpo is a method of its own: use SimPOConfig and SimPOTrainer, in a recipe "
                 "`method: simpo`."
@@ -64,9 +75,11 @@ class _Checks(SpeedOptions):
             raise ValueError("`max_nonfinite_skips` has no effect without `nonfinite: skip`: remove it.")
         for name in self._without_effect:
             if not self._is_default(name):
-                raise ValueError(f"`{name}` has no effect with {self._method}: remove it.")
+                raise ValueError(f"`{name}` has no effect with {self.family.name}: remove it.")
 
-        if self.beta < 0 or (self.beta == 0 and self._method != "ORPO"):
+        if getattr(self, "margin_scale", 0.0) < 0:
+            raise ValueError(f"`margin_scale` must not be negative, got {self.margin_scale}.")
+        if self.beta < 0 or (self.beta == 0 and self.family.name != "ORPO"):
             raise ValueError(f"`beta` must be positive, got {self.beta}.")
 
     def _is_default(self, name: str) -> bool:
@@ -74,11 +87,11 @@ class _Checks(SpeedOptions):
         default = spec.default if spec.default_factory is MISSING else spec.default_factory()
         return getattr(self, name) == default
 
-    def _check_single_loss(self, allowed: tuple[str, ...]) -> None:
-        if len(self.loss_type) != 1 or self.loss_type[0] not in allowed:
+    def _check_single_loss(self) -> None:
+        if len(self.loss_type) != 1 or self.loss_type[0] not in self.family.losses:
             raise ValueError(
-                f"`loss_type` of {self._method} must be one of {', '.join(allowed)}, got {self.loss_type}; "
-                "mixes of losses are `method: dpo`."
+                f"`loss_type` of {self.family.name} must be one of {', '.join(self.family.losses)}, "
+                f"got {self.loss_type}; mixes of losses are `method: dpo`."
             )
 
     def _check_smoothing(self) -> None:
@@ -109,7 +122,7 @@ _DPO_ONLY_FIELDS = (
 class DPOConfig(_Checks, TRLDPOConfig):
     """TRL's `DPOConfig`, with `label_smoothing` honoured under `sigmoid` (cDPO) and a choice of the IPO variant."""
 
-    _method: ClassVar[str] = "DPO"
+    family: ClassVar[Family] = FAMILIES["DPO"]
 
     ipo_reduction: str = field(
         default="mean",
@@ -120,31 +133,31 @@ class DPOConfig(_Checks, TRLDPOConfig):
         },
     )
 
-    # field: the loss types that read it
-    _read_only_by: ClassVar[dict[str, tuple[str, ...]]] = {
-        "label_smoothing": ("sigmoid", "robust", "exo_pair", "aot", "aot_unpaired"),
-        "discopop_tau": ("discopop",),
-        "ipo_reduction": ("ipo",),
-    }
+    margin_scale: float = _margin_field("beta d - margin_scale margin")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_common()
         if self.ipo_reduction not in ("mean", "sum"):
             raise ValueError(f"`ipo_reduction` must be 'mean' or 'sum', got {self.ipo_reduction!r}.")
-        for name, readers in self._read_only_by.items():
+        for name in ("label_smoothing", "discopop_tau", "ipo_reduction"):
+            readers = self.family.readers(name)
             if not self._is_default(name) and not set(readers) & set(self.loss_type):
                 raise ValueError(
                     f"`{name}` has no effect with loss_type {self.loss_type}: remove it, or use one of "
                     f"{', '.join(readers)}."
                 )
+        if self.margin_scale and "sigmoid" not in self.loss_type:
+            raise ValueError(
+                f"`margin_scale` has no effect with loss_type {self.loss_type}: remove it, or use sigmoid."
+            )
         if {"sigmoid", "robust"} & set(self.loss_type):
             self._check_smoothing()
         if "exo_pair" in self.loss_type and self.label_smoothing <= 0:
             raise ValueError("loss_type exo_pair needs a `label_smoothing` above 0; its paper uses 1.0e-3.")
         if not self._is_default("f_alpha_divergence_coef") and self.f_divergence_type != "alpha_divergence":
             raise ValueError("`f_alpha_divergence_coef` has no effect without `f_divergence_type: alpha_divergence`.")
-        refuse_what_upstream_ignores(self)
+        refuse_ignored(self)
 
 
 @dataclass
@@ -154,7 +167,7 @@ class SimPOConfig(_Checks, TRLDPOConfig):
     The target margin is `gamma`, or `gamma_beta_ratio * beta`; give at most one of the two. Zero is a value.
     """
 
-    _method: ClassVar[str] = "SimPO"
+    family: ClassVar[Family] = FAMILIES["SimPO"]
     _without_effect: ClassVar[tuple[str, ...]] = _DPO_ONLY_FIELDS
 
     beta: float = field(default=2.0, metadata={"help": "Scale of the length-normalised reward, SimPO eq. 4."})
@@ -167,7 +180,7 @@ class SimPOConfig(_Checks, TRLDPOConfig):
     )
     loss_type: list[str] = field(
         default_factory=lambda: ["sigmoid"],
-        metadata={"help": "'sigmoid' (SimPO eq. 6) or 'hinge'.", "choices": ["sigmoid", "hinge"]},
+        metadata={"help": "'sigmoid' (SimPO eq. 6) or 'hinge'.", "choices": list(FAMILIES["SimPO"].losses)},
     )
     label_smoothing: float = field(
         default=0.0, metadata={"help": "Probability that a preference label is flipped; only with 'sigmoid'."}
@@ -176,10 +189,12 @@ class SimPOConfig(_Checks, TRLDPOConfig):
         default=0.0, metadata={"help": "Weight of the token-mean NLL of the chosen completions, added to the loss."}
     )
 
+    margin_scale: float = _margin_field("beta (Mw - Ml) - gamma - margin_scale margin")
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_common()
-        self._check_single_loss(("sigmoid", "hinge"))
+        self._check_single_loss()
         self._check_smoothing()
         if self.label_smoothing and self.loss_type == ["hinge"]:
             raise ValueError("`label_smoothing` has no effect with loss_type hinge: remove it, or use sigmoid.")
@@ -200,13 +215,13 @@ class SimPOConfig(_Checks, TRLDPOConfig):
 class CPOConfig(_Checks, TRLDPOConfig):
     """Configuration of CPO (https://huggingface.co/papers/2401.08417)."""
 
-    _method: ClassVar[str] = "CPO"
+    family: ClassVar[Family] = FAMILIES["CPO"]
     _without_effect: ClassVar[tuple[str, ...]] = _DPO_ONLY_FIELDS
 
     beta: float = field(default=0.1, metadata={"help": "Scale of the log-likelihood difference."})
     loss_type: list[str] = field(
         default_factory=lambda: ["sigmoid"],
-        metadata={"help": "'sigmoid' (CPO), 'hinge' or 'ipo'.", "choices": ["sigmoid", "hinge", "ipo"]},
+        metadata={"help": "'sigmoid' (CPO), 'hinge' or 'ipo'.", "choices": list(FAMILIES["CPO"].losses)},
     )
     label_smoothing: float = field(
         default=0.0, metadata={"help": "Probability that a preference label is flipped; only with 'sigmoid'."}
@@ -218,7 +233,7 @@ class CPOConfig(_Checks, TRLDPOConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_common()
-        self._check_single_loss(("sigmoid", "hinge", "ipo"))
+        self._check_single_loss()
         self._check_smoothing()
         if self.label_smoothing and self.loss_type != ["sigmoid"]:
             raise ValueError("`label_smoothing` has no effect unless loss_type is sigmoid: remove it.")
@@ -230,7 +245,7 @@ class CPOConfig(_Checks, TRLDPOConfig):
 class ORPOConfig(_Checks, TRLDPOConfig):
     """Configuration of ORPO (https://huggingface.co/papers/2403.07691)."""
 
-    _method: ClassVar[str] = "ORPO"
+    family: ClassVar[Family] = FAMILIES["ORPO"]
     _without_effect: ClassVar[tuple[str, ...]] = (*_DPO_ONLY_FIELDS, "loss_type", "label_smoothing")
 
     beta: float = field(default=0.1, metadata={"help": "Weight of the odds-ratio term, lambda of ORPO eq. 6."})
@@ -274,7 +289,7 @@ class ORPOConfig(_Checks, TRLDPOConfig):
 class KTOConfig(_Checks, TRLKTOConfig):
     """TRL's `KTOConfig`; rows are shuffled every epoch and a per-device batch of one row works."""
 
-    _method: ClassVar[str] = "KTO"
+    family: ClassVar[Family] = FAMILIES["KTO"]
 
     train_sampling_strategy: str = field(
         default="random",
@@ -288,7 +303,7 @@ class KTOConfig(_Checks, TRLKTOConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_common()
-        if self.loss_type not in ("kto", "apo_zero_unpaired"):
+        if self.loss_type not in self.family.losses:
             raise ValueError(f"`loss_type` of KTO must be kto or apo_zero_unpaired, got {self.loss_type!r}.")
         for name in ("desirable_weight", "undesirable_weight"):
             if getattr(self, name) < 0:

@@ -26,9 +26,8 @@ from trl_plus.objectives import Completions
 from trl_plus.step.exact_step import row_weights, without_weightless_pairs
 from trl_plus.trainers.configs import CPOConfig, DPOConfig, ORPOConfig, SimPOConfig
 from trl_plus.trainers.construction import no_reference_model, own_reference_adapter
-from trl_plus.trainers.dpo_losses import pair_losses
 from trl_plus.trainers.given_reference import without
-from trl_plus.trainers.loss_types import reads_only_rows, refuse_what_upstream_ignores
+from trl_plus.trainers.losses import computed_here, pair_losses, refuse_ignored
 from trl_plus.trainers.pairs import PairedTrainer
 from trl_plus.trainers.reference import StartCheck
 from trl_plus.upstream.compat import TRLDPOConfig
@@ -66,8 +65,8 @@ class DPOTrainer(StartCheck, PairedTrainer):
     ):
         args = self._begin(model, args, train_dataset, data_collator, ref_model)
         train_dataset = without_empty_images(train_dataset)
-        refuse_what_upstream_ignores(args)
-        self._row_wise = self.own_head = reads_only_rows(args)
+        refuse_ignored(args)
+        self._row_wise = self.own_head = computed_here(args)
         self.reference_is_given = ref_model is not None
         self.use_given_reference(args, train_dataset, ref_model, paired=True)
         if not args.precompute_ref_log_probs:
@@ -124,10 +123,10 @@ class DPOTrainer(StartCheck, PairedTrainer):
             return inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
         return self.reference_log_probs(inputs)
 
-    def pair_losses(self, chosen: Completions, rejected: Completions) -> Tensor:
+    def pair_losses(self, chosen: Completions, rejected: Completions, margin: Tensor | None = None) -> Tensor:
         sides = (chosen, rejected)
         self.check_start(torch.cat([side.log_ratio for side in sides]), torch.cat([side.length for side in sides]))
-        return pair_losses(chosen, rejected, self.loss_types, self.loss_weights, self.args)
+        return pair_losses(chosen, rejected, self.loss_types, self.loss_weights, self.args, margin)
 
     def rewards(self, side: Completions) -> Tensor:
         return self.beta * side.log_ratio
@@ -180,10 +179,11 @@ class SimPOTrainer(ReferenceFreeTrainer):
     def nll_weight(self) -> float:
         return self.args.sft_weight
 
-    def pair_losses(self, chosen: Completions, rejected: Completions) -> Tensor:
+    def pair_losses(self, chosen: Completions, rejected: Completions, margin: Tensor | None = None) -> Tensor:
         return objectives.simpo(
             chosen,
             rejected,
+            margin=margin,
             beta=self.args.beta,
             gamma=self.args.target_margin,
             label_smoothing=self.args.label_smoothing,

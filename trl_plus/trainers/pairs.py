@@ -17,7 +17,7 @@ class PairedTrainer(PreferenceTrainer, trl.DPOTrainer):
     # -- what a method defines ----------------------------------------------------------------------------------------
 
     def pair_losses(self, chosen: Completions, rejected: Completions) -> Tensor:
-        """(B,): the loss of each pair, without an NLL term."""
+        """(B,): the loss of each pair, without an NLL term. With `margin_scale`, a third argument `margin`, (B,)."""
         raise NotImplementedError
 
     def logged_logps(self, side: Completions) -> Tensor:
@@ -63,7 +63,9 @@ class PairedTrainer(PreferenceTrainer, trl.DPOTrainer):
         chosen = scores.rows(slice(None, pairs), ref_chosen)
         rejected = scores.rows(slice(pairs, None), ref_rejected)
 
-        losses = self.pair_losses(chosen, rejected)
+        scale = getattr(self.args, "margin_scale", 0.0)
+        margin = (scale * inputs["margin"],) if scale else ()
+        losses = self.pair_losses(chosen, rejected, *margin)
         self.watch_rows(losses)
         self.note(OBJECTIVE, losses, weights)
         loss = self.totals.share(losses, weights)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 
-from trl_plus.data.checks import refuse_labels, refuse_nulls, refuse_weights
+from trl_plus.data.checks import refuse_labels, refuse_margins, refuse_nulls, refuse_weights, with_margins
 from trl_plus.data.collators import EXTRA_COLUMNS, RowExtras
 from trl_plus.data.forms import FORM, in_form, is_formed, refuse_faults
 from trl_plus.data.lengths import LengthReport, apply_overlong, lengths, row_fits
@@ -54,7 +54,7 @@ class PreferenceRows:
     @data_collator.setter
     def data_collator(self, collator: Any) -> None:
         wrapped = type(collator) is RowExtras  # `isinstance` sees the class of what it wraps
-        self._data_collator = collator if wrapped else RowExtras(collator, self.args_for_rows.length_column_name)
+        self._data_collator = collator if wrapped else self._with_extras(collator)
 
     unpairs = False  # whether TRL makes two rows of each pair
 
@@ -77,6 +77,8 @@ class PreferenceRows:
         refuse_nulls(dataset, ["prompt", *needed], label)
         refuse_faults(dataset, label)
         refuse_weights(dataset, label)
+        if self._reads_margin:
+            refuse_margins(dataset, label)
         if self.unpairs:
             refuse_labels(dataset, label)
 
@@ -86,6 +88,7 @@ class PreferenceRows:
             raise ValueError(f"The {name} dataset is empty: check its path, split and filters.")
         with PartialState().main_process_first():
             dataset = in_form(dataset, name)
+            dataset = with_margins(dataset) if self._reads_margin else dataset
         first = next(iter(dataset))
         self.check_rows(dataset, name)
         sides = sides_of(list(first))
@@ -212,7 +215,15 @@ class PreferenceRows:
 
     @property
     def extra_columns(self) -> tuple[str, ...]:
-        return (*EXTRA_COLUMNS, self.args_for_rows.length_column_name)
+        margin = ("margin",) if self._reads_margin else ()
+        return (*EXTRA_COLUMNS, *margin, self.args_for_rows.length_column_name)
+
+    @property
+    def _reads_margin(self) -> bool:
+        return bool(getattr(self.args_for_rows, "margin_scale", 0.0))
+
+    def _with_extras(self, collator: Any) -> RowExtras:
+        return RowExtras(collator, self.args_for_rows.length_column_name, self._reads_margin)
 
     def _mark_contexts(self, dataset: Any, sides: tuple[str, ...], name: str) -> Any:
         """Adds `<side>_context` where sides have histories of their own in front of the response."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from trl_plus.trainers.configs import CPOConfig, ORPOConfig, SimPOConfig
+from trl_plus.methods import FAMILIES
 from trl_plus.trainers.rates import before_the_first_step
 from trl_plus.upstream.compat import TRLKTOConfig
 from trl_plus.upstream.models import adapter_of
@@ -57,7 +57,7 @@ class Setup:
     @property
     def reference(self) -> bool:
         """Whether rewards are log-ratios to a reference, and so 0 while nothing was learned."""
-        return self.method in ("DPO", "KTO")
+        return FAMILIES[self.method].reference
 
 
 def stuck(logs: list[Log], setup: Setup) -> str | None:
@@ -137,7 +137,7 @@ def falling_together(logs: list[Log], setup: Setup) -> str | None:
         return None
     return (
         f"Chosen log-probabilities fall together with the rejected ones (by {chosen:.3g} and {rejected:.3g} since the "
-        f"first steps), so the model unlearns good answers too: {_CURE_OF_FALLING[setup.method]}."
+        f"first steps), so the model unlearns good answers too: {FAMILIES[setup.method].if_both_fall}."
     )
 
 
@@ -150,14 +150,6 @@ RULES: tuple[Callable[[list[Log], Setup], str | None], ...] = (
 
 _EARLY = "unmoved before the end"
 _REWARDS = ("rewards/chosen", "rewards/rejected")
-_CURE_OF_FALLING = {
-    "DPO": "lower learning_rate, add the likelihood of the chosen side (`loss_type: [sigmoid, sft]` with "
-    "`loss_weights: [1.0, 0.2]`), or use `loss_type: apo_zero`",
-    "SimPO": "lower learning_rate, or add the likelihood of the chosen side (`sft_weight: 0.1`)",
-    "CPO": "lower learning_rate, or raise `cpo_alpha`",
-    "ORPO": "lower learning_rate, or lower `beta`, the weight of the odds ratio",
-    "KTO": "lower learning_rate, or raise `desirable_weight`",
-}
 
 
 def _settled(logs: list[Log], setup: Setup) -> bool:
@@ -194,10 +186,9 @@ def _change(first: list[Log], last: list[Log], name: str) -> tuple[float, float]
 
 def method_of(args: Any) -> str:
     """The method of a training configuration, TRL's own included."""
-    for config, method in ((SimPOConfig, "SimPO"), (ORPOConfig, "ORPO"), (CPOConfig, "CPO"), (TRLKTOConfig, "KTO")):
-        if isinstance(args, config):
-            return method
-    return "DPO"
+    if isinstance(args, TRLKTOConfig):
+        return "KTO"
+    return getattr(args, "family", FAMILIES["DPO"]).name
 
 
 class LearningWatch(TrainerCallback):

@@ -2,14 +2,15 @@
 
 import numpy as np
 
+from trl_plus.methods import METHODS
 from trl_plus.preflight.registry import INFO, WARNING, summary_check, token_check
 from trl_plus.preflight.tally import Hits, Summary, Verdict
 from trl_plus.preflight.target import Target
 from trl_plus.preflight.tokens import TokenRows
 
 _LITTLE = 16  # tokens of a response below which a cut leaves next to nothing
-# Where length is part of the reward: the loss sums log-probabilities over tokens
-_SUMMED = {"dpo", "cdpo", "hinge", "robust", "apo_zero", "apo_down", "cpo", "kto", "apo_zero_unpaired"}
+# Methods on pairs whose reward is an average over tokens
+_AVERAGING = [method.name for method in METHODS.values() if method.paired and method.reward_reads() == "mean"]
 _BIAS_RATE, _BIAS_EFFECT, _BIAS_ROWS = 0.7, 0.5, 50
 _SURE = 3  # standard errors by which a bias has to differ from none: few rows differ by chance
 
@@ -123,8 +124,9 @@ def length_bias(summary: Summary, target: Target) -> Verdict | None:
     longer_side = names[0] if effect > 0 else names[1]
     method = target.method
     meaning = (
-        f"the reward of {method} sums over tokens, so length alone can raise it; simpo, orpo and dpo_norm average"
-        if method in _SUMMED
+        f"the reward of {method} sums over tokens, so length alone can raise it; "
+        f"{', '.join(_AVERAGING[:-1])} and {_AVERAGING[-1]} average"
+        if METHODS[method].reward_reads(target.args) == "sum"
         else f"{method} averages over tokens, which lessens this but does not remove it"
     )
     return Verdict(
