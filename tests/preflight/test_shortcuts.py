@@ -12,6 +12,7 @@ from tests.preflight.plant_shortcuts import PLANTS, WRONGS, planted
 from tests.preflight.toys import build_toy, open_toy, save_toy
 from trl_plus.data.shortcut_rule import Examples, cross_fitted, fit, of_labels, of_pairs, right
 from trl_plus.data.surface import FEATURES, NAMES, Stock, measure, of_responses, stock_keys
+from trl_plus.data.surface_rows import surface_rows
 from trl_plus.preflight.as_json import as_json, from_json
 from trl_plus.preflight.findings import WORTH, Severity, worth
 from trl_plus.preflight.page import preflight_page
@@ -178,6 +179,21 @@ def test_any_text_has_finite_features(text):
     assert np.isfinite(both).all()
     np.testing.assert_array_equal(both[0], measure([text], [""])[0])  # neighbours in a batch change nothing
     assert stock_keys([text]).shape == (1, 2)
+
+
+def test_chunks_change_nothing(monkeypatch):
+    texts = [sample.responses["chosen"] for sample in clean_samples(CHAT, 60)]
+    whole = measure(texts, [""] * 60)
+    monkeypatch.setattr("trl_plus.data.surface._CHUNK", 100)
+    np.testing.assert_array_equal(measure(texts, [""] * 60), whole)
+    monkeypatch.setattr("trl_plus.data.surface_rows._ROWS", 7)
+    rows = as_rows(planted(pairs(50), "bold"))
+    np.testing.assert_array_equal(surface_rows(rows).features, of_responses(*sides_and_prompts(rows))[0])
+
+
+def sides_and_prompts(rows):
+    sides = [[row[side][0]["content"] for row in rows] for side in ("chosen", "rejected")]
+    return sides, [row["prompt"][0]["content"] for row in rows]
 
 
 def test_common_openings_are_counted_without_the_response_itself():
