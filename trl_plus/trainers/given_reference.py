@@ -44,6 +44,18 @@ def without(dataset: Any) -> Any:
     return dataset.remove_columns(list(found)) if found else dataset
 
 
+def without_unused(train_dataset: Any) -> Any:
+    """A training set of KTO on full weights without these columns, which is logged if there are any."""
+    found = columns_of(train_dataset)
+    if found:
+        logger.warning(
+            "%s of the train dataset are not used: the mismatched rows of KTO need the reference itself, which is in "
+            "memory. They are used with an adapter, or with loss_type apo_zero_unpaired.",
+            " and ".join(found),
+        )
+    return without(train_dataset)
+
+
 class GivenReference:
     """Mixed in before a trainer with a reference."""
 

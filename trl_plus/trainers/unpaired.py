@@ -31,7 +31,7 @@ from trl_plus.step.partners import mismatched_partners, read_batches, rows_of
 from trl_plus.trainers.base import OBJECTIVE, PreferenceTrainer
 from trl_plus.trainers.configs import KTOConfig
 from trl_plus.trainers.construction import no_fixed_kl_rows, own_reference_adapter
-from trl_plus.trainers.given_reference import columns_of, without
+from trl_plus.trainers.given_reference import without, without_unused
 from trl_plus.trainers.reference import StartCheck
 from trl_plus.upstream.compat import TRLKTOConfig
 from trl_plus.upstream.models import is_peft
@@ -105,13 +105,8 @@ class KTOTrainer(MismatchedRows, StartCheck, PreferenceTrainer, trl.KTOTrainer):
             logger.warning("Rows are shuffled: `sequential` of trl.KTOConfig is what TRL's fixed KL rows need.")
             args.train_sampling_strategy = "random"
         self.reference_is_given = ref_model is not None
-        if columns_of(train_dataset) and args.loss_type == "kto" and not (peft_config or is_peft(model)):
-            logger.warning(
-                "%s of the train dataset are not used: the mismatched rows of KTO need the reference itself, which is "
-                "in memory. They are used with an adapter, or with loss_type apo_zero_unpaired.",
-                " and ".join(columns_of(train_dataset)),
-            )
-            train_dataset, eval_dataset = without(train_dataset), without(eval_dataset)
+        if args.loss_type == "kto" and not (peft_config or is_peft(model)):
+            train_dataset, eval_dataset = without_unused(train_dataset), without(eval_dataset)
         self.use_given_reference(args, train_dataset, ref_model, paired=False)
         if not args.precompute_ref_log_probs:
             eval_dataset = without(eval_dataset)
