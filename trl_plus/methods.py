@@ -202,7 +202,8 @@ METHODS: dict[str, Method] = {
         _dpo("ipo", "IPO: squared distance to a finite margin", "ipo"),
         _dpo("hinge", "hinge loss on the DPO margin", "hinge"),
         _dpo("robust", "robust DPO: unbiased under flipped labels", "robust", label_smoothing=0.1),
-        _dpo("dpo_norm", "DPO on length-normalised log-ratios", "sigmoid_norm"),
+        # TRL's default of 0.1 is that of a loss on sums over tokens; this is a mean (trl_plus/published.py)
+        _dpo("dpo_norm", "DPO on length-normalised log-ratios", "sigmoid_norm", beta=5.0),
         _dpo("apo_zero", "APO-zero: the chosen side up, the rejected side down", "apo_zero"),
         _dpo("apo_down", "APO-down: both sides down, the rejected side more", "apo_down"),
         Method("apo_zero_unpaired", "APO-zero on single labelled completions", FAMILIES["KTO"],

@@ -61,11 +61,10 @@ def shown(previews):
 
 def trained(objects, processor):
     """The same, of the dataset that the trainer makes."""
-    import trl_plus
+    from trl_plus.trainers.rows import tokenize
 
-    trainer = getattr(trl_plus, objects.recipe.method.trainer)
     with quiet_maps():
-        rows = trainer.tokenized_rows(objects.args, processor, load(objects.data).train)
+        rows = tokenize(objects.args, processor, load(objects.data).train)
     sides = [name for name in ("chosen", "rejected", "completion") if f"{name}_ids" in rows.column_names]
     tokenizer = getattr(processor, "tokenizer", processor)
     return [

@@ -307,3 +307,8 @@ def test_labels_of_zero_and_one():
     dataset, _, notes = prepare(Dataset.from_list(rows), "data", paired_method=False)
     assert dataset["label"][:] == [True, False]
     assert len(notes) == 1
+
+
+def test_long_texts_of_csv(tmp_path):
+    (tmp_path / "a.csv").write_text(f"prompt,chosen,rejected\nHi,{'long ' * 50_000},What?\n", encoding="utf-8")
+    assert len(load(request(tmp_path / "a.csv")).train[0]["chosen"]) == 250_000

@@ -15,7 +15,7 @@ from trl_plus.cli.arguments import normalise
 from trl_plus.errors import RecipeError
 from trl_plus.recipes.keys import all_keys
 from trl_plus.recipes.overrides import parse_overrides
-from trl_plus.recipes.package_data import recipe_names, recipe_path, recipes_folder
+from trl_plus.recipes.package_data import all_names, recipe_path, recipes_folder
 
 CLI = typer.main.get_command(app)
 CODE = all_code()
@@ -137,7 +137,7 @@ def test_every_recipe_that_is_named_ships():
     launched = {(code.id, name) for code in CODE for name in re.findall(r"(?<!tests/)\bengines/\w+", code.text)}
     assert len(named) > 20
     assert len(launched) > 3
-    assert not [(where, name) for where, name in named if name not in recipe_names()]
+    assert not [(where, name) for where, name in named if name not in all_names()]
     assert not [(where, name) for where, name in launched if name not in engines]
 
 

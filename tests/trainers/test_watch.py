@@ -8,7 +8,7 @@ import torch
 
 from trl_plus import CPOConfig, DPOConfig, KTOConfig, ORPOConfig, SimPOConfig
 from trl_plus.trainers import watch
-from trl_plus.trainers.rates import unknown_rate
+from trl_plus.trainers.rates import unknown_beta, unknown_rate
 from trl_plus.trainers.watch import LearningWatch
 
 CONFIGS = {"DPO": DPOConfig, "SimPO": SimPOConfig, "KTO": KTOConfig, "CPO": CPOConfig, "ORPO": ORPOConfig}
@@ -204,23 +204,57 @@ def model_of(parameters, adapter=None):
 @pytest.mark.parametrize(
     "method, rate, adapter, words",
     [
-        ("SimPO", 1e-5, None, "far above what is known to work for SimPO with full fine-tuning (3e-07 to 1e-06)"),
+        ("SimPO", 1e-5, None, "far above the published rates of SimPO for full fine-tuning of models of this size, "
+                              "3e-07 (Mistral-7B base, SFT) to 1e-06 (Llama-3-8B instruct v0.2)"),
         ("SimPO", 5e-7, None, None),
         ("SimPO", 5e-6, "LORA", None),
-        ("DPO", 1e-3, "LORA", "with LoRA"),
-        ("DPO", 5e-9, None, "far below"),
+        ("DPO", 1e-3, "LORA", "LoRA"),
+        ("DPO", 5e-9, None, "far below the published rates of DPO for full fine-tuning of models of this size, 7e-08 "
+                            "(OLMo 3 32B Think, reasoning) to"),
+        ("DPO", 8e-8, None, None),
+        ("DPO", 1e-5, None, "far above"),
         ("ORPO", 8e-6, None, None),
-        ("KTO", 1e-4, None, "(5e-07 to 5e-06)"),
+        ("KTO", 1e-4, None, "5e-07 (TRL's documentation, SFT) to 5e-06"),
         ("CPO", 1e-6, None, None),
+        ("CPO", 1e-4, "LORA", None),
         ("DPO", 1e-3, "PROMPT_TUNING", None),
     ],
-)
+)  # fmt: skip
 def test_learning_rates(method, rate, adapter, words):
     args = SimpleNamespace(learning_rate=rate, optim="adamw_torch")
-    sentence = unknown_rate(method, args, model_of(7_000_000_000, adapter))
-    assert (sentence is None) == (words is None)
+    sentence = unknown_rate(method, args, model_of(8_000_000_000, adapter))
+    assert (sentence is None) == (words is None), sentence
     assert words is None or words in sentence
     assert unknown_rate(method, args, model_of(1_000_000, adapter)) is None  # no range is known for small models
+
+
+def test_a_rate_is_compared_with_models_of_its_size():
+    args = SimpleNamespace(learning_rate=2e-5, optim="adamw_torch")
+    assert unknown_rate("DPO", args, model_of(1_500_000_000)) is None  # 5e-6 was published at this size
+    assert "models of this size" in unknown_rate("DPO", args, model_of(8_000_000_000))
+    assert "the models nearest in size, 2e-07 (Tulu 3 70B" in unknown_rate("DPO", args, model_of(405_000_000_000))
+
+
+@pytest.mark.parametrize(
+    "method, loss, beta, words",
+    [
+        ("DPO", ["sigmoid_norm"], 0.1, "far below the published values for loss_type sigmoid_norm, 2 to 5"),
+        ("DPO", ["sigmoid_norm"], 5.0, None),
+        ("DPO", ["sppo_hard"], 0.1, "far above the published values for loss_type sppo_hard, 0.001"),
+        ("DPO", ["sigmoid", "sft"], 0.1, None),
+        ("DPO", ["sigmoid"], 0.01, None),
+        ("DPO", ["ipo"], 0.1, None),
+        ("SimPO", ["sigmoid"], 0.1, "for SimPO, 2 to 10"),
+        ("SimPO", ["sigmoid"], 2.0, None),
+        ("KTO", "kto", 0.1, None),
+        ("CPO", ["ipo"], 7.0, None),
+        ("ORPO", ["sigmoid"], 0.0, None),
+    ],
+)
+def test_betas(method, loss, beta, words):
+    sentence = unknown_beta(method, SimpleNamespace(loss_type=loss, beta=beta))
+    assert (sentence is None) == (words is None), sentence
+    assert words is None or words in sentence
 
 
 def test_a_run_that_is_stuck_and_one_that_is_not(make_trainer, pair_rows, caplog):

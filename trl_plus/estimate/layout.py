@@ -12,22 +12,8 @@ from trl_plus.forward.attention.interface import name_eager_attention
 from trl_plus.forward.layouts import make_plan
 from trl_plus.forward.packing import known_reason
 from trl_plus.setup.objects import RunObjects
-from trl_plus.trainers.layouts import FASTEST, RowLayouts
+from trl_plus.trainers.layouts import FASTEST, drops, reason_of_run
 from trl_plus.upstream.models import base_model
-
-
-class _Run(RowLayouts):
-    """A run that has a model and arguments and no trainer yet, for the trainer's own words."""
-
-    def __init__(self, model: Any, args: Any) -> None:
-        self.model, self.args = model, args
-
-    def reason(self) -> str | None:
-        causal = base_model(self.model)
-        return self._reason_of_run() or name_eager_attention(causal) or known_reason(causal)
-
-    def shares(self) -> bool:
-        return not self._drops()
 
 
 def choose(objects: RunObjects, model: Any, fake: FakeTensorMode, cuda: bool, notes: list[str]) -> tuple[str, bool]:
@@ -41,15 +27,15 @@ def choose(objects: RunObjects, model: Any, fake: FakeTensorMode, cuda: bool, no
     wanted = objects.args.layout
     if wanted == "rows":
         return "rows", True
-    run = _Run(model, objects.args)
-    reason = run.reason()
+    causal = base_model(model)
+    reason = reason_of_run(model, objects.args) or name_eager_attention(causal) or known_reason(causal)
     if reason is None:
         register()
         reason = _refusal(model, fake)
     if reason is None:
         if cuda:
-            stand_in_for_flash(base_model(model))
-        share = run.shares()
+            stand_in_for_flash(causal)
+        share = not drops(model)
         if not share:
             notes.append(
                 "Dropout is on: chosen and rejected draw it apart, so each computes the prompt. "

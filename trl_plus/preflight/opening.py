@@ -8,7 +8,7 @@ from trl_plus.data.files import is_local
 from trl_plus.errors import RecipeError
 from trl_plus.methods import METHODS
 from trl_plus.preflight.source import Source, open_dataset, open_run
-from trl_plus.recipes.package_data import recipe_names, resolve
+from trl_plus.recipes.package_data import all_names, resolve
 from trl_plus.recipes.recipe import Recipe, load_recipe, recipe_from
 from trl_plus.recipes.unknown_keys import unknown_method
 from trl_plus.ui.quiet_maps import quiet_maps
@@ -27,7 +27,7 @@ class Opened:
 
 def is_recipe(argument: str) -> bool:
     """Whether an argument names a recipe: a YAML file, or a bundled one that no dataset of that name hides."""
-    return argument.endswith((".yaml", ".yml")) or (argument in recipe_names() and not is_local(argument))
+    return argument.endswith((".yaml", ".yml")) or (argument in all_names() and not is_local(argument))
 
 
 def open_argument(argument: str, method: str | None, model: str | None, overrides: Sequence[str]) -> Opened:

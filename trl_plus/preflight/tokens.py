@@ -135,7 +135,7 @@ def _as_trained(dataset: Any, target: Target) -> Any | None:
 def _trainer_rows(dataset: Any, target: Target, max_length: int | None) -> Any:
     import copy
 
-    import trl_plus
+    from trl_plus.trainers.rows import tokenize
 
     args = copy.copy(target.args)
     args.max_length = max_length
@@ -143,7 +143,7 @@ def _trainer_rows(dataset: Any, target: Target, max_length: int | None) -> Any:
     args.train_sampling_strategy = "random"  # no column of lengths
     if getattr(args, "overlong", None) == "error":
         args.overlong = "drop"  # what would stop the run is marked instead
-    return getattr(trl_plus, target.trainer).tokenized_rows(args, target.processor, dataset)
+    return tokenize(args, target.processor, dataset)
 
 
 def _refused(rows: list[Row], target: Target) -> dict[int, str]:

@@ -9,6 +9,7 @@ from trl_plus.errors import RecipeError
 
 SCHEME = "bundled:"
 BUNDLED = "bundled recipe "  # how the label of a bundled recipe begins
+PUBLISHED = "published"  # the folder, among the bundled recipes, of those that somebody has published
 _PACKAGE = Path(trl_plus.__file__).parent
 _ASSETS = ("quickstart",)  # folders of the package that `bundled:` may name
 
@@ -20,20 +21,30 @@ def recipes_folder() -> Path:
 
 
 def recipe_names() -> list[str]:
-    """Names of the bundled recipes, without `.yaml`."""
+    """Names of the bundled recipes that are starting points, without `.yaml`."""
     return sorted(path.stem for path in recipes_folder().glob("*.yaml"))
 
 
+def published_names() -> list[str]:
+    """Names of the bundled recipes that somebody has published, without `.yaml`. None is a starting point's name."""
+    return sorted(path.stem for path in (recipes_folder() / PUBLISHED).glob("*.yaml"))
+
+
+def all_names() -> list[str]:
+    """Names of all bundled recipes: the starting points, then the published ones."""
+    return [*recipe_names(), *published_names()]
+
+
 def recipe_path(name: str) -> Path:
-    """File of the bundled recipe `name`, which may be written as `simpo_lora` or `recipes/simpo_lora.yaml`.
+    """File of the bundled recipe `name`, such as `simpo_lora`, `recipes/simpo_lora.yaml` or `published/tulu3_8b`.
 
     Raises:
         RecipeError: there is none of that name.
     """
     stem = Path(name).stem
-    if stem not in recipe_names():
+    if stem not in all_names():
         raise RecipeError(f"There is no bundled recipe {stem!r}{_nearest(stem)}: `trl-plus recipes list` shows all.")
-    return recipes_folder() / f"{stem}.yaml"
+    return recipes_folder() / (PUBLISHED if stem in published_names() else "") / f"{stem}.yaml"
 
 
 def copy_recipe(name: str, destination: Path) -> Path:
@@ -76,16 +87,24 @@ def find_recipe(argument: str, runs: bool = False) -> Source:
         return Source(path, argument, bundled=False)
     if path.is_dir():
         raise RecipeError(f"{argument} is a folder: name the YAML file in it.")
-    # recipes/NAME.yaml is how the README spells a bundled recipe; any other folder means a file of the user's
-    if path.suffix in ("", ".yaml", ".yml") and str(path.parent) in (".", "recipes") and path.stem in recipe_names():
+    if _names_bundled(path):
         return Source(recipe_path(path.stem), f"{BUNDLED}{path.stem}", bundled=True)
     bundled = "the name of a bundled recipe (`trl-plus recipes list`)"
     cures = f"{bundled}, or the `output_dir` of a run" if runs else f"or {bundled}"
     raise RecipeError(f"There is no file {argument}{_nearest(path.stem)}: give the path of a YAML file, {cures}.")
 
 
+def _names_bundled(path: Path) -> bool:
+    """Whether a path is a way to write the name of a bundled recipe: any other folder means a file of the user's."""
+    folder = path.parent.as_posix()
+    names = all_names() if folder == "." else []
+    names += recipe_names() if folder == "recipes" else []
+    names += published_names() if folder in (PUBLISHED, f"recipes/{PUBLISHED}") else []
+    return path.suffix in ("", ".yaml", ".yml") and path.stem in names
+
+
 def _nearest(stem: str) -> str:
-    close = get_close_matches(stem, recipe_names(), n=1)
+    close = get_close_matches(stem, all_names(), n=1)
     return f", but a bundled recipe `{close[0]}`" if close else ""
 
 

@@ -19,6 +19,7 @@ from trl_plus.recipes.unknown_keys import unknown_method
 from trl_plus.recipes.yaml_text import inline, read_file
 
 RESOLVED = "recipe.resolved.yaml"
+_RESOLVED_FROM = "# Resolved from "  # how that file begins
 COMMAND_LINE, RECIPE, PRESET, MACHINE, DEFAULT = "command line", "recipe", "preset", "machine", "default"
 
 
@@ -77,7 +78,7 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """The recipe in full: reading it gives the same values, whatever the command line was."""
-        lines = [f"# Resolved from {self.label}. Origin of each value: recipe, command line, preset or machine."]
+        lines = [f"{_RESOLVED_FROM}{self.label}. Origin of each value: recipe, command line, preset or machine."]
         lines.append(f"method: {self.method.name}")
         lines += [f"{name}: {inline(value)}  # {self.origins[name]}" for name, value in self.values.items()]
         return "\n".join(lines) + "\n"
@@ -103,7 +104,9 @@ def load_recipe(argument: str, overrides: Sequence[str] = (), needs_data: bool =
         {name: Value(value, COMMAND_LINE, "command line: ") for name, value in parse_overrides(overrides).items()}
     )
     notes = [f"Using the bundled recipe {source.path}."] if source.bundled else []
-    return _merge(given, source.label, notes, needs_data)
+    # The method's presets were written into it; today's may be others
+    complete = _is_resolved(source.path) and "method" in given and given["method"].origin == RECIPE
+    return _merge(given, source.label, notes, needs_data, complete)
 
 
 def recipe_from(values: Mapping[str, Any], label: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -116,7 +119,18 @@ def recipe_from(values: Mapping[str, Any], label: str, overrides: Sequence[str] 
     return _merge({name: Value(value, COMMAND_LINE, "command line: ") for name, value in given.items()}, label, [])
 
 
-def _merge(given: dict[str, Value], label: str, notes: list[str], needs_data: bool = True) -> Recipe:
+def _is_resolved(path: Path) -> bool:
+    """Whether a recipe was written by a run: it holds every value that was given, those of the presets included."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.readline().startswith(_RESOLVED_FROM)
+
+
+def _merge(
+    given: dict[str, Value], label: str, notes: list[str], needs_data: bool = True, complete: bool = False
+) -> Recipe:
+    """Args:
+    complete: the values are those of a run. A preset that is missing among them was not there when it began.
+    """
     method = _method(given.pop("method", None), label)
     keys = keys_of(method)
     entries = {
@@ -124,7 +138,9 @@ def _merge(given: dict[str, Value], label: str, notes: list[str], needs_data: bo
         for name, value in given.items()
         if not _takes_away(value, keys.get(name))
     }
-    preset = {**method.preset, **method.fixed}
+    if complete:
+        notes = [*notes, *_later_presets(method, entries, label)]
+    preset = method.fixed if complete else {**method.preset, **method.fixed}
     for name, value in preset.items():
         entries.setdefault(name, Value(value, PRESET, f"preset of method {method.name}: "))
     entries, inert, left_out = split_off(entries, keys)
@@ -143,6 +159,17 @@ def _merge(given: dict[str, Value], label: str, notes: list[str], needs_data: bo
         label=label,
         notes=(*notes, *left_out),
     )
+
+
+def _later_presets(method: Method, entries: Mapping[str, Value], label: str) -> list[str]:
+    """A sentence for each preset that a run's recipe does not have, because it is newer than the run."""
+    keys = keys_of(method)
+    return [
+        f"{label} gives no `{name}`: it is {keys[name].default}, the default, as when the run began. The preset of "
+        f"method {method.name} is {value} today."
+        for name, value in method.preset.items()
+        if name not in entries
+    ]
 
 
 def _trusts(entries: Mapping[str, Value]) -> list[str]:

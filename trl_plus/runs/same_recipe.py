@@ -1,12 +1,14 @@
 """Whether the recipe of a resumed run is the one it began with."""
 
 import os
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from trl_plus.errors import RecipeError
-from trl_plus.recipes.recipe import Recipe, load_recipe
+from trl_plus.recipes.recipe import PRESET, RESOLVED, Recipe, load_recipe
 
 # Keys that change what is seen, kept or waited for, and no weight
 _HARMLESS = {
@@ -25,6 +27,38 @@ _LENGTH = ("num_train_epochs", "max_steps")
 _ENDLESS = ("constant", "constant_with_warmup", "inverse_sqrt")
 
 
+def with_presets_of_run(recipe: Recipe, checkpoint: str) -> Recipe:
+    """The recipe with the presets that the run began with, in place of today's; a note names each that differs.
+
+    A value that the run's recipe or command line gave is none of them: leaving it out is a change.
+
+    Args:
+        checkpoint: the folder to resume from.
+    """
+    path = _recipe_beside(checkpoint)
+    try:
+        old, text = load_recipe(str(path)), path.read_text(encoding="utf-8")
+    except (RecipeError, OSError, ValueError):
+        return recipe  # `check_same_run` reports it
+    if old.method.name != recipe.method.name:
+        return recipe
+    for name, today in recipe.method.preset.items():
+        given = name in old.values and not re.search(rf"^{name}: .*  # {PRESET}$", text, re.MULTILINE)
+        if recipe.origin(name) != PRESET or given or old[name] == today:
+            continue
+        whose = f"the preset of method {old.method.name}"
+        note = f"{name} stays {old[name]}, as when the run began: {whose} is {today} today."
+        kept = {key: value for key, value in recipe.values.items() if key != name or name in old.values}
+        kept |= {name: old[name]} if name in old.values else {}
+        origins = {key: origin for key, origin in recipe.origins.items() if key in kept}
+        recipe = replace(recipe, values=kept, origins=origins, notes=(*recipe.notes, note))
+    return recipe
+
+
+def _recipe_beside(checkpoint: str) -> Path:
+    return Path(checkpoint).parent / RESOLVED
+
+
 def check_same_run(recipe: Recipe, checkpoint: str, force: bool, say: Callable[[Any], None]) -> None:
     """Compares a recipe with the `recipe.resolved.yaml` beside a checkpoint, and says what changed.
 
@@ -36,9 +70,8 @@ def check_same_run(recipe: Recipe, checkpoint: str, force: bool, say: Callable[[
     Raises:
         RecipeError: the result would be neither the old run nor one of the new recipe.
     """
-    path = Path(checkpoint).parent / "recipe.resolved.yaml"
     try:
-        old = load_recipe(str(path))
+        old = load_recipe(str(_recipe_beside(checkpoint)))
     except RecipeError as error:
         say(f"Nothing says with which recipe {checkpoint} was made: {error}")
         return

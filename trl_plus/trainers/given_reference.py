@@ -56,70 +56,70 @@ def without_unused(train_dataset: Any) -> Any:
     return without(train_dataset)
 
 
-class GivenReference:
-    """Mixed in before a trainer with a reference."""
+def use_given(args: Any, train_dataset: Any, ref_model: Any, paired: bool) -> bool:
+    """Prepare a configuration, before TRL's constructor, for a training set that may bring its reference.
 
-    reference_in_data = False
+    Returns:
+        the training set has the columns, so that no reference is to be loaded.
 
-    def use_given_reference(self, args: Any, train_dataset: Any, ref_model: Any, paired: bool) -> None:
-        """Before TRL's constructor: no reference is loaded if the training set brings its log-probabilities.
+    Raises:
+        ValueError: there are two references, or a moving one.
+    """
+    found = columns_of(train_dataset)
+    if not found or (paired and found != PAIRED):
+        return False
+    names = " and ".join(f"`{name}`" for name in found)
+    if ref_model is not None:
+        raise ValueError(
+            f"The train dataset brings a reference's log-probabilities ({names}), and `ref_model` is another "
+            "reference. Fix: remove the columns, or do not pass `ref_model`."
+        )
+    if getattr(args, "sync_ref_model", False):
+        raise ValueError(
+            f"`sync_ref_model` moves the reference, and the train dataset brings log-probabilities of a fixed one "
+            f"({names}). Fix: remove the columns or `sync_ref_model`."
+        )
+    args.precompute_ref_log_probs = True
+    return True
 
-        Raises:
-            ValueError: there are two references, or a moving one.
-        """
-        found = columns_of(train_dataset)
-        if not found or (paired and found != PAIRED):
-            return
-        names = " and ".join(f"`{name}`" for name in found)
-        if ref_model is not None:
-            raise ValueError(
-                f"The train dataset brings a reference's log-probabilities ({names}), and `ref_model` is another "
-                "reference. Fix: remove the columns, or do not pass `ref_model`."
-            )
-        if getattr(args, "sync_ref_model", False):
-            raise ValueError(
-                f"`sync_ref_model` moves the reference, and the train dataset brings log-probabilities of a fixed one "
-                f"({names}). Fix: remove the columns or `sync_ref_model`."
-            )
-        args.precompute_ref_log_probs = True
-        self.reference_in_data = True
 
-    def given_rows(self, dataset: Any, name: str, compute: Callable[[Any], dict[str, Any]]) -> Any | None:
-        """A tokenized dataset that brings its reference's log-probabilities, checked; None if it does not.
+def given_rows(trainer: Any, dataset: Any, name: str, compute: Callable[[Any], dict[str, Any]]) -> Any | None:
+    """A tokenized dataset that brings its reference's log-probabilities, checked; None if it does not.
 
-        Args:
-            compute: the log-probabilities of the model before training, by column, of some rows.
+    Args:
+        trainer: its `reference_is_given` is set if they are another model's.
+        compute: the log-probabilities of the model before training, by column, of some rows.
 
-        Raises:
-            ValueError: a value is not a number of at most 0, or cannot be one of such a model.
-        """
-        found = columns_of(dataset)
-        if not found:
-            return None
-        if not isinstance(dataset, datasets.Dataset):
-            return dataset  # of a stream nothing is known before it comes; a value that is not finite stops the step
-        for column in found:
-            check_values(dataset[column], column, name)
-        if found == PAIRED and "completion_ids" in dataset.column_names:  # a pair has become two rows
-            by_label = zip(dataset["label"], *(dataset[column] for column in PAIRED), strict=True)
-            values = [chosen if wanted else rejected for wanted, chosen, rejected in by_label]
-            dataset, found = dataset.remove_columns(list(PAIRED)).add_column(SINGLE[0], values), SINGLE
-        few = dataset.select(range(min(FEW, len(dataset))))
-        ours = compute(few.remove_columns(list(found)))
-        gap = check_plausible(few, found, {column: ours[column].double().numpy() for column in found}, name)
-        if gap > OTHER:
-            self.reference_is_given = True  # so the first step need not find the policy in it
-            logger.warning(
-                "%s of the %s dataset: %.2g nats per token from the model before training (median of %d rows), so the "
-                "reference is another model, or rows, chat template or max_length have changed since. Fix: remove the "
-                "columns if that is not meant.",
-                " and ".join(found),
-                name,
-                gap,
-                len(few),
-                extra={"note": True},
-            )
-        return dataset
+    Raises:
+        ValueError: a value is not a number of at most 0, or cannot be one of such a model.
+    """
+    found = columns_of(dataset)
+    if not found:
+        return None
+    if not isinstance(dataset, datasets.Dataset):
+        return dataset  # of a stream nothing is known before it comes; a value that is not finite stops the step
+    for column in found:
+        check_values(dataset[column], column, name)
+    if found == PAIRED and "completion_ids" in dataset.column_names:  # a pair has become two rows
+        by_label = zip(dataset["label"], *(dataset[column] for column in PAIRED), strict=True)
+        values = [chosen if wanted else rejected for wanted, chosen, rejected in by_label]
+        dataset, found = dataset.remove_columns(list(PAIRED)).add_column(SINGLE[0], values), SINGLE
+    few = dataset.select(range(min(FEW, len(dataset))))
+    ours = compute(few.remove_columns(list(found)))
+    gap = check_plausible(few, found, {column: ours[column].double().numpy() for column in found}, name)
+    if gap > OTHER:
+        trainer.reference_is_given = True  # so the first step need not find the policy in it
+        logger.warning(
+            "%s of the %s dataset: %.2g nats per token from the model before training (median of %d rows), so the "
+            "reference is another model, or rows, chat template or max_length have changed since. Fix: remove the "
+            "columns if that is not meant.",
+            " and ".join(found),
+            name,
+            gap,
+            len(few),
+            extra={"note": True},
+        )
+    return dataset
 
 
 def check_values(values: Any, column: str, name: str) -> None:

@@ -20,7 +20,7 @@ from trl_plus.runs.lock import claimed
 from trl_plus.runs.metrics import Report, Sample
 from trl_plus.runs.previous import holds_run, refuse_moved, set_aside
 from trl_plus.runs.resume_point import find_checkpoint, resumed_folder
-from trl_plus.runs.same_recipe import check_same_run
+from trl_plus.runs.same_recipe import check_same_run, with_presets_of_run
 from trl_plus.runs.trackers import end_trackers, go_on_with_tensorboard, told_to_trackers
 from trl_plus.setup.objects import RunObjects, build
 from trl_plus.setup.sizes import size_notes
@@ -70,6 +70,10 @@ def _run(recipe: Recipe, resume: str | None, say: Say, asked: Asked | None, forc
     checkpoint = None
     if resume is not None:
         checkpoint = find_checkpoint(resume, recipe["output_dir"], recipe["max_steps"], say)
+        if checkpoint is not None:
+            recipe, before = with_presets_of_run(recipe, checkpoint), recipe
+            for note in recipe.notes[len(before.notes) :]:
+                say(note)
     objects = build(recipe, engine=True)
     refuse_settings(objects)
     if checkpoint is not None:
