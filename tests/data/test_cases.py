@@ -22,7 +22,7 @@ from trl_plus.preflight.source import open_run
 from trl_plus.recipes.recipe import recipe_from
 from trl_plus.setup.objects import build
 from trl_plus.setup.trainer import load_processor
-from trl_plus.ui.quiet_maps import quiet_maps
+from trl_plus.ui.console import quiet_maps
 
 FILES = sorted((Path(__file__).parent / "cases").glob("*.json"))
 CASES = [(path.stem, case) for path in FILES for case in json.loads(path.read_text(encoding="utf-8"))]

@@ -5,9 +5,8 @@ import pytest
 from trl_plus.errors import RecipeError
 from trl_plus.methods import METHODS
 from trl_plus.recipes.keys import all_keys
-from trl_plus.recipes.old_keys import REFUSED, RENAMED, REPLACED
 from trl_plus.recipes.recipe import load_recipe
-from trl_plus.recipes.unknown_keys import explain
+from trl_plus.recipes.unknown_keys import REFUSED, RENAMED, REPLACED, explain
 
 
 def message(path, *overrides):

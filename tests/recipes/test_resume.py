@@ -11,8 +11,7 @@ from safetensors.torch import save_file
 from trl_plus.errors import RecipeError
 from trl_plus.recipes.recipe import load_recipe
 from trl_plus.runs import checkpoint_files as files
-from trl_plus.runs.resume_point import NEWEST, find_checkpoint
-from trl_plus.runs.same_recipe import changes, check_same_run
+from trl_plus.runs.resume import NEWEST, changes, check_same_run, find_checkpoint
 
 
 def checkpoint(out, step):
@@ -204,7 +203,7 @@ def test_a_signal_lets_the_step_finish(number):
 
 
 def test_nohup_is_obeyed(terminal):
-    from trl_plus.launch.signals import stopping_signals
+    from trl_plus.launch.processes import stopping_signals
 
     assert signal.SIGHUP in stopping_signals()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

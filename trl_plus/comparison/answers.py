@@ -16,7 +16,7 @@ from trl_plus.upstream.models import base_model
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are made.
+    """Settings of generation.
 
     Attributes:
         max_new_tokens: longest answer.

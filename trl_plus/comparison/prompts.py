@@ -1,14 +1,18 @@
-"""Prompts of held-out rows in any format, or from a file: text, one to a line, or JSON lines. Imports no torch."""
+"""Prompts of held-out rows or of a file, and answers to a few of them. Imports no torch."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any
+
+from rich.table import Table
+from rich.text import Text
 
 from trl_plus.data.files import as_path
 from trl_plus.data.responses import is_conversation, sides_of, split_response
 from trl_plus.errors import DataError
+from trl_plus.runs.metrics import Sample
+from trl_plus.ui.console import printable
 
 Prompt = str | list[dict[str, Any]]  # a text, or messages
 
@@ -69,11 +73,10 @@ def read_prompts(name: str, count: int | None) -> list[Prompt]:
         raise DataError(f"--prompts: {name} is not text in UTF-8: save it as UTF-8.") from None
     except OSError as error:
         raise DataError(f"--prompts: {name} cannot be read ({error.strerror}): check the path.") from error
-    read = _json_prompt if path.suffix in _JSON else _text_prompt
     found: list[Prompt] = []
     for number, line in enumerate(lines, 1):
         if line.strip():
-            prompt = read(line, f"--prompts: {name}, line {number}", path)
+            prompt = _json_prompt(line, f"--prompts: {name}, line {number}") if path.suffix in _JSON else line
             found += [] if prompt in found else [prompt]
         if count is not None and len(found) == count:
             break
@@ -87,15 +90,11 @@ def as_conversations(prompts: list[Prompt]) -> list[Prompt]:
     return [[{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt for prompt in prompts]
 
 
-def _text_prompt(line: str, where: str, path: Path) -> Prompt:
-    return line
-
-
-def _json_prompt(line: str, where: str, path: Path) -> Prompt:
+def _json_prompt(line: str, place: str) -> Prompt:
     try:
         value: Any = json.loads(line)
     except ValueError:
-        raise DataError(f"{where} is no JSON: write an object a line, or name the file .txt for plain text.") from None
+        raise DataError(f"{place} is no JSON: write an object a line, or name the file .txt for plain text.") from None
     if isinstance(value, dict):
         value = value["prompt"] if value.get("prompt") else value.get("messages")
     if isinstance(value, list) and value and all(map(_is_message, value)):
@@ -104,8 +103,40 @@ def _json_prompt(line: str, where: str, path: Path) -> Prompt:
             return [{"role": turn["role"], "content": turn["content"]} for turn in asked]
     elif isinstance(value, str) and value.strip():
         return value
-    raise DataError(f"{where} holds no prompt: give it `prompt`, a text or a list of messages, or `messages`.")
+    raise DataError(f"{place} holds no prompt: give it `prompt`, a text or a list of messages, or `messages`.")
 
 
 def _is_message(turn: Any) -> bool:
     return isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
+
+
+# -- answers to a few prompts, without loading torch before they are made -----------------------------------------
+
+MAX_NEW_TOKENS = 48
+
+
+def generate(model: Any, tokenizer: Any, prompts: Sequence[Prompt]) -> list[str]:
+    """Greedy answers of at most MAX_NEW_TOKENS tokens. The model's training mode is restored."""
+    from trl_plus.comparison.answers import Sampling, answers_of
+
+    return [answer.text for answer in answers_of(model, tokenizer, prompts, Sampling(MAX_NEW_TOKENS))]
+
+
+def generations_table(samples: Sequence[Sample], how: str | None = None) -> Table:
+    """Prompts and answers side by side: of a run before and after, or, if `how` they were made is given, of a
+    comparison."""
+    title = "Held-out prompts, greedy answers" if how is None else f"Answers, {how}"
+    table = Table(title=title, title_justify="left", show_lines=True)
+    for title in ("prompt", *(("before", "after") if how is None else ("base", "tuned"))):
+        table.add_column(title, ratio=1, overflow="fold")
+    for sample in samples:
+        # Text, not str: square brackets in an answer are no markup
+        table.add_row(*(Text(printable(part or "-")) for part in (sample.prompt, sample.before, sample.after)))
+    return table
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """A prompt as a person reads it."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)

@@ -18,7 +18,7 @@ from trl_plus.setup.objects import RunObjects, build
 from trl_plus.setup.trainer import load_processor
 
 BASE, TUNED = "base", "tuned"
-HELD_OUT = 20  # prompts where none are named and no number is given
+HELD_OUT = 20  # prompts if none are named and no number is given
 Progress = Callable[[str, int, int], None]
 
 
@@ -69,7 +69,7 @@ def compare(
     Args:
         prompts: a file; None for held-out prompts of the recipe.
         count: at most so many prompts; None for HELD_OUT, or for all of a file.
-        raw: take texts as they are, also where the tokenizer has a chat template.
+        raw: take texts as they are, even if the tokenizer has a chat template.
 
     Raises:
         RecipeError, DataError: a model or the prompts cannot be loaded.
@@ -133,7 +133,7 @@ def _precision(objects: RunObjects, model: Any) -> AbstractContextManager[Any]:
 
 
 def _tokenizer(objects: RunObjects) -> Any:
-    """The tokenizer of the run, also where the model has a processor."""
+    """The tokenizer of the run, also if the model has a processor."""
     processor = load_processor(objects)
     tokenizer = getattr(processor, "tokenizer", processor)
     if tokenizer.chat_template is None:

@@ -1,4 +1,4 @@
-"""Start the processes of a launch on this machine, pass signals on to them, and give back one exit code.
+"""Start the processes of a launch on this machine, pass signals on to them, and return one exit code.
 
 accelerate prepares the environment. The processes are started here and not by torch's elastic agent, which turns every
 exit code into 1 and kills what has not ended 30 seconds after a signal: too soon for a process that saves a checkpoint.
@@ -6,15 +6,15 @@ exit code into 1 and kills what has not ended 30 seconds after a signal: too soo
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
-from trl_plus.launch.decision import Launch
 from trl_plus.launch.engines import launcher_arguments
-from trl_plus.launch.request import ENGINE, PROCESSES
-from trl_plus.launch.signals import leave_terminal, stopping_signals
+from trl_plus.launch.request import ENGINE, PROCESSES, Launch
 
 INTERRUPTED = 130
 _POLL = 0.1  # seconds
@@ -113,3 +113,23 @@ def _send(processes: Sequence["subprocess.Popen[bytes]"], number: int) -> None:
     for process in processes:
         if process.poll() is None:
             process.send_signal(number)
+
+
+def stopping_signals() -> tuple[signal.Signals, ...]:
+    """Ctrl-C, SIGTERM, and a closed terminal, unless `nohup` ignores a closed terminal."""
+    stop = (signal.SIGINT, signal.SIGTERM)
+    if not hasattr(signal, "SIGHUP") or signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # Windows has none
+        return stop
+    return (*stop, signal.SIGHUP)
+
+
+def leave_terminal(number: int) -> None:
+    """After SIGHUP every write to the terminal fails: what would go there goes nowhere, and the run can still save."""
+    if number != getattr(signal, "SIGHUP", None):
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        with suppress(OSError):  # it was closed before
+            if stat.S_ISCHR(os.fstat(stream).st_mode):  # neither a file nor a pipe
+                os.dup2(nowhere, stream)
+    os.close(nowhere)

@@ -10,7 +10,7 @@ from trl_plus.preflight.examine import Batch, examine
 from trl_plus.preflight.findings import Preview
 from trl_plus.preflight.rows import ROW, SOURCE_ROW
 from trl_plus.preflight.source import Source
-from trl_plus.ui.quiet_maps import quiet_maps
+from trl_plus.ui.console import quiet_maps
 
 
 def preview_source(source: Source, split: str, count: int, row: int | None) -> list[Preview]:

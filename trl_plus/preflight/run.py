@@ -17,7 +17,7 @@ from trl_plus.preflight.tally import Found, Summary, Tally, joined
 from trl_plus.preflight.target import Target
 from trl_plus.preflight.workers import examine_in_processes
 from trl_plus.setup.trainer import nothing_to_evaluate
-from trl_plus.ui.quiet_maps import quiet_maps
+from trl_plus.ui.console import quiet_maps
 
 COLUMNS_CODE, HELD_OUT_CODE, REFUSED_CODE = "D101", "D111", "D199"
 PLAIN_CODE = "D413"  # stands before all other warnings: every row is trained on in the wrong form

@@ -16,7 +16,7 @@ from trl_plus.forward.packing import RowLayout
 from trl_plus.forward.rope import own_factors
 from trl_plus.forward.score import MarksLabels, Scores, score
 from trl_plus.objectives import Completions
-from trl_plus.recipes.adapter_folders import adapter_instead_of_model
+from trl_plus.recipes.checks import adapter_instead_of_model
 from trl_plus.runs.model_card import Card, Part
 from trl_plus.step.exact_step import ADDED, StepTotals, loss_of, row_weights, totals_of, without_repeats
 from trl_plus.step.meters import Meters, Throughput, flops_per_token, token_counts

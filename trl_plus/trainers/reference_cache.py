@@ -149,7 +149,7 @@ class ReferenceCache:
         self._trainer = trainer
 
     def rows(self, dataset: Any, name: str, compute: Callable[[Any], Any]) -> Any:
-        """Rows with columns of reference log-probabilities: their own, read, or computed by TRL's `compute(dataset)`."""
+        """Rows with columns of reference log-probabilities: given, read, or computed by TRL's `compute(dataset)`."""
         given = given_rows(self._trainer, dataset, name, lambda rows: self._compute_columns(rows, compute))
         if given is not None:
             return given
