@@ -87,6 +87,7 @@ class PreferenceTrainer(Seams):
     accepted_configs: tuple[type, ...]
     has_reference = False
     reference_is_given = False  # an explicit `ref_model` may be any model
+    reference_in_data = False  # its log-probabilities are columns of the training set
     own_head = True  # False if TRL's loss reads statistics that only TRL's head computes
     unpairs = False  # whether TRL makes two rows of each pair
 
