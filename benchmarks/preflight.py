@@ -25,7 +25,7 @@ from trl_plus.recipes.recipe import recipe_from
 from trl_plus.setup.objects import build
 from trl_plus.setup.trainer import load_processor
 from trl_plus.trainers.seams import upstream_tokenize
-from trl_plus.ui.quiet_maps import quiet_maps
+from trl_plus.ui.console import quiet_maps
 
 WORDS = [
     f"{a}{b}" for a in ("ba", "co", "di", "fe", "gu", "ha", "lo", "mi", "ne", "po") for b in ("ra", "ten", "lis", "mo")
