@@ -21,8 +21,9 @@ from typing import Any
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 from trl.scripts.utils import DatasetConfig
 
-from trl_plus.recipes.old_keys import REFUSED
-from trl_plus.recipes.options import EntryOptions, RunOptions
+from trl_plus.recipes.keys import DECLARED
+from trl_plus.recipes.options import UPSTREAM, EntryOptions, RunOptions
+from trl_plus.recipes.unknown_keys import REFUSED
 from trl_plus.trainers import configs
 
 TARGET = Path(__file__).parents[1] / "trl_plus" / "recipes" / "keys.json"
@@ -94,6 +95,8 @@ def specification(field: Field, annotation: Any, ours: bool) -> dict[str, Any]:
     values = choices(field, annotation)
     if values is not None:
         spec["choices"] = values
+    declared = {**UPSTREAM.get(field.name, {}), **field.metadata}
+    spec |= {name: declared[name] for name in DECLARED if name in declared}
     if ours:
         spec["help"] = short(field.metadata.get("help", ""))
     return spec

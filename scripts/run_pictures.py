@@ -15,7 +15,7 @@ from pathlib import Path
 from pictures import page_picture
 
 from trl_plus.comparison.answers import Sampling
-from trl_plus.comparison.page import comparison_page
+from trl_plus.comparison.output import comparison_page
 from trl_plus.comparison.run import Comparison, compare
 from trl_plus.report.page import run_page
 from trl_plus.report.run import Run, read_run

@@ -157,7 +157,7 @@ def test_trl_experimental_is_not_imported():
 
 
 # The table of refused keys tells what to write instead of `device_map`
-REFUSES_DEVICE_MAP = PACKAGE / "recipes" / "old_keys.py"
+REFUSES_DEVICE_MAP = PACKAGE / "recipes" / "unknown_keys.py"
 
 
 def test_placement_is_left_to_accelerate():

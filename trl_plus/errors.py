@@ -16,6 +16,11 @@ class RecipeError(ValueError):
         return "\n".join([f"{len(self.problems)} problems:", *(f"- {problem}" for problem in self.problems)])
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text; its type if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class RunFault(RuntimeError):
     """A run failed for a reason that is neither its recipe's nor a bug; the text says what to do."""
 

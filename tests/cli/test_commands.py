@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from trl_plus.cli import app
 from trl_plus.cli.arguments import normalise
-from trl_plus.launch.decision import Machine
+from trl_plus.launch.request import Machine
 from trl_plus.recipes.package_data import recipe_names
 
 GOOD = "method: simpo\nmodel_name_or_path: org/model\ndataset_name: org/data\noutput_dir: out\n"
@@ -180,7 +180,7 @@ def test_a_launched_process_does_not_launch(monkeypatch, tmp_path):
     ran = []
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setattr("trl_plus.training.run.run", lambda *words: ran.append(words))
-    monkeypatch.setattr("trl_plus.launch.decision.this_machine", lambda: Machine(gpus=1))
+    monkeypatch.setattr("trl_plus.launch.request.this_machine", lambda: Machine(gpus=1))
     (tmp_path / "r.yaml").write_text(GOOD)
     assert call("train", str(tmp_path / "r.yaml"), "--accelerate-config", "zero2").exit_code == 0
     assert len(ran) == 1

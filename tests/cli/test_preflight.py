@@ -67,7 +67,7 @@ def test_clean_rows_exit_with_0(recipe):
 def test_errors_exit_with_3_and_name_the_rows(recipe, pair_rows):
     result = call("preflight", recipe(with_identical_sides(pair_rows(24))))
     assert result.exit_code == 3
-    for word in ("D204", "row 3", "row 7", "Cure"):
+    for word in ("D204", "row 3", "row 7", "Fix"):
         assert word in result.stdout
 
 

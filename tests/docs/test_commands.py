@@ -14,8 +14,8 @@ from trl_plus.cli import app
 from trl_plus.cli.arguments import normalise
 from trl_plus.errors import RecipeError
 from trl_plus.recipes.keys import all_keys
-from trl_plus.recipes.overrides import parse_overrides
 from trl_plus.recipes.package_data import all_names, recipe_path, recipes_folder
+from trl_plus.recipes.recipe import parse_overrides
 
 CLI = typer.main.get_command(app)
 CODE = all_code()

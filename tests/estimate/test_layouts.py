@@ -6,7 +6,7 @@ import pytest
 
 from trl_plus.data.loading import load
 from trl_plus.errors import RecipeError
-from trl_plus.estimate.layout import _Run
+from trl_plus.estimate.model import _Run
 from trl_plus.estimate.run import estimate
 from trl_plus.estimate.shapes import Row, Rows
 from trl_plus.forward.layouts import make_plan

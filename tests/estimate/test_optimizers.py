@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from trl_plus.estimate.optimizers import state_bytes
+from trl_plus.estimate.measure import state_bytes
 
 
 def real_bytes(optim, tmp_path):

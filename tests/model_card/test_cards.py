@@ -14,8 +14,8 @@ from trl_plus.methods import FAMILIES, METHODS
 from trl_plus.recipes.keys import config_keys
 from trl_plus.recipes.recipe import load_recipe
 from trl_plus.runs.model_card import Card, Part, card_text, is_ours, merged_text
-from trl_plus.setup.card import card_of
 from trl_plus.setup.objects import build
+from trl_plus.setup.trainer import card_of
 
 # method of a recipe -> (what the card calls it, a paper it cites)
 NAMES = {

@@ -12,13 +12,13 @@ import time
 import pytest
 
 from trl_plus.errors import RecipeError
-from trl_plus.runs import lock as module
-from trl_plus.runs.lock import FILE, claimed
+from trl_plus.runs import folder as module
+from trl_plus.runs.folder import LOCK, claimed
 
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from trl_plus.runs.lock import claimed
+from trl_plus.runs.folder import claimed
 with claimed(Path(sys.argv[1]), print):
     if os.fork() == 0:  # as a worker of a data loader, which a killed run leaves behind
         print("held", flush=True)
@@ -58,20 +58,20 @@ def test_a_killed_run_blocks_nothing(holder, tmp_path):
     """Not even while a worker that it has forked lives on."""
     holder.send_signal(signal.SIGKILL)
     assert holder.wait() == -signal.SIGKILL
-    assert (tmp_path / "out" / FILE).exists()
+    assert (tmp_path / "out" / LOCK).exists()
     assert take(tmp_path / "out") == []
-    assert not (tmp_path / "out" / FILE).exists()
+    assert not (tmp_path / "out" / LOCK).exists()
 
 
 def test_who_has_not_written_its_name_yet(holder, tmp_path):
-    os.truncate(tmp_path / "out" / FILE, 0)
+    os.truncate(tmp_path / "out" / LOCK, 0)
     with pytest.raises(RecipeError, match="it began this moment"):
         take(tmp_path / "out")
 
 
 def test_deleting_the_file_frees_the_folder(holder, tmp_path):
     """The way out where a machine crashed and a file server still keeps its lock."""
-    (tmp_path / "out" / FILE).unlink()
+    (tmp_path / "out" / LOCK).unlink()
     assert take(tmp_path / "out") == []
 
 
@@ -81,13 +81,13 @@ def test_a_file_that_another_run_deletes_meanwhile_is_no_claim(tmp_path, monkeyp
     def slow(file, how):
         calls.append(file)
         if len(calls) == 1:
-            (tmp_path / FILE).unlink()
+            (tmp_path / LOCK).unlink()
         return lockf(file, how)
 
     monkeypatch.setattr(module.fcntl, "lockf", slow)
     with claimed(tmp_path, print):
         assert len(calls) == 2
-        assert json.loads((tmp_path / FILE).read_text())["pid"] == os.getpid()
+        assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from trl_plus.methods import METHODS
 from trl_plus.recipes.keys import option_keys
-from trl_plus.recipes.old_keys import REFUSED, RENAMED, REPLACED
 from trl_plus.recipes.package_data import recipe_names
+from trl_plus.recipes.unknown_keys import REFUSED, RENAMED, REPLACED
 
 TEXT = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
 

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from trl_plus.cli import app
 from trl_plus.recipes.package_data import recipe_names
 from trl_plus.recipes.recipe import load_recipe
-from trl_plus.setup.dry_run import plan
+from trl_plus.setup.plan import plan
 
 
 def dry_run(*words):

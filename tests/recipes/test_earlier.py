@@ -9,7 +9,7 @@ import pytest
 
 from trl_plus.errors import RecipeError
 from trl_plus.recipes.recipe import load_recipe
-from trl_plus.runs.previous import holds_run, refuse_moved, set_aside
+from trl_plus.runs.folder import holds_run, refuse_moved, set_aside
 from trl_plus.training.run import run
 
 ADAPTER = (
@@ -113,7 +113,7 @@ def execute(path, resume=None, said=None):
 
 
 def test_the_earlier_run_is_still_a_run(recipe_file, tmp_path):
-    from trl_plus.report.output import write_report
+    from trl_plus.report.page import write_report
     from trl_plus.runs.weights import open_run
 
     short = {"num_train_epochs": None, "report_generations": 0}

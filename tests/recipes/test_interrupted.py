@@ -9,8 +9,7 @@ import pytest
 
 from trl_plus.errors import RecipeError
 from trl_plus.recipes.recipe import load_recipe
-from trl_plus.training import run as module
-from trl_plus.training.run import run
+from trl_plus.training.run import Run, run
 from trl_plus.training.stopping import Stopped
 
 
@@ -25,7 +24,7 @@ def stopped_in_the_final_evaluation(recipe_file, monkeypatch):
     def _stop(**keys):
         path = recipe_file(**keys)
         with monkeypatch.context() as patch:
-            patch.setattr(module, "_evaluate", lambda *args: signal.raise_signal(signal.SIGTERM))
+            patch.setattr(Run, "evaluate", lambda run: signal.raise_signal(signal.SIGTERM))
             with pytest.raises(Stopped) as stopped:
                 execute(path)
         return path, str(stopped.value)
@@ -77,7 +76,7 @@ def test_a_refused_run_leaves_the_earlier_one_resumable(recipe_file, tmp_path):
 
 
 def test_a_folder_in_use_is_refused(recipe_file, tmp_path):
-    hold = "import sys\nfrom pathlib import Path\nfrom trl_plus.runs.lock import claimed\n"
+    hold = "import sys\nfrom pathlib import Path\nfrom trl_plus.runs.folder import claimed\n"
     hold += "with claimed(Path('out'), print):\n    print('held', flush=True)\n    sys.stdin.read()"
     words = [sys.executable, "-c", hold]
     path = recipe_file()

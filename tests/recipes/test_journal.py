@@ -8,9 +8,8 @@ import pytest
 
 from trl_plus.preflight.as_json import from_json
 from trl_plus.recipes.recipe import load_recipe
-from trl_plus.report.page import run_page
+from trl_plus.report.page import outcome, run_page
 from trl_plus.report.run import read_run
-from trl_plus.report.words import outcome
 from trl_plus.runs.journal import COMMAND, Journal
 from trl_plus.training.run import run
 

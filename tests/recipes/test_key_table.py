@@ -1,8 +1,10 @@
 """keys.json is what the installed configurations say, and the schema accepts and refuses what the validator does."""
 
 import json
+import re
 import subprocess
 import sys
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 
@@ -10,10 +12,10 @@ import pytest
 import yaml
 
 from trl_plus.methods import METHODS
-from trl_plus.recipes.keys import generated_with
+from trl_plus.recipes.keys import DECLARED, generated_with, recipe_schema
+from trl_plus.recipes.options import UPSTREAM, EntryOptions, RunOptions
 from trl_plus.recipes.package_data import recipe_names, recipe_path
 from trl_plus.recipes.recipe import load_recipe
-from trl_plus.recipes.schema import recipe_schema
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "make_recipe_keys.py"
@@ -53,11 +55,42 @@ def test_schema_accepts_bundled_recipes(validator, name):
         {"desirable_weight": 1.0},
         {"loss_type": ["ipo"]},
         {"output_dir": None},
+        {"eval_fraction": 1.5},
+        {"max_eval_rows": -1},
+        {"lora_r": 0},
+        {"num_train_epochs": 0},
     ],
 )
 def test_schema_refuses(validator, keys):
     recipe = {"method": "simpo", "model_name_or_path": "a", "dataset_name": "b", "output_dir": "c", "beta": 1, **keys}
     assert list(validator.iter_errors({k: v for k, v in recipe.items() if v is not None}))
+
+
+@pytest.mark.parametrize(
+    "values, text",
+    [
+        ({"eval_fraction": 1}, "`eval_fraction` must be below 1, got 1."),
+        ({"eval_fraction": -0.1}, "`eval_fraction` must be at least 0, got -0.1."),
+        ({"max_eval_rows": -1}, "`max_eval_rows` must be at least 0, got -1."),
+        ({"early_stopping_patience": 0}, "`early_stopping_patience` must be at least 1, got 0."),
+        (
+            {"eval_fraction": 0.1, "eval_dataset_name": "a"},
+            "`eval_dataset_name` and `eval_fraction` exclude each other",
+        ),
+    ],
+)
+def test_python_reads_the_same_bounds(values, text):
+    with pytest.raises(ValueError, match=re.escape(text)):
+        RunOptions(**values)
+
+
+def test_bounds_are_declared_once():
+    from trl_plus.trainers import configs
+
+    classes = [RunOptions, EntryOptions, *(getattr(configs, method.config) for method in METHODS.values())]
+    own = {field.name for cls in classes for field in fields(cls) if {*field.metadata} & {*DECLARED}}
+    assert {"eval_fraction", "max_eval_rows"} <= own
+    assert not own & UPSTREAM.keys()
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -11,9 +11,18 @@ import pytest
 
 from trl_plus.errors import RecipeError
 from trl_plus.launch import processes
-from trl_plus.launch.decision import Launch, Machine, child_command, decide, is_main_process, read_launch
 from trl_plus.launch.engines import config_file, launcher_arguments, read_config, shipped_engines, trl_configurations
-from trl_plus.launch.request import Asked, asked_of, check_started
+from trl_plus.launch.request import (
+    Launch,
+    LaunchRequest,
+    Machine,
+    check_started,
+    child_command,
+    decide,
+    is_main_process,
+    launch_request,
+    read_launch,
+)
 from trl_plus.recipes.package_data import recipe_names
 from trl_plus.recipes.recipe import load_recipe
 
@@ -128,7 +137,7 @@ def test_words_of_a_process():
 )
 def test_another_launcher_is_checked(config, count, environment, message):
     with pytest.raises(RecipeError, match=message):
-        asked_of(config, count, environment)
+        launch_request(config, count, environment)
 
 
 def test_what_accelerate_leaves_out_in_silence(monkeypatch):
@@ -146,11 +155,11 @@ def test_what_accelerate_leaves_out_in_silence(monkeypatch):
     from accelerate.utils import DistributedType
 
     environment = {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}
-    monkeypatch.setattr("trl_plus.launch.decision.this_machine", lambda: CPU)
+    monkeypatch.setattr("trl_plus.launch.request.this_machine", lambda: CPU)
     with pytest.raises(RecipeError, match="fsdp, which accelerate runs on GPUs only"):
-        asked_of(None, None, environment)
-    monkeypatch.setattr("trl_plus.launch.decision.this_machine", lambda: GPUS)
-    asked = asked_of(None, None, environment)
+        launch_request(None, None, environment)
+    monkeypatch.setattr("trl_plus.launch.request.this_machine", lambda: GPUS)
+    asked = launch_request(None, None, environment)
     with pytest.raises(RecipeError, match="fsdp was asked for, but ddp would run"):
         check_started(asked, SimpleNamespace(num_processes=2, distributed_type=DistributedType.MULTI_CPU))
 
@@ -160,15 +169,15 @@ def test_what_accelerate_made_of_it_is_checked():
 
     from accelerate.utils import DistributedType
 
-    asked = asked_of(None, None, {"WORLD_SIZE": "2"})
-    assert asked == Asked(2, None)
+    asked = launch_request(None, None, {"WORLD_SIZE": "2"})
+    assert asked == LaunchRequest(2, None)
     one = SimpleNamespace(num_processes=1, distributed_type=DistributedType.NO)
     two = SimpleNamespace(num_processes=2, distributed_type=DistributedType.MULTI_CPU)
     check_started(asked, two)
     with pytest.raises(RecipeError, match="but 1 would run"):
         check_started(asked, one)
     with pytest.raises(RecipeError, match="fsdp was asked for"):
-        check_started(Asked(2, "fsdp"), two)
+        check_started(LaunchRequest(2, "fsdp"), two)
 
 
 # -- configurations -------------------------------------------------------------------------------------------------
@@ -237,8 +246,8 @@ def test_a_key_without_effect_is_refused(text, message, tmp_path):
 PARENT = """
 import signal, subprocess, sys
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also under nohup
-from trl_plus.recipes import processes
-from trl_plus.launch.decision import Launch
+from trl_plus.launch import processes
+from trl_plus.launch.request import Launch
 processes.environment_of = lambda launch: __import__("os").environ.copy()
 processes._GRACE = 1.0
 popen = subprocess.Popen
@@ -278,6 +287,30 @@ def test_ranks_of_the_second_machine():
     command = [sys.executable, "-c", PARENT, child, 'Launch("ddp", 4, cpu=True, machines=2, machine_rank=1)']
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert sorted(line for line in done.stdout.split("\n") if "rank" in line) == ["rank 2 0 ", "rank 3 1 "], done.stderr
+
+
+WATCHING = """
+import os, signal, sys, time
+def stop(number, frame):
+    time.sleep(0.2); os.write(1, b"saved\\n"); sys.exit(130)
+signal.signal(signal.SIGTERM, stop)
+from trl_plus.launch.processes import end_with_parent
+end_with_parent()
+os.write(1, b"ready\\n")
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="descriptors are passed on POSIX only")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGQUIT])
+def test_a_lost_parent_leaves_nothing_running(number):
+    """The pipe of their output closes when the last of them has ended."""
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, WATCHING], stdout=subprocess.PIPE, text=True)
+    assert [parent.stdout.readline().strip() for _ in range(2)] == ["ready", "ready"]
+    parent.send_signal(number)
+    out, _ = parent.communicate(timeout=30)
+    assert out.split() == ["saved", "saved"]
+    assert parent.returncode == -number
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

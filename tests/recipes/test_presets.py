@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from trl_plus.recipes.recipe import RESOLVED, load_recipe, write_resolved
-from trl_plus.runs.same_recipe import check_same_run, with_presets_of_run
+from trl_plus.runs.resume import check_same_run, with_presets_of_run
 from trl_plus.training.run import run
 
 TODAY, BEFORE = 5.0, 0.1  # beta of dpo_norm: the preset, and TRL's default, which early versions left in place

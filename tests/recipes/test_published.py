@@ -12,11 +12,11 @@ from trl_plus.cli import app
 from trl_plus.errors import RecipeError
 from trl_plus.methods import FAMILIES, METHODS
 from trl_plus.published import BETAS, RATES
+from trl_plus.recipes.keys import recipe_schema
 from trl_plus.recipes.package_data import find_recipe, published_names, recipe_names, recipe_path
 from trl_plus.recipes.recipe import load_recipe
-from trl_plus.recipes.schema import recipe_schema
-from trl_plus.setup.dry_run import plan
 from trl_plus.setup.objects import build
+from trl_plus.setup.plan import plan
 from trl_plus.trainers.rates import unknown_beta, unknown_rate
 
 NAMES = published_names()

@@ -11,8 +11,7 @@ from safetensors.torch import save_file
 from trl_plus.errors import RecipeError
 from trl_plus.recipes.recipe import load_recipe
 from trl_plus.runs import checkpoint_files as files
-from trl_plus.runs.resume_point import NEWEST, find_checkpoint
-from trl_plus.runs.same_recipe import changes, check_same_run
+from trl_plus.runs.resume import NEWEST, changes, check_same_run, find_checkpoint
 
 
 def checkpoint(out, step):
@@ -100,6 +99,33 @@ def test_a_save_killed_while_it_replaces_loses_nothing(tmp_path, monkeypatch):
     assert not (old / "mark").exists()
     assert files.problem_of(old) is None
     assert not (tmp_path / files.UNFINISHED).exists()
+
+
+@pytest.mark.parametrize("moved", range(6))
+def test_shards_are_named_when_all_of_them_are_there(tmp_path, moved, monkeypatch):
+    """A process that is killed while it moves DeepSpeed's shards into the folder of a run."""
+    run, part = tmp_path / "run", tmp_path / "run" / files.UNFINISHED / "model"
+    shards = {f"global_step4/{rank}.pt" for rank in range(3)} | {"zero_to_fp32.py"}
+    for name in {*shards, "latest"}:
+        (part / name).parent.mkdir(parents=True, exist_ok=True)
+        (part / name).write_text("global_step4")
+    (run / "model.safetensors").write_text("of an earlier model")
+    replace, calls = os.replace, []
+
+    def killed(source, target):
+        if len(calls) == moved:
+            raise KeyboardInterrupt
+        calls.append(replace(source, target))
+
+    monkeypatch.setattr(os, "replace", killed)
+    if moved < 5:
+        with pytest.raises(KeyboardInterrupt):
+            files.merge_into(part, run)
+        assert not (run / "latest").exists()
+        return
+    files.merge_into(part, run)
+    assert all((run / name).is_file() for name in {*shards, "latest"})
+    assert not (run / "model.safetensors").exists()  # it would be loaded instead of the shards
 
 
 def test_rotation_keeps_the_newest_and_the_best(tmp_path):
@@ -204,7 +230,7 @@ def test_a_signal_lets_the_step_finish(number):
 
 
 def test_nohup_is_obeyed(terminal):
-    from trl_plus.launch.signals import stopping_signals
+    from trl_plus.launch.processes import stopping_signals
 
     assert signal.SIGHUP in stopping_signals()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -16,8 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from trl_plus.errors import RecipeError
 from trl_plus.recipes.recipe import load_recipe
-from trl_plus.runs.trackers import run_id
 from trl_plus.setup.machine_errors import check_machine
+from trl_plus.training.callbacks import run_id
 from trl_plus.training.run import run
 
 ONCE = {"train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss", "total_flos"}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from trl_plus.comparison.answers import Answer, Sampling
-from trl_plus.comparison.page import comparison_page
+from trl_plus.comparison.output import comparison_page
 from trl_plus.comparison.run import Comparison, Pair
 
 ROOT = Path(__file__).parents[2]

@@ -1,19 +1,20 @@
 """An evaluation as JSON, which fits its schema, and as tables, which say what is not defined."""
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import jsonschema
 import numpy as np
 import pytest
 from rich.console import Console
 
-from trl_plus.evaluation.as_json import as_json, json_text, schema
 from trl_plus.evaluation.measures import by_label, by_length, by_source, divergence, pair_group
+from trl_plus.evaluation.output import as_json, evaluation_report, json_text, schema
 from trl_plus.evaluation.rows import HeldOut
 from trl_plus.evaluation.run import Evaluation
 from trl_plus.evaluation.scores import Scores
-from trl_plus.evaluation.table import evaluation_report
 
 
 def make_rows(pairs, paired=True, sources=None):
@@ -87,9 +88,15 @@ def strict(node):
     return [strict(item) for item in node] if isinstance(node, list) else node
 
 
+# The schema of version 1 as it was first published, by hand: whoever reads with it reads what is printed today
+PUBLISHED = json.loads((Path(__file__).parent / "evaluation.schema.json").read_text(encoding="utf-8"))
+OLD = Path(__file__).parents[1] / "end_to_end" / "old_run" / "run" / "evaluation.json"
+
+
 def check(value):
     jsonschema.Draft202012Validator.check_schema(schema())
     jsonschema.Draft202012Validator(strict(schema())).validate(value)
+    jsonschema.Draft202012Validator(strict(PUBLISHED)).validate(value)
 
 
 def test_figures_by_hand(by_hand):
@@ -179,6 +186,35 @@ def test_the_schema_refuses(by_hand, change):
         check({**as_json(by_hand), **change})
 
 
+def test_an_evaluation_of_the_version_before_fits():
+    added = {"shortcut": None}  # keys may be added within a version
+    value = {**json.loads(OLD.read_text(encoding="utf-8")), **added}
+    check(value)
+    for key in value:  # and none of its keys is optional today
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.Draft202012Validator(schema()).validate({k: v for k, v in value.items() if k != key})
+
+
+def keys_of(node, root):
+    """Every required key of a schema by its path, references followed; by "*" what any key holds."""
+    if "$ref" in node:
+        return keys_of(root["$defs"][node["$ref"].rpartition("/")[2]], root)
+    found = set(node.get("required", ()))
+    for part in [*node.get("anyOf", ()), *([node["items"]] if "items" in node else [])]:
+        found |= keys_of(part, root)
+    inner = {"*": node["additionalProperties"]} if isinstance(node.get("additionalProperties"), dict) else {}
+    for key, value in {**node.get("properties", {}), **inner}.items():
+        found |= {f"{key}.{name}" for name in keys_of(value, root)}
+    return found
+
+
+def test_the_schema_requires_what_was_published():
+    def plain(keys):  # a mapping of models or measures was published with its keys, or without
+        return {re.sub(r"\b(base|tuned|reward|logp_per_token|better|worse|all)\.", "*.", key) for key in keys}
+
+    assert plain(keys_of(schema(), schema())) == plain(keys_of(PUBLISHED, PUBLISHED))
+
+
 def test_every_key_has_a_description():
     for part in (schema(), *schema()["$defs"].values()):
         for key, value in part.get("properties", {}).items():
@@ -188,7 +224,7 @@ def test_every_key_has_a_description():
 def test_tables_say_what_is_not_defined(by_hand):
     text = printed(by_hand)
     assert "the base itself has none" in text
-    assert "no KL divergence" in " ".join(text.split())
+    assert "not a KL divergence" in " ".join(text.split())
     assert "nan" not in text
     reward = text[text.index("By the method's reward") : text.index("By log-probability")]
     assert reward.split("base")[1].split("tuned")[0].split() == ["-", "-", "-", "-"]

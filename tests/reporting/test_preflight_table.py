@@ -37,7 +37,7 @@ def test_all_is_said_at_every_width(result, width):
         "tokens median 95% max mean", "train prompt 41 120 149 48.2",
         "Errors (1)", "Warnings (2)", "Info (1)",
         "D105 Identical sides train, 4 of 200 rows (2.0%) In 4 rows both sides are the same text. "
-        "row 17 Yes, of course. row 88 No. and 2 more rows Cure: Remove these rows.",
+        "row 17 Yes, of course. row 88 No. and 2 more rows Fix: Remove these rows.",
         "D501 Length bias train, the split as a whole", "D601 Overlap eval, 2 of 20 rows (10.0%)",
         "Not ready: `trl-plus train` stops on errors.",
     ):  # fmt: skip

@@ -8,10 +8,10 @@ import pytest
 from typer.testing import CliRunner
 
 from trl_plus.cli import app
-from trl_plus.evaluation.as_json import schema
+from trl_plus.evaluation.output import schema
 from trl_plus.report.page import run_page
 from trl_plus.report.run import read_run
-from trl_plus.runs.evaluated import fingerprint
+from trl_plus.runs.weights import fingerprint
 
 
 def call(*words):
@@ -102,7 +102,7 @@ def test_stale_while_a_resumed_run_has_not_saved(run):
 
 def test_an_evaluation_by_an_earlier_version(run):
     edit(run / "evaluation.json", weights=None)
-    assert stale(run) == "It does not say which weights it judged."
+    assert stale(run) == "It does not record which weights it judged."
 
 
 @pytest.mark.parametrize("content", ["[]", "{", "{}", '{"rows": "many"}'])

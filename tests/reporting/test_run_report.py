@@ -8,9 +8,9 @@ from typer.testing import CliRunner
 
 from trl_plus.cli import app
 from trl_plus.preflight.as_json import as_json, from_json
-from trl_plus.report import words
+from trl_plus.report import page
+from trl_plus.report.curves import panels_of
 from trl_plus.report.page import run_page
-from trl_plus.report.panels import panels_of
 from trl_plus.report.run import read_run
 
 END = {"event": "end", "step": 7}
@@ -69,7 +69,7 @@ def test_what_is_no_run(make_run, tmp_path):
 
 
 def outcome(folder):
-    found = words.outcome(read_run(str(folder)))
+    found = page.outcome(read_run(str(folder)))
     return found.state, found.sentence, found.more
 
 
@@ -92,14 +92,14 @@ def test_stopped_failed_killed(make_run, tmp_path, monkeypatch):
     cut = {"log": log, "summary": summary}
     state, sentence, more = outcome(make_run("a", journal=make_run.journal({**END, "outcome": "stopped"}), **cut))
     assert (state, sentence) == ("warning", "Stopped at step 8 of 20.")
-    assert more == "It left no complete checkpoint to go on from."
+    assert more == "It left no complete checkpoint to resume from."
     monkeypatch.setattr("trl_plus.runs.checkpoint_files.problem_of", lambda folder: None)
     (tmp_path / "a" / "checkpoint-6").mkdir()
-    assert outcome(tmp_path / "a")[2].endswith("/a/recipe.resolved.yaml --resume` goes on from checkpoint-6.")
+    assert outcome(tmp_path / "a")[2].endswith("/a/recipe.resolved.yaml --resume` continues from checkpoint-6.")
     failed = make_run.journal({"event": "end", "step": 9, "outcome": "failed", "error": "CUDA out of memory."})
     assert outcome(make_run("b", journal=failed, **cut))[:2] == ("error", "Failed at step 9 of 20: CUDA out of memory.")
     killed = outcome(make_run("c", journal=make_run.journal(), **cut))
-    assert killed[:2] == ("warning", "Not finished: at step 8 of 20 it still runs, or was killed.")
+    assert killed[:2] == ("warning", "Not finished: at step 8 of 20 it is still running, or was killed.")
 
 
 def test_a_run_that_is_resumed_now_is_not_what_its_first_part_was(make_run):
@@ -111,15 +111,15 @@ def test_a_run_that_is_resumed_now_is_not_what_its_first_part_was(make_run):
 
 def test_a_run_without_journal(make_run):
     assert outcome(make_run("a", journal=None))[0] == "clean"
-    assert outcome(make_run("b", journal=None, summary=None))[1].startswith("Not finished, or not by this version")
+    assert outcome(make_run("b", journal=None, summary=None))[1].startswith("Not finished, or made by another version")
 
 
 def test_the_last_evaluation_stands_in_for_the_one_after(make_run):
     log = [line for line in make_run.log() if line["step"] <= 14]
     summary = {"method": "simpo", "held_out_rows": 100, "before": log[0], "after": None, "train": None}
-    found = words.columns(read_run(str(make_run(log=log, summary=summary))))
+    found = page.columns(read_run(str(make_run(log=log, summary=summary))))
     assert [column.title for column in found] == ["before", "at step 10"]
-    table = dict(words.measures(found))
+    table = dict(page.measures(found))
     assert [cell.text for cell in table["Reward accuracy"]] == ["0.500", "0.700"]
     assert table["Reward accuracy"][0].interval == "0.404 to 0.596"  # Wilson, n = 100
 
@@ -163,15 +163,15 @@ def test_every_sentence_once(make_run):
 
 def test_commands(make_run):
     folder = make_run()
-    found = words.commands(read_run(str(folder)))
+    found = page.commands(read_run(str(folder)))
     assert found[0] == ("Started in /work", "trl-plus train my.yaml 'token=(hidden)' beta=2.0")
     again = f"trl-plus train {folder.resolve()}/recipe.resolved.yaml output_dir=runs/again --num-processes 2"
     assert found[1] == ("The same run again", again)
 
 
 def test_rows_per_step(make_run):
-    assert words.rows_per_step(read_run(str(make_run()))) == "64 = 4 × 8 × 2"
-    assert words.rows_per_step(read_run(str(make_run("b", recipe="method: none\n")))) is None
+    assert page.rows_per_step(read_run(str(make_run()))) == "64 = 4 × 8 × 2"
+    assert page.rows_per_step(read_run(str(make_run("b", recipe="method: none\n")))) is None
 
 
 # -- curves ---------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from trl_plus.comparison.samples import generations_table
+from trl_plus.comparison.prompts import generations_table
 from trl_plus.errors import RecipeError
 from trl_plus.recipes.package_data import copy_recipe, recipe_path
 from trl_plus.recipes.recipe import load_recipe

@@ -1,32 +1,19 @@
 """The command line. `main` is the entry point `trl-plus`; each command is a file and holds only arguments."""
 
 import sys
+from importlib import import_module
 
 import typer
 
 from trl_plus._version import __version__
 from trl_plus.cli.arguments import normalise, with_dashes
-from trl_plus.cli.compare import EPILOG as COMPARE_EPILOG
-from trl_plus.cli.compare import compare
-from trl_plus.cli.env import env
-from trl_plus.cli.estimate import EPILOG as ESTIMATE_EPILOG
-from trl_plus.cli.estimate import estimate
-from trl_plus.cli.evaluate import EPILOG as EVALUATE_EPILOG
-from trl_plus.cli.evaluate import evaluate
-from trl_plus.cli.merge import EPILOG as MERGE_EPILOG
-from trl_plus.cli.merge import merge
-from trl_plus.cli.preflight import EPILOG as PREFLIGHT_EPILOG
-from trl_plus.cli.preflight import preflight
-from trl_plus.cli.preview import EPILOG as PREVIEW_EPILOG
-from trl_plus.cli.preview import preview
-from trl_plus.cli.recipes import app as recipes
-from trl_plus.cli.report import EPILOG as REPORT_EPILOG
-from trl_plus.cli.report import report
-from trl_plus.cli.schema import schema
 from trl_plus.cli.streams import outlive_readers
-from trl_plus.cli.train import EPILOG as TRAIN_EPILOG
-from trl_plus.cli.train import train
 
+# Each command is a function of its name in a file of its name, with its examples in EPILOG
+_OF_A_RECIPE = ("train", "preflight", "preview", "estimate", "evaluate", "compare", "merge")  # these take overrides
+_COMMANDS = (
+    "train", "preflight", "preview", "estimate", "evaluate", "compare", "report", "merge", "recipes", "schema", "env",
+)  # fmt: skip
 _HELP = "Preference alignment on top of TRL: SimPO, ORPO, CPO, KTO and the DPO family, one command per recipe."
 _EPILOG = (
     "Exit codes: 0 done, 1 the run failed, 2 wrong usage, recipe or data, 3 preflight found errors, 130 interrupted."
@@ -43,17 +30,13 @@ app = typer.Typer(
 )
 # overrides are any key of the recipe, so Typer leaves options that it does not know alone
 _OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
-app.command(context_settings=_OVERRIDES, epilog=TRAIN_EPILOG)(train)
-app.command(context_settings=_OVERRIDES, epilog=PREFLIGHT_EPILOG)(preflight)
-app.command(context_settings=_OVERRIDES, epilog=PREVIEW_EPILOG)(preview)
-app.command(context_settings=_OVERRIDES, epilog=ESTIMATE_EPILOG)(estimate)
-app.command(context_settings=_OVERRIDES, epilog=EVALUATE_EPILOG)(evaluate)
-app.command(context_settings=_OVERRIDES, epilog=COMPARE_EPILOG)(compare)
-app.command(epilog=REPORT_EPILOG)(report)
-app.command(context_settings=_OVERRIDES, epilog=MERGE_EPILOG)(merge)
-app.add_typer(recipes, name="recipes")
-app.command(epilog="Example: trl-plus schema > recipe.schema.json")(schema)
-app.command(epilog="Example: trl-plus env")(env)
+for _name in _COMMANDS:
+    _module = import_module(f"trl_plus.cli.{_name}")
+    if _name == "recipes":
+        app.add_typer(_module.app, name=_name)
+    else:
+        _settings = _OVERRIDES if _name in _OF_A_RECIPE else None
+        app.command(context_settings=_settings, epilog=_module.EPILOG)(getattr(_module, _name))
 
 
 def _print_version(wanted: bool) -> None:

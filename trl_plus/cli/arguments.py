@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from trl_plus.runs.resume_point import NEWEST
+from trl_plus.runs.resume import NEWEST
 
 
 def normalise(words: Sequence[str]) -> list[str]:

@@ -68,8 +68,7 @@ def compare(
 
 
 def _score(sheet: Path, as_json: bool) -> None:
-    from trl_plus.comparison.blind import score_sheet
-    from trl_plus.comparison.score_output import show_score
+    from trl_plus.comparison.blind import score_sheet, show_score
 
     show_score(score_sheet(sheet), as_json)
 
@@ -105,7 +104,7 @@ def _compare(
     from trl_plus.comparison.output import show_comparison
     from trl_plus.comparison.run import compare as answer
     from trl_plus.setup.machine_errors import explained
-    from trl_plus.ui.progress import row_progress
+    from trl_plus.ui.console import row_progress
 
     with explained(recipe), row_progress(not as_json, "Answers of {}") as advance:
         result = answer(recipe, weights, prompts, count, raw, Sampling(**settings), advance)

@@ -2,13 +2,14 @@
 
 from trl_plus.cli.exits import exit_codes
 
+EPILOG = "Example: trl-plus env"
+
 
 def env() -> None:
     """Print the versions of Python and of the libraries, and the devices found."""
     import typer
 
-    from trl_plus.ui.devices import devices
-    from trl_plus.ui.versions import versions
+    from trl_plus.ui.environment import devices, versions
 
     with exit_codes():
         for name, version in {**versions(), **devices()}.items():

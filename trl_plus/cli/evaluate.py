@@ -55,7 +55,7 @@ def evaluate(
         from trl_plus.evaluation.output import show_evaluation
         from trl_plus.evaluation.run import ALL
         from trl_plus.evaluation.run import evaluate as measure
-        from trl_plus.ui.progress import row_progress
+        from trl_plus.ui.console import row_progress
 
         with row_progress(not as_json, "Scoring with {}") as advance:
             result = measure(recipe, weights, ALL if all_rows else rows, by, advance)

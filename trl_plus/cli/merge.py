@@ -45,7 +45,7 @@ def merge(
 ) -> None:
     """Merge a run's adapter into its base weights, and check the result against the adapter.
 
-    Any key of the run's recipe can be set after it: model_name_or_path=PATH where the base model lies elsewhere.
+    Any key of the run's recipe can be set after it: model_name_or_path=PATH if the base model lies elsewhere.
     """
     from trl_plus.merging.destination import check_adapter, check_destination, shard_size
     from trl_plus.runs.weights import open_run
@@ -58,8 +58,8 @@ def merge(
         size = shard_size(max_shard_size)
         quiet_libraries()  # before the libraries are imported
 
+        from trl_plus.merging.output import merge_report
         from trl_plus.merging.run import merge as write
-        from trl_plus.merging.text import merge_report
         from trl_plus.ui.console import say
 
         result = write(recipe, weights, destination, dtype and dtype.value, size, base and base.value, say)

@@ -48,7 +48,7 @@ def preflight(
     from trl_plus.preflight.output import check_target, show_preflight
     from trl_plus.preflight.run import Extent
     from trl_plus.preflight.run import preflight as look
-    from trl_plus.ui.progress import row_progress
+    from trl_plus.ui.console import row_progress
     from trl_plus.upstream.quiet import quiet_libraries
 
     with exit_codes():

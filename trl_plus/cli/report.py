@@ -30,7 +30,7 @@ def report(
 
     Everything is read from the run's folder; the page needs no other file and no network.
     """
-    from trl_plus.report.output import write_report
+    from trl_plus.report.page import write_report
 
     with exit_codes():
         typer.echo(f"Wrote {write_report(run, out, against)}.")

@@ -7,6 +7,8 @@ import typer
 
 from trl_plus.cli.exits import exit_codes
 
+EPILOG = "Example: trl-plus schema > recipe.schema.json"
+
 
 class Format(StrEnum):
     """Formats of the schema."""
@@ -20,7 +22,7 @@ def schema(
     """Print the JSON Schema of a recipe, for completion and checks in an editor."""
     import json
 
-    from trl_plus.recipes.schema import recipe_schema
+    from trl_plus.recipes.keys import recipe_schema
 
     with exit_codes():
         typer.echo(json.dumps(recipe_schema(), indent=1))

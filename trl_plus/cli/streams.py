@@ -1,4 +1,4 @@
-"""A reader of our output that leaves (`| head`, a closed terminal) costs the text and nothing else."""
+"""If stdout closes early (`| head`, a closed terminal), drop the output and continue."""
 
 import errno
 import io
@@ -20,7 +20,7 @@ def outlive_readers() -> None:
 
 
 def _lasting(stream: Any) -> TextIO | None:
-    """The same stream over a file that outlives its reader; None where the stream was closed from the beginning."""
+    """The same stream over a file that outlives its reader; None if the stream was closed from the beginning."""
     if stream is None:
         return None
     stream.flush()

@@ -29,10 +29,10 @@ def train(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a bundled recipe.")],
     resume: Annotated[
         str | None,
-        typer.Option(metavar="[PATH]", help="Go on from a checkpoint; without PATH from the newest in output_dir."),
+        typer.Option(metavar="[PATH]", help="Resume from a checkpoint; without PATH from the newest in output_dir."),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Resume also where the changed recipe makes it another run.")
+        bool, typer.Option("--force", help="Resume even if the changed recipe makes it another run.")
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything that needs neither the hub nor weights, and stop.")
@@ -52,7 +52,7 @@ def train(
 
     Any key of the recipe can be set after it: --beta 2.5, --beta=2.5 or beta=2.5.
     """
-    from trl_plus.launch.decision import is_main_process, launched
+    from trl_plus.launch.request import is_main_process, launch_request, launched
     from trl_plus.recipes.recipe import load_recipe
     from trl_plus.setup.machine_errors import check_machine, explained
     from trl_plus.ui.console import say
@@ -66,22 +66,21 @@ def train(
         check_machine(loaded)
         quiet_libraries()
         if dry_run:
-            from trl_plus.setup.dry_run import plan
-            from trl_plus.training.plan_table import show_plan
+            from trl_plus.setup.plan import plan, show_plan
 
             show_plan(plan(loaded, accelerate_config, num_processes))
-        elif (accelerate_config is not None or num_processes is not None) and not launched():
-            words = _words(recipe, context.args, resume, force, no_preflight)
-            _note_command(words, accelerate_config, num_processes)
+            return
+        words = _words(recipe, context.args, resume, force, no_preflight)
+        _note_command(words, accelerate_config, num_processes)
+        if (accelerate_config is not None or num_processes is not None) and not launched():
             raise typer.Exit(_start(loaded, words, accelerate_config, num_processes))
-        else:
-            from trl_plus.launch.request import asked_of
-            from trl_plus.training.run import run
+        from trl_plus.launch.processes import end_with_parent
 
-            words = _words(recipe, context.args, resume, force, no_preflight)
-            _note_command(words, accelerate_config, num_processes)
-            with explained(loaded):
-                run(loaded, resume, say, asked_of(accelerate_config, num_processes), force, not no_preflight)
+        end_with_parent()
+        from trl_plus.training.run import run
+
+        with explained(loaded):
+            run(loaded, resume, say, launch_request(accelerate_config, num_processes), force, not no_preflight)
 
 
 def _words(recipe: str, overrides: list[str], resume: str | None, force: bool, no_preflight: bool) -> list[str]:
@@ -94,7 +93,7 @@ def _words(recipe: str, overrides: list[str], resume: str | None, force: bool, n
 
 def _note_command(words: list[str], accelerate_config: str | None, num_processes: int | None) -> None:
     """Leave the whole command line to the run's journal, in this process or in those that it starts."""
-    from trl_plus.launch.decision import launched
+    from trl_plus.launch.request import launched
     from trl_plus.runs.journal import COMMAND
 
     if launched() and COMMAND in os.environ:
@@ -106,9 +105,9 @@ def _note_command(words: list[str], accelerate_config: str | None, num_processes
 
 
 def _start(recipe: Any, words: list[str], accelerate_config: str | None, num_processes: int | None) -> int:
-    """Run the same command in several processes; gives their exit code."""
-    from trl_plus.launch.decision import child_command, read_launch, this_machine
+    """Run the same command in several processes; returns their exit code."""
     from trl_plus.launch.processes import start
+    from trl_plus.launch.request import child_command, read_launch, this_machine
 
     started = read_launch(recipe, accelerate_config, num_processes, this_machine())
     return start(started, child_command(started, words, recipe["use_cpu"]))

@@ -1,7 +1,7 @@
-"""A blind A/B sheet: written without saying which answer is whose, and read back as a win rate.
+"""A blind A/B sheet: written without telling which answer is whose, and read back as a win rate.
 
 The sheet has a JSON object a line: `id`, `prompt`, `a`, `b` and an empty `winner`, for a person or a judge to fill with
-`a`, `b` or `tie`. The key file beside it says which answer is the tuned model's.
+`a`, `b` or `tie`. The key file beside it tells which answer is the tuned model's.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from typing import Any
 
 from trl_plus.errors import DataError
 from trl_plus.evaluation.intervals import wilson_interval
+from trl_plus.ui.console import say
 
 CHOICES = ("a", "b", "tie")
 _NAMED = 5  # rows that an error names
@@ -21,7 +22,7 @@ _NAMED = 5  # rows that an error names
 
 @dataclass(frozen=True)
 class Score:
-    """What a filled sheet says.
+    """The result of a filled sheet.
 
     Attributes:
         wins, losses, ties: rows, from the tuned model's side. Rows whose answers are identical are not on the sheet and
@@ -29,7 +30,7 @@ class Score:
         identical: how many those are.
         rate: wins and half of the ties, as a share of all rows.
         low, high: Wilson's 95% interval of `rate`. A tie varies less than a coin: with ties it is wide.
-        longer: share of the decided rows that the longer answer won; None where nothing was decided between answers of
+        longer: share of the decided rows that the longer answer won; None if nothing was decided between answers of
             different lengths.
     """
 
@@ -64,7 +65,7 @@ def refuse_existing(sheet: Path) -> None:
 
 
 def write_sheet(rows: Sequence[tuple[str, str, str]], sheet: Path) -> int:
-    """Write a sheet and its key; gives the number of rows to judge.
+    """Write a sheet and its key; returns the number of rows to judge.
 
     The order of each row is drawn by the operating system, so that no seed gives it away.
 
@@ -179,3 +180,31 @@ def _lines(path: Path, what: str) -> list[dict[str, Any]]:
             raise DataError(f"--score: {path}, line {number} is no JSON object: keep one object a line.")
         rows.append(row)
     return rows
+
+
+# -- the win rate in words and as JSON ----------------------------------------------------------------------------
+
+SCHEMA_VERSION = 1  # rises when a key goes or changes its meaning; keys may be added within a version
+
+
+def show_score(score: Score, as_json: bool) -> None:
+    """Print the win rate of a sheet."""
+    if as_json:
+        rate = {"value": score.rate, "low": score.low, "high": score.high, "interval": "Wilson 95%"}
+        counts = {name: getattr(score, name) for name in ("rows", "wins", "losses", "ties", "identical")}
+        print(json.dumps({"schema_version": SCHEMA_VERSION, **counts, "win_rate": rate, "longer_won": score.longer}))
+        return
+    for sentence in score_sentences(score):
+        say(sentence)
+
+
+def score_sentences(score: Score) -> list[str]:
+    """A filled sheet in sentences."""
+    among = f", {score.identical} of them identical answers" if score.identical else ""
+    found = [
+        f"The tuned model wins {score.wins}, loses {score.losses} and ties {score.ties} of {score.rows} rows{among}.",
+        f"Win rate {score.rate:.3f}, 95% interval {score.low:.3f} to {score.high:.3f} (Wilson; a tie counts half).",
+    ]
+    if score.longer is not None:
+        found.append(f"The longer answer won {score.longer:.0%} of the decided rows.")
+    return found

@@ -1,4 +1,4 @@
-"""Where a comparison goes: the terminal, JSON on standard output, a page, a blind sheet."""
+"""A comparison in the terminal, as JSON, as a page, and as a blind sheet."""
 
 import json
 import math
@@ -8,13 +8,17 @@ from typing import Any
 
 from rich.table import Table
 
-from trl_plus.comparison import words
+from trl_plus.comparison.answers import Answer, Sampling
 from trl_plus.comparison.blind import key_path, write_sheet
-from trl_plus.comparison.run import Comparison, Pair
-from trl_plus.comparison.samples import generations_table, prompt_text
+from trl_plus.comparison.prompts import generations_table, prompt_text
+from trl_plus.comparison.run import BASE, TUNED, Comparison, Pair
+from trl_plus.comparison.statistics import Statistics, change, repeats, statistics
 from trl_plus.errors import DataError
+from trl_plus.evaluation.intervals import wilson_interval
+from trl_plus.preflight.words import PARAGRAPH
 from trl_plus.runs.metrics import Sample
-from trl_plus.ui.console import say
+from trl_plus.ui.console import clipped, say
+from trl_plus.ui.pages import render
 
 SCHEMA_VERSION = 1  # rises when a key goes or changes its meaning; keys may be added within a version
 _SHOWN = 5  # prompts in the terminal
@@ -29,7 +33,6 @@ def show_comparison(result: Comparison, as_json: bool, html: Path | None, blind:
     """
     written = []
     if html is not None:
-        from trl_plus.comparison.page import comparison_page
         from trl_plus.ui.pages import write_page
 
         try:
@@ -51,7 +54,7 @@ def show_comparison(result: Comparison, as_json: bool, html: Path | None, blind:
     say(_table(result))
     for note in result.notes:
         say(note)
-    say(generations_table([_sample(pair) for pair in result.pairs[:_SHOWN]], words.settings(result.sampling)))
+    say(generations_table([_sample(pair) for pair in result.pairs[:_SHOWN]], settings(result.sampling)))
     if len(result.pairs) > _SHOWN:
         say(f"{len(result.pairs) - _SHOWN} more prompts: --html FILE shows all.")
     for sentence in written:
@@ -66,8 +69,8 @@ def as_object(result: Comparison) -> dict[str, Any]:
         "tuned": result.tuned,
         "prompts": result.source,
         "sampling": asdict(result.sampling),
-        "statistics": {model: _finite(asdict(figures)) for model, figures in words.both(result).items()},
-        "identical": words.identical(result),
+        "statistics": {model: _finite(asdict(figures)) for model, figures in both(result).items()},
+        "identical": identical(result),
         "answers": [
             {"prompt": pair.prompt, "base": _answer(pair.base), "tuned": _answer(pair.tuned)} for pair in result.pairs
         ],
@@ -91,12 +94,109 @@ def _sample(pair: Pair) -> Sample:
 
 
 def _table(result: Comparison) -> Table:
-    table = Table(title=f"{words.prompts(len(result.pairs))}, {words.settings(result.sampling)}", title_justify="left")
+    table = Table(title=f"{_prompts(len(result.pairs))}, {settings(result.sampling)}", title_justify="left")
     table.add_column("")
     for title in ("base", "tuned"):
         table.add_column(title, justify="right")
-    for title, cells in words.rows(result):
+    for title, cells in figures(result):
         table.add_row(title, *cells)
-    table.caption = f"{words.identical(result)} of {words.prompts(len(result.pairs))} answered alike."
+    table.caption = f"{identical(result)} of {_prompts(len(result.pairs))} answered alike."
     table.caption_justify = "left"
     return table
+
+
+# -- figures, the same in the terminal and on the page ------------------------------------------------------------
+
+
+def both(result: Comparison) -> dict[str, Statistics]:
+    """Statistics by model."""
+    return {model: statistics(result.answers(model)) for model in (BASE, TUNED)}
+
+
+def figures(result: Comparison) -> list[tuple[str, list[str]]]:
+    """The table of statistics: (what, [base, tuned])."""
+    figures = list(both(result).values())
+    return [
+        ("tokens per answer: mean", [f"{each.mean_tokens:.1f}" for each in figures]),
+        ("median", [f"{each.median_tokens:g}" for each in figures]),
+        ("longest", [f"{each.longest:,}" for each in figures]),
+        (
+            "hit the limit [95% interval]",
+            [_share(each.hit_limit, each.answers) for each in figures],
+        ),
+        ("repeated 4-grams within an answer", [_figure(each.repeated_4grams, ".1%") for each in figures]),
+        ("distinct-1 over all answers", [_figure(each.distinct_1) for each in figures]),
+        ("distinct-2 over all answers", [_figure(each.distinct_2) for each in figures]),
+        ("empty answers", [f"{each.empty:,}" for each in figures]),
+    ]
+
+
+def identical(result: Comparison) -> int:
+    """Prompts that both models answer with the same text."""
+    return sum(pair.base.text == pair.tuned.text for pair in result.pairs)
+
+
+def _prompts(count: int) -> str:
+    """A number of prompts."""
+    return f"{count:,} prompt{'' if count == 1 else 's'}"
+
+
+def settings(sampling: Sampling) -> str:
+    """The generation settings in words."""
+    limit = f"at most {sampling.max_new_tokens:,} tokens"
+    if not sampling.temperature:
+        return f"greedy, {limit}"
+    return f"sampled at temperature {sampling.temperature:g} with seed {sampling.seed}, {limit}"
+
+
+def _share(count: int, total: int) -> str:
+    low, high = wilson_interval(count / total, total)
+    return f"{count} of {total}, {count / total:.0%} [{low:.0%}, {high:.0%}]"
+
+
+def _figure(value: float | None, form: str = ".3f") -> str:
+    return "-" if value is None else format(value, form)
+
+
+# -- the page -----------------------------------------------------------------------------------------------------
+
+_TEXT = 50_000  # characters shown of a prompt or an answer
+
+
+def comparison_page(result: Comparison) -> str:
+    """The page. It shows all answers without JavaScript; with it they can be filtered and sorted."""
+    return render(
+        "comparison.html.j2",
+        "run.css",
+        "comparison.css",
+        "comparison.js",
+        base=clipped(result.base, PARAGRAPH),
+        tuned=clipped(result.tuned, PARAGRAPH),
+        source=clipped(result.source, PARAGRAPH),
+        settings=settings(result.sampling),
+        notes=[clipped(note, PARAGRAPH) for note in result.notes],
+        statistics=figures(result),
+        identical=identical(result),
+        pairs=[_pair(number, pair) for number, pair in enumerate(result.pairs, 1)],
+    )
+
+
+def _pair(number: int, pair: Pair) -> dict[str, Any]:
+    return {
+        "number": number,
+        "prompt": clipped(prompt_text(pair.prompt), _TEXT),
+        "change": change(pair.base.text, pair.tuned.text),
+        "longer": len(pair.tuned.tokens) - len(pair.base.tokens),
+        "hit": pair.base.hit_limit or pair.tuned.hit_limit,
+        "answers": [("base", _answer_view(pair.base)), ("tuned", _answer_view(pair.tuned))],
+    }
+
+
+def _answer_view(answer: Answer) -> dict[str, Any]:
+    repeated, grams = repeats(answer.tokens)
+    return {
+        "text": clipped(answer.text, _TEXT),
+        "tokens": len(answer.tokens),
+        "hit_limit": answer.hit_limit,
+        "repeated": round(100 * repeated / grams) if grams else 0,
+    }

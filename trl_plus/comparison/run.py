@@ -10,6 +10,7 @@ import torch
 from trl_plus.comparison.answers import Answer, Sampling, answers_of
 from trl_plus.comparison.prompts import Prompt, as_conversations, held_out_prompts, read_prompts
 from trl_plus.data.loading import load
+from trl_plus.data.refusals import refuse_rows
 from trl_plus.errors import DataError
 from trl_plus.evaluation.models import free, is_quantized, load_model, other_base, out_of_memory, put_adapter
 from trl_plus.recipes.recipe import Recipe
@@ -18,7 +19,7 @@ from trl_plus.setup.objects import RunObjects, build
 from trl_plus.setup.trainer import load_processor
 
 BASE, TUNED = "base", "tuned"
-HELD_OUT = 20  # prompts where none are named and no number is given
+HELD_OUT = 20  # prompts if none are named and no number is given
 Progress = Callable[[str, int, int], None]
 
 
@@ -69,7 +70,7 @@ def compare(
     Args:
         prompts: a file; None for held-out prompts of the recipe.
         count: at most so many prompts; None for HELD_OUT, or for all of a file.
-        raw: take texts as they are, also where the tokenizer has a chat template.
+        raw: take texts as they are, even if the tokenizer has a chat template.
 
     Raises:
         RecipeError, DataError: a model or the prompts cannot be loaded.
@@ -133,7 +134,7 @@ def _precision(objects: RunObjects, model: Any) -> AbstractContextManager[Any]:
 
 
 def _tokenizer(objects: RunObjects) -> Any:
-    """The tokenizer of the run, also where the model has a processor."""
+    """The tokenizer of the run, also if the model has a processor."""
     processor = load_processor(objects)
     tokenizer = getattr(processor, "tokenizer", processor)
     if tokenizer.chat_template is None:
@@ -149,6 +150,10 @@ def _held_out(objects: RunObjects, count: int) -> list[Prompt]:
     if data.eval is None:
         why = "max_eval_rows is 0" if objects.data.max_eval_rows == 0 else f"{objects.data.label} has no held-out rows"
         raise DataError(f"{why}: name a file with --prompts.")
+    try:
+        refuse_rows(data.eval, "held-out")
+    except ValueError as error:
+        raise DataError(str(error)) from error
     return held_out_prompts(data.eval, count)
 
 

@@ -12,7 +12,7 @@ GRAM = 4
 
 @dataclass(frozen=True)
 class Statistics:
-    """What is counted of the answers of one model. Shares are from 0 to 1; None where there is nothing to count.
+    """Counts over the answers of one model. Shares are from 0 to 1; None if there is nothing to count.
 
     Attributes:
         mean_tokens, median_tokens, longest: tokens of an answer, without the stop token.
@@ -62,7 +62,7 @@ def repeats(tokens: Sequence[int]) -> tuple[int, int]:
 
 
 def change(base: str, tuned: str) -> float:
-    """How much of two texts differs: 0 where they are equal, 1 where they have no word in common."""
+    """The share of two texts that differs: 0 if they are equal, 1 if they have no word in common."""
     words = base.split(), tuned.split()
     return round(1 - SequenceMatcher(None, *words, autojunk=False).ratio(), 4) if base != tuned else 0.0
 

@@ -25,7 +25,7 @@ class Calibration:
     Attributes:
         points: (computed tokens of a micro-batch, seconds of its forward and backward pass), one per length.
         optimizer_seconds: seconds of clipping and the optimizer's update.
-        run_seconds: of all optimizer steps, extrapolated; None where their number is not known.
+        run_seconds: of all optimizer steps, extrapolated; None if their number is not known.
     """
 
     points: tuple[tuple[float, float], ...]

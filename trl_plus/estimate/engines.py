@@ -1,4 +1,4 @@
-"""What a device holds of a run on several: whole copies (DDP) or shares (FSDP, ZeRO). Rules, not measured."""
+"""The part of a run on one of several devices: whole copies (DDP) or shares (FSDP, ZeRO). Rules, not measured."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ OPTIMIZER, REFERENCE, ENGINE = "optimizer", "reference", "engine"
 
 @dataclass(frozen=True)
 class Engine:
-    """Which of weights, gradients and optimizer states are cut across `processes`.
+    """An engine, and which of weights, gradients and optimizer states it cuts across `processes`.
 
     Attributes:
         name: "one process", "DDP", "FSDP", "FSDP (gradients)", "ZeRO-1", "ZeRO-2" or "ZeRO-3".
@@ -45,7 +45,7 @@ class Engine:
 
     @property
     def narrows(self) -> bool:
-        """Whether mixed precision turns the model itself into 16 bit, where autocast casts every weight anew."""
+        """True if mixed precision turns the model itself into 16 bit; autocast casts every weight anew instead."""
         return self.name.startswith(("FSDP", "ZeRO"))
 
     def with_masters(self, components: dict[str, int], trained: int) -> dict[str, int]:
@@ -63,7 +63,7 @@ class Engine:
         """Bytes that the engine itself needs: buckets of gradients, or parameters gathered for their use.
 
         DDP keeps a copy of the trained gradients in its buckets. FSDP gathers two layers at a time and the rest
-        (embeddings, output layer) for the whole step, or all of it where it does not reshard. ZeRO-3 keeps up to 10^9
+        (embeddings, output layer) for the whole step, or all of it if it does not reshard. ZeRO-3 keeps up to 10^9
         parameters gathered.
         """
         whole = sum(p.numel() for p in model.parameters())

@@ -1,13 +1,15 @@
 """The components of one device at the peak, for any micro-batch of a recipe."""
 
+import math
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from trl_plus.errors import RecipeError
-from trl_plus.estimate import optimizers
 from trl_plus.estimate.engines import ENGINE, OPTIMIZER, REFERENCE, Engine
 from trl_plus.estimate.model import QuantizedLinear
 from trl_plus.estimate.shapes import Rows, Shape
@@ -36,17 +38,17 @@ class Measure:
         self.objects, self.device, self.engine, self.fake, self.model = objects, device, engine, fake, model
         self.rows, self.notes, self.amp, self.narrowed = rows, notes, amp, narrowed
         trained = [p for p in model.parameters() if p.requires_grad]
-        self.parameters = (_elements(model), sum(p.numel() for p in trained))
+        quantized = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
+        packed = sum(module.full_shape.numel() - module.weight.numel() for module in quantized)
+        self.parameters = (packed + sum(p.numel() for p in model.parameters()), sum(p.numel() for p in trained))
         self.constant = self._constant(trained)
 
     def _constant(self, trained: list[Any]) -> dict[str, int]:
-        """What lies in memory all the time beside the policy and its gradients."""
+        """Bytes that are used all the time beside the policy and its gradients."""
         args, optim = self.objects.args, str(getattr(self.objects.args.optim, "value", self.objects.args.optim))
         embeddings = {id(m.weight) for m in self.model.modules() if isinstance(m, torch.nn.Embedding)}
         masters = [torch.empty(p.shape, device="meta") if self.narrowed else p for p in trained]
-        states = optimizers.state_bytes(
-            optim, [(m, id(p) in embeddings) for m, p in zip(masters, trained, strict=True)]
-        )
+        states = state_bytes(optim, [(m, id(p) in embeddings) for m, p in zip(masters, trained, strict=True)])
         if states is None:
             self.notes.append(
                 f"The states of `optim: {optim}` are not known here: counted as two float32 per parameter."
@@ -62,7 +64,7 @@ class Measure:
         return found
 
     def passes(self, rows: Rows, batch: int) -> Passes:
-        """How this recipe computes a step."""
+        """The passes of this recipe's step."""
         args, method = self.objects.args, self.objects.recipe.method
         own_head = not hasattr(args, "f_divergence_type") or not method.reference or computed_here(args)
         scores_reference = method.reference and not args.precompute_ref_log_probs
@@ -102,22 +104,17 @@ class Measure:
         return {**components, **({ENGINE: extra} if extra else {})}
 
     def _at_the_update(self, found: dict[str, int]) -> dict[str, int]:
-        """The optimizer's update instead of the passes, where its intermediates need more memory than they do."""
+        """The optimizer's update instead of the passes, if its intermediates need more memory than they do."""
         trained = [p for p in self.model.parameters() if p.requires_grad]
         optim = str(getattr(self.objects.args.optim, "value", self.objects.args.optim))
         gradients = sum(p.numel() * p.element_size() for p in trained)
         update = {
             **{name: size for name, size in found.items() if name in (WEIGHTS, ADAPTER)},
             GRADIENTS: gradients,
-            OPTIMIZER: self.constant[OPTIMIZER] + optimizers.transient_bytes(optim, trained, self.device == "cuda"),
+            OPTIMIZER: self.constant[OPTIMIZER] + transient_bytes(optim, trained, self.device == "cuda"),
         }
         passes = {OPTIMIZER: self.constant[OPTIMIZER], **found}
         return max(passes, update, key=lambda components: sum(components.values()))
-
-
-def _elements(model: Any) -> int:
-    packed = sum(m.full_shape.numel() - m.weight.numel() for m in model.modules() if isinstance(m, QuantizedLinear))
-    return sum(p.numel() for p in model.parameters()) + packed
 
 
 def _tensors(model: Any) -> list[Any]:
@@ -132,9 +129,69 @@ def autocast(recipe: Recipe, device: str) -> torch.dtype | None:
 
 
 def second_model(objects: RunObjects) -> bool:
-    """Whether a frozen copy of the weights lies beside the policy in every step."""
+    """True if a frozen copy of the weights lies beside the policy in every step."""
     args, method = objects.args, objects.recipe.method
     if not method.reference or objects.model.use_peft:
         return False
     # KTO draws mismatched rows anew in every step, so its trainer keeps the reference all the same
     return not args.precompute_ref_log_probs or (not method.paired and args.loss_type == "kto")
+
+
+# -- optimizer states, by the names that `optim` takes in transformers --------------------------------------------
+
+# Blocks of bitsandbytes' 8-bit states; smaller tensors and embeddings keep float32 states
+_BLOCK, _SMALLEST_8_BIT = 256, 4096
+# optimizer: states of a parameter's size and dtype
+_PLAIN = {
+    "adamw_torch": 2, "adamw_torch_fused": 2, "adamw_torch_xla": 2, "adamw_torch_npu_fused": 2, "adamw_apex_fused": 2,
+    "sgd": 0, "adagrad": 1, "rmsprop": 1,
+}  # fmt: skip
+# optimizer of bitsandbytes: float32 states, or 8-bit ones with a scale per block
+_BNB = {"adamw": 2, "ademamix": 3, "lion": 1, "rmsprop": 1}
+_BNB_NAMES = {
+    "adamw_bnb_8bit": "adamw_8bit", "rmsprop_bnb": "rmsprop_32bit", "rmsprop_bnb_8bit": "rmsprop_8bit",
+    "rmsprop_bnb_32bit": "rmsprop_32bit", "ademamix": "ademamix_32bit",
+}  # fmt: skip
+
+
+def state_bytes(optim: str, parameters: Iterable[tuple[Tensor, bool]]) -> int | None:
+    """Bytes of the states of trained parameters after a step; None for an optimizer that is not known here.
+
+    Args:
+        optim: a value of `TrainingArguments.optim`.
+        parameters: each trained parameter, and whether it is an embedding (which transformers keeps out of 8 bit).
+    """
+    if optim in _PLAIN:
+        return sum(_PLAIN[optim] * p.numel() * p.element_size() for p, _ in parameters)
+    if optim == "adafactor":
+        return sum(_adafactor(p) for p, _ in parameters)
+    kind, _, bits = _BNB_NAMES.get(optim, optim).removeprefix("paged_").rpartition("_")
+    if kind not in _BNB or bits not in ("8bit", "32bit"):
+        return None
+    return sum(_bitsandbytes(p, _BNB[kind], bits == "8bit" and not embedding) for p, embedding in parameters)
+
+
+def _adafactor(p: Tensor) -> int:
+    """float32: a row and a column of second moments per matrix, all of them for a vector; no first moment."""
+    if p.dim() < 2:
+        return 4 * p.numel()
+    rest = math.prod(p.shape[:-2])
+    return 4 * rest * (p.shape[-2] + p.shape[-1])
+
+
+def _bitsandbytes(p: Tensor, states: int, eight_bit: bool) -> int:
+    if not eight_bit or p.numel() < _SMALLEST_8_BIT:
+        return 4 * states * p.numel()
+    scales = 4 * math.ceil(p.numel() / _BLOCK)
+    return states * (p.numel() + scales)
+
+
+def transient_bytes(optim: str, parameters: Iterable[Tensor], cuda: bool) -> int:
+    """Bytes that the step itself needs for a moment: the update's intermediates if it is not fused.
+
+    torch's optimizers update all tensors at once on CUDA (one intermediate of everything) and one by one elsewhere.
+    """
+    sizes = [p.numel() * max(p.element_size(), torch.float32.itemsize) for p in parameters]
+    if not sizes or "fused" in optim or "bit" in optim:
+        return 0
+    return sum(sizes) if cuda and optim in ("adamw_torch", "rmsprop", "adagrad") else 2 * max(sizes)

@@ -1,4 +1,4 @@
-"""The model of a recipe with shapes and without data: architecture, precision, quantisation, adapter."""
+"""The model of a recipe with shapes and without data: architecture, precision, quantisation, adapter, row layout."""
 
 import math
 import warnings
@@ -6,9 +6,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from trl_plus.errors import RecipeError
+from trl_plus.forward.attention import Unsupported, carry, register
+from trl_plus.forward.attention.interface import name_eager_attention
+from trl_plus.forward.layouts import make_plan
+from trl_plus.forward.packing import known_reason
 from trl_plus.setup.objects import RunObjects
+from trl_plus.trainers.layouts import FASTEST, drops, reason_of_run
+from trl_plus.upstream.models import base_model
 
 # bitsandbytes: elements per quantisation constant, and constants per nested constant
 _BLOCK_4_BIT, _BLOCK_NESTED = 64, 256
@@ -36,7 +43,7 @@ def read_config(objects: RunObjects) -> Any:
 
 
 def weights_dtype(objects: RunObjects, config: Any) -> torch.dtype:
-    """The dtype in which TRL loads the weights: the recipe's `dtype`, float32 where it says nothing."""
+    """The dtype in which TRL loads the weights: the recipe's `dtype`, float32 if it is not given."""
     asked = objects.args.model_init_kwargs["dtype"]
     if asked == "auto":
         return getattr(config.get_text_config(), "dtype", None) or torch.float32
@@ -84,7 +91,7 @@ def _from_config(objects: RunObjects, config: Any, dtype: torch.dtype) -> Any:
 
 
 def make_fake(model: nn.Module) -> None:
-    """Replaces `meta` tensors by fake ones, which say they lie in memory. Call it under `FakeTensorMode`.
+    """Replace `meta` tensors by fake ones, which claim to lie in memory. Call it under `FakeTensorMode`.
 
     Kernels choose by the device (attention does), and nothing chooses well for `meta`.
     """
@@ -180,7 +187,7 @@ def _quantize(model: Any, wanted: Any, compute_dtype: torch.dtype) -> None:
 
 
 class _FlashAttention(torch.autograd.Function):
-    """What flash attention keeps: its inputs, its output, and one float32 per query and head."""
+    """Keeps what flash attention keeps: its inputs, its output, and one float32 per query and head."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -195,7 +202,7 @@ class _FlashAttention(torch.autograd.Function):
 
 
 def _flash_stand_in() -> str:
-    """Registers an attention that allocates as flash attention does, without its package; gives its name."""
+    """Register an attention that allocates as flash attention does, without its package; returns its name."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
     def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kwargs: Any) -> Any:
@@ -210,6 +217,50 @@ def _flash_stand_in() -> str:
     return FLASH_STAND_IN
 
 
-def stand_in_for_flash(causal: Any) -> None:
-    """Gives a model the attention that a row layout has on CUDA."""
-    causal.set_attn_implementation(_flash_stand_in())
+# -- the row layout, as far as it can be known without weights ----------------------------------------------------
+
+
+def choose(objects: RunObjects, model: Any, fake: FakeTensorMode, cuda: bool, notes: list[str]) -> tuple[str, bool]:
+    """The layout, and whether common beginnings are kept once. The model's attention is made ready for it.
+
+    `auto` is taken to be proved right unless a setting, the model's configuration or its attention rules it out.
+
+    Raises:
+        RecipeError: a layout that was asked for by name is ruled out.
+    """
+    wanted = objects.args.layout
+    if wanted == "rows":
+        return "rows", True
+    causal = base_model(model)
+    reason = reason_of_run(model, objects.args) or name_eager_attention(causal) or known_reason(causal)
+    if reason is None:
+        register()
+        reason = _refusal(model, fake)
+    if reason is None:
+        if cuda:
+            causal.set_attn_implementation(_flash_stand_in())
+        share = not drops(model)
+        if not share:
+            notes.append(
+                "Dropout is on: chosen and rejected draw it apart, so each computes the prompt. "
+                "`disable_dropout: true` computes it once."
+            )
+        return FASTEST if wanted == "auto" else wanted, share
+    if wanted != "auto":
+        raise RecipeError(f"`layout: {wanted}` does not work here: {reason}. Set `layout: auto` or `layout: rows`.")
+    notes.append(f"Rows are padded and prompts computed twice (`layout: rows`): {reason}.")
+    return "rows", True
+
+
+def _refusal(model: Any, fake: FakeTensorMode) -> str | None:
+    """The reason why the model's attention refuses a small layout, or None; other errors are left to the step."""
+    plan = make_plan(torch.tensor([12, 12]), torch.tensor([9]), 12)
+    with fake, torch.no_grad():
+        ids = torch.zeros(plan.source.shape, dtype=torch.long)
+        try:
+            base_model(model).base_model(input_ids=ids, attention_mask=carry(plan), position_ids=ids, use_cache=False)
+        except Unsupported as error:
+            return f"the model's attention {error}"
+        except Exception:
+            return None
+    return None

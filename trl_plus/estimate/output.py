@@ -1,4 +1,4 @@
-"""How an estimate is shown: a table, or one JSON object."""
+"""An estimate as a table, or as one JSON object."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What a recipe needs: memory by component, the largest micro-batch that fits, optimizer steps."""
+"""The needs of a recipe: memory by component, the largest micro-batch that fits, optimizer steps."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -7,15 +7,14 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from trl_plus.errors import DataError, RecipeError
-from trl_plus.estimate import engines, layout
+from trl_plus.estimate import engines
 from trl_plus.estimate.engines import Engine
-from trl_plus.estimate.lengths import sampled
 from trl_plus.estimate.measure import GIB, PROCESS, Measure, autocast
 from trl_plus.estimate.model import build_model, make_fake, read_config, weights_dtype
-from trl_plus.estimate.shapes import Rows, Shape
+from trl_plus.estimate.shapes import Rows, Shape, sampled
 from trl_plus.recipes.recipe import Recipe
-from trl_plus.setup.dry_run import Plan, plan
 from trl_plus.setup.machine_errors import memory_cures, overrides
+from trl_plus.setup.plan import Plan, plan
 from trl_plus.setup.trainer import load_processor
 
 BUDGETS = 32  # values of `tokens_per_device` that are told apart
@@ -27,13 +26,13 @@ class Fit:
 
     Attributes:
         limit: bytes.
-        batch: `per_device_train_batch_size`; None where not even 1 fits.
+        batch: `per_device_train_batch_size`; None if not even 1 fits.
         accumulation: `gradient_accumulation_steps` that keeps the effective batch.
-        peak: bytes with that micro-batch (with 1 where none fits).
-        tokens: the largest `tokens_per_device` that fits; None where rows are not packed, or nothing fits.
+        peak: bytes with that micro-batch (with 1 if none fits).
+        tokens: the largest `tokens_per_device` that fits; None if rows are not packed, or nothing fits.
         tokens_peak: bytes with it.
         whole_step: the micro-batch is all rows of a device's step; more would be another effective batch.
-        cures: where not even 1 fits, what lowers the peak, each alone; then all together.
+        cures: if not even 1 fits, what lowers the peak, each alone; then all together.
     """
 
     limit: int
@@ -107,13 +106,13 @@ def estimate(
 
     Args:
         device: "cpu" or "cuda"; None for what this machine would use.
-        memory: GiB that a device may use; None for this machine's GPU, and no limit where there is none.
+        memory: GiB that a device may use; None for this machine's GPU, and no limit if there is none.
         accelerate_config, num_processes: what the run would be launched with.
 
     Raises:
         RecipeError, DataError: the recipe would be refused, or the model's configuration cannot be read.
     """
-    device = device or _device(recipe)
+    device = device or ("cuda" if torch.cuda.is_available() and not recipe["use_cpu"] else "cpu")
     found, measure = _estimate(recipe, device, accelerate_config, num_processes)
     limit = _limit(memory, device)
     if limit is None:
@@ -143,7 +142,7 @@ def _estimate(
     model = build_model(objects, config, amp if narrowed else dtype)
     with fake:
         make_fake(model)
-    chosen, share = layout.choose(objects, model, fake, device == "cuda", notes)
+    chosen, share = model.choose(objects, model, fake, device == "cuda", notes)
     rows = replace(rows, layout=chosen, share=share)
     measure = Measure(objects, device, engine, fake, model, rows, notes, None if narrowed else amp, narrowed)
     batch = objects.args.per_device_train_batch_size
@@ -166,7 +165,7 @@ def _estimate(
 
 
 def _cures(recipe: Recipe, peak: int, measured: Callable[[Recipe], tuple[Estimate, Measure]]) -> tuple[Cure, ...]:
-    """What lowers the peak of a micro-batch of 1: each change alone, and all of them together."""
+    """Changes that lower the peak of a micro-batch of 1: each alone, and all of them together."""
     values = {**recipe.values, "per_device_train_batch_size": 1, "tokens_per_device": None}
     smallest = replace(recipe, values=values)
     found, all_words = [], {}
@@ -184,10 +183,6 @@ def _cures(recipe: Recipe, peak: int, measured: Callable[[Recipe], tuple[Estimat
     return tuple(found)
 
 
-def _device(recipe: Recipe) -> str:
-    return "cuda" if torch.cuda.is_available() and not recipe["use_cpu"] else "cpu"
-
-
 def _limit(memory: float | None, device: str) -> int | None:
     if memory is not None:
         return int(memory * GIB)
@@ -197,7 +192,7 @@ def _limit(memory: float | None, device: str) -> int | None:
 
 
 def _buildable(recipe: Recipe, device: str) -> Recipe:
-    """The recipe without a precision that this machine would refuse, where it is estimated for another one."""
+    """The recipe without a precision that this machine would refuse, if it is estimated for another one."""
     if device == "cpu" or torch.cuda.is_available():
         return recipe
     values = {name: value for name, value in recipe.values.items() if name not in ("bf16", "fp16", "tf32")}
@@ -205,13 +200,12 @@ def _buildable(recipe: Recipe, device: str) -> Recipe:
 
 
 def _rows(planned: Plan, notes: list[str]) -> Rows:
-    """Lengths of the rows: measured on the data where it is local, bounded by `max_length` elsewhere."""
+    """Lengths of the rows: measured on the data if it is local, bounded by `max_length` elsewhere."""
     args, method = planned.objects.args, planned.objects.recipe.method
     sample = []
     if planned.data is not None:
         processor = load_processor(planned.objects)
-        unpair = planned.data.format.paired and not method.paired
-        sample = sampled(planned.data.train, processor, args.max_length, args.seed, unpair)
+        sample = sampled(planned.objects, planned.data.train, processor)
     if not sample:
         if args.max_length is None:
             raise RecipeError(
@@ -249,7 +243,7 @@ def _fit(limit: int, measure: Measure, batch: int, accumulation: int) -> Fit:
 def _largest(limit: int, sizes: list[int], measure: Callable[[int], dict[str, int]]) -> tuple[int | None, int]:
     """The largest of ascending sizes whose peak stays within the limit, by bisection, and that peak.
 
-    None with the peak of the smallest where none does.
+    None with the peak of the smallest if none does.
     """
     low, high, peaks = 0, len(sizes), {}
     while low < high:

@@ -1,12 +1,18 @@
-"""The largest micro-batches that rows of known lengths can make, in the row layout of the run."""
+"""Lengths of the rows of a run, and the largest micro-batches that they make in its row layout."""
 
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
 
 import torch
 
+from trl_plus.data.refusals import refuse_rows
+from trl_plus.errors import DataError, NoRowLeft
 from trl_plus.forward.layouts import Plan, make_plan
+from trl_plus.preflight.tokens import trainer_rows
+from trl_plus.setup.objects import RunObjects
 
 DRAWS = 200
 Lengths = tuple[int, int]  # tokens of a sequence with its prompt, and of its completion
@@ -27,7 +33,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Shape:
-    """What a micro-batch asks of the model.
+    """The size of a micro-batch for the model.
 
     Attributes:
         rows: sequences: two per pair, one per labelled row.
@@ -52,8 +58,8 @@ class Rows:
     """A sample of rows, cut at `max_length`.
 
     Attributes:
-        sample: empty where the data could not be read, and `bound` then speaks for it.
-        bound: `max_length`, or the longest sequence of the sample where there is none.
+        sample: empty if the data could not be read, and `bound` stands for it then.
+        bound: `max_length`, or the longest sequence of the sample if there is none.
         per_row: sequences of a row.
         multiple: plain rows are padded to a multiple of this.
         scores_prompt: ORPO's `nll_scope: full` scores the chosen side's prompt too.
@@ -119,12 +125,12 @@ class Rows:
         return self.sample or [Row(((self.bound, self.bound - 1),) * self.per_row)]
 
     def _most(self, batch: int, key: Callable[[Row], float]) -> list[Row]:
-        """The `batch` rows with the largest key; rows repeat where there are fewer."""
+        """The `batch` rows with the largest key; rows repeat if there are fewer."""
         rows = sorted(self._known, key=key, reverse=True)
         return (rows * (batch // len(rows) + 1))[:batch]
 
     def _filled(self, rows: list[Row]) -> list[Row]:
-        """What of the rows the budget holds, taken in order; the first one in any case."""
+        """The rows that the budget holds, taken in order; the first one in any case."""
         if self.budget is None:
             return rows
         found, room = rows[:1], self.budget - self._cost(rows[0])
@@ -139,7 +145,7 @@ class Rows:
         return sum(total for total, _ in row.sides) - row.common * (len(row.sides) - 1)
 
     def _size(self, row: Row) -> int:
-        """What makes a micro-batch large: the longest side of padded rows, all tokens of laid out ones."""
+        """The size of a row in a micro-batch: its longest side if padded, all its tokens if laid out."""
         return max(total for total, _ in row.sides) if self.layout == "rows" else self._laid_out(row)
 
     def _laid_out(self, row: Row) -> int:
@@ -156,3 +162,49 @@ class Rows:
             return Shape(len(lengths), width, scored)
         common = torch.tensor([row.common if self.share else 0 for row in rows])
         return Shape(len(lengths), width, scored, make_plan(torch.tensor(lengths), common, width, self.layout))
+
+
+# -- lengths of a sample of the data, by the model's own tokenizer ------------------------------------------------
+
+SAMPLE = 1000
+
+
+def sampled(objects: RunObjects, data: Any, processor: Any) -> list[Row]:
+    """The lengths of a random sample of the training rows, as the trainer makes them.
+
+    Args:
+        data: training rows as `trl_plus.data.loading.load` gives them; a stream's first rows are taken.
+
+    Raises:
+        DataError: the trainer would refuse the rows.
+    """
+    args, rows = objects.args, _sample(data, objects.args.seed)
+    images = [column for column in ("image", "images") if column in rows.column_names]
+    if images:  # their tokens depend on the images, so only the text is counted
+        rows, processor = rows.remove_columns(images), getattr(processor, "tokenizer", processor)
+    try:
+        refuse_rows(rows, "train")
+        made = trainer_rows(rows, args, processor, args.max_length)
+    except NoRowLeft:
+        return []
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    sides = [side for side in ("chosen", "rejected", "completion") if f"{side}_ids" in made.column_names]
+    tokens = made.select_columns(["prompt_ids", *(f"{side}_ids" for side in sides)])
+    return [_measured(row, sides, args.max_length) for row in tokens]
+
+
+def _sample(data: Any, seed: int) -> Any:
+    from datasets import Dataset
+
+    if not hasattr(data, "__len__"):
+        return Dataset.from_list(list(data.take(SAMPLE)))
+    return data.select(sorted(random.Random(seed).sample(range(len(data)), min(SAMPLE, len(data)))))
+
+
+def _measured(row: dict[str, Any], sides: list[str], max_length: int | None) -> Row:
+    prompt = row["prompt_ids"]
+    ids = [[*prompt, *row[f"{side}_ids"]][:max_length] for side in sides]
+    common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids[0], ids[-1], strict=False)))
+    lengths = tuple((len(side), max(0, len(side) - len(prompt))) for side in ids)
+    return Row(lengths, common if len(ids) > 1 else 0)

@@ -1,14 +1,17 @@
 """From scores of held-out completions to the figures of an evaluation."""
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from trl_plus.evaluation import statistics
+from trl_plus.evaluation.intervals import ALL_REQUIRED, Estimate, Figure
 from trl_plus.evaluation.rows import HeldOut
 from trl_plus.evaluation.scores import Scores
-from trl_plus.evaluation.statistics import Estimate, Floats, Ints
+from trl_plus.evaluation.statistics import Floats, Ints
 
 BASE, TUNED = "base", "tuned"
 # The two measures of a completion: the method's own reward, and one that every model has
@@ -19,68 +22,90 @@ Masks = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Comparison:
-    """How one model compares the two sides of some pairs by one measure.
+    """Accuracy and margin of one model on some pairs, by one measure."""
 
-    Attributes:
-        accuracy: weighted share of pairs whose better side scores strictly higher, with Wilson's interval.
-        accuracy_bootstrap: the same share, with the interval of a bootstrap over prompts.
-        margin: weighted mean of better minus worse, with the interval of a bootstrap over prompts.
-    """
+    accuracy: Annotated[
+        Estimate,
+        Field(description="Weighted share of pairs whose better side scores strictly higher; Wilson's interval."),
+    ]
+    accuracy_bootstrap: Annotated[Estimate, Field(description="The same share; interval of a bootstrap over prompts.")]
+    margin: Annotated[
+        Estimate, Field(description="Weighted mean of better minus worse; interval of a bootstrap over prompts.")
+    ]
 
-    accuracy: Estimate
-    accuracy_bootstrap: Estimate
-    margin: Estimate
+
+ByMeasure = Annotated[
+    dict[str, Comparison | None],
+    Field(
+        description="By measure. reward: the method's own reward; null if it is not defined. logp_per_token: mean "
+        "log-probability of a completion's tokens, in nats, which every model has.",
+        json_schema_extra={"required": [REWARD, PER_TOKEN]},
+    ),
+]
+Estimates = dict[str, dict[str, Estimate | None]]  # by model, then by measure
 
 
 @dataclass(frozen=True)
 class Group:
-    """Some pairs under each model, by each measure; None where a measure is not defined.
+    """Some pairs under each model, by each measure."""
 
-    Attributes:
-        name: of the group, as a table shows it.
-        models: model -> measure -> comparison.
-        change: measure -> the tuned model's mean margin minus the base's, over the same pairs; {} with one model.
-    """
-
-    name: str
-    pairs: int
-    models: dict[str, dict[str, Comparison | None]]
-    change: dict[str, Estimate | None] = field(default_factory=dict)
+    __pydantic_config__ = ALL_REQUIRED
+    name: Annotated[str, Field(description='"all", a source, or a range of length differences in tokens.')]
+    pairs: Annotated[int, Field(ge=0, description="Number of pairs.")]
+    models: Annotated[dict[str, ByMeasure], Field(description="By model: base, tuned.")]
+    change: Annotated[
+        dict[str, Estimate | None],
+        Field(
+            description="By measure: mean margin of the tuned model minus that of the base, over the same pairs, with "
+            "the interval of a bootstrap over prompts. Empty with one model."
+        ),
+    ] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class ByLength:
-    """How far length explains what the models prefer. Lengths are tokens of the completion, as scored.
+    """Preferences by length. Lengths are tokens of the completion, as scored."""
 
-    Attributes:
-        longer_wins: share of pairs whose better side is the longer one: the accuracy of preferring length.
-        buckets: pairs by length difference (better minus worse), from low to high.
-        better_longer, better_shorter: the pairs on each side of zero; None where there are none.
-        balanced: model -> measure -> the mean of the accuracies on those two, 0.5 for whatever looks at length only.
-        correlation: model -> measure -> Spearman's correlation of the margin with the length difference.
-    """
-
-    longer_wins: float
-    buckets: list[Group]
-    better_longer: Group | None
-    better_shorter: Group | None
-    balanced: dict[str, dict[str, float | None]]
-    correlation: dict[str, dict[str, Estimate | None]]
+    longer_wins: Annotated[
+        float,
+        Field(ge=0, le=1, description="Share of pairs whose better side is longer: the accuracy of preferring length."),
+    ]
+    buckets: Annotated[
+        list[Group],
+        Field(description="Pairs by length difference, better minus worse, from low to high; about equally many each."),
+    ]
+    better_longer: Annotated[Group | None, Field(description="Pairs whose better side is longer.")]
+    better_shorter: Annotated[Group | None, Field(description="Pairs whose better side is shorter.")]
+    balanced: Annotated[
+        dict[str, dict[str, Figure | None]],
+        Field(
+            description="By model and measure: mean of the accuracies on those two, which is 0.5 for a preference that "
+            "looks at length only; null if one is missing."
+        ),
+    ]
+    correlation: Annotated[
+        Estimates,
+        Field(
+            description="By model and measure: Spearman's correlation of margin and length difference; interval of "
+            "Bonett and Wright."
+        ),
+    ]
 
 
 @dataclass(frozen=True)
 class ByLabel:
-    """Rewards of single rows. Each maps model -> measure -> estimate.
+    """Single rows by label; estimates by model and measure."""
 
-    Attributes:
-        desirable, undesirable: means.
-        auc: the chance that a desirable row scores above an undesirable one.
-    """
-
-    rows: dict[str, int]
-    desirable: dict[str, dict[str, Estimate | None]]
-    undesirable: dict[str, dict[str, Estimate | None]]
-    auc: dict[str, dict[str, Estimate | None]]
+    rows: Annotated[
+        dict[str, int],
+        Field(description="Rows of each label.", json_schema_extra={"required": ["desirable", "undesirable"]}),
+    ]
+    desirable: Annotated[Estimates, Field(description="Mean of the desirable rows.")]
+    undesirable: Annotated[Estimates, Field(description="Mean of the undesirable rows.")]
+    auc: Annotated[
+        Estimates,
+        Field(description="Chance that a desirable row scores above an undesirable one, ties counted half."),
+    ]
 
 
 def pair_group(name: str, chosen: Ints | Masks, held_out: HeldOut, models: dict[str, Scores]) -> Group:
@@ -142,7 +167,7 @@ def by_source(held_out: HeldOut, models: dict[str, Scores]) -> list[Group]:
 
 
 def by_length(held_out: HeldOut, models: dict[str, Scores]) -> ByLength | None:
-    """What length has to do with it; None without pairs."""
+    """The figures by length; None without pairs."""
     if not len(held_out.pairs):
         return None
     lengths = next(iter(models.values())).length
@@ -151,7 +176,12 @@ def by_length(held_out: HeldOut, models: dict[str, Scores]) -> ByLength | None:
     longer = _group_of("better side longer", difference > 0, held_out, models)
     shorter = _group_of("better side shorter", difference < 0, held_out, models)
     correlation = {
-        model: {measure: _correlation(scores, measure, held_out, difference) for measure in (REWARD, PER_TOKEN)}
+        model: {
+            measure: None
+            if (margins := _margins(scores, measure, held_out.pairs)) is None
+            else statistics.spearman(margins, difference)
+            for measure in (REWARD, PER_TOKEN)
+        }
         for model, scores in models.items()
     }
     return ByLength(
@@ -169,11 +199,6 @@ def by_length(held_out: HeldOut, models: dict[str, Scores]) -> ByLength | None:
 
 def _group_of(name: str, mask: Masks, held_out: HeldOut, models: dict[str, Scores]) -> Group | None:
     return pair_group(name, mask, held_out, models) if mask.any() else None
-
-
-def _correlation(scores: Scores, measure: str, held_out: HeldOut, difference: Floats) -> Estimate | None:
-    margins = _margins(scores, measure, held_out.pairs)
-    return None if margins is None else statistics.spearman(margins, difference)
 
 
 def _balanced(longer: Group | None, shorter: Group | None, model: str, measure: str) -> float | None:
@@ -226,8 +251,8 @@ def divergence(held_out: HeldOut, base: Scores, tuned: Scores) -> dict[str, Esti
     """Mean log-ratio per token of tuned and base, sum_t log p_tuned(y_t) / p_base(y_t) over all tokens, by kind.
 
     On tokens drawn from the tuned model this is the plain Monte Carlo estimate of its KL divergence from the base
-    ("k1" in Schulman 2020, http://joschu.net/blog/kl-approx.html). Here the tokens are the dataset's, so it is no
-    estimate of that divergence: it can be negative, and says how far likelihood moved on these completions.
+    ("k1" in Schulman 2020, http://joschu.net/blog/kl-approx.html). Here the tokens are the dataset's, so it is not
+    an estimate of that divergence: it can be negative, and measures how far likelihood moved on these completions.
     """
     ratio = (tuned.total - base.total) / np.maximum(tuned.length, 1)
     tokens = held_out.weights * tuned.length

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from trl_plus.errors import RecipeError, RunFault
+from trl_plus.errors import RecipeError, RunFault, first_line
 from trl_plus.forward.lm_head import CompletionHead
 from trl_plus.forward.rope import own_factors
 from trl_plus.runs.weights import Weights
@@ -112,7 +112,7 @@ def scorer(objects: RunObjects, model: Any) -> Scorer:
 
 
 def is_adapter(weights: Weights) -> bool:
-    """Whether weights are an adapter; what is on the hub is looked up there."""
+    """True if weights are an adapter. Those on the hub are looked up there."""
     if weights.adapter is not None:
         return weights.adapter
     from peft import PeftConfig
@@ -125,7 +125,7 @@ def is_adapter(weights: Weights) -> bool:
 
 
 def other_base(weights: Weights, name: str) -> str | None:
-    """A sentence where a local adapter names another model as its base than `name`, which it is put on."""
+    """A sentence if a local adapter names another base than `name`, which it is put on."""
     config = Path(weights.path, "adapter_config.json")
     if not weights.adapter or not config.is_file():
         return None
@@ -135,13 +135,13 @@ def other_base(weights: Weights, name: str) -> str | None:
 
 
 def is_quantized(model: Any) -> bool:
-    """Whether a model's weights are in 4 or 8 bits."""
+    """True if a model's weights are in 4 or 8 bits."""
     return bool(getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False))
 
 
 @contextmanager
 def out_of_memory(cure: str) -> Iterator[None]:
-    """Turns a want of memory into a RunFault that names the cure."""
+    """Turn a lack of memory into a RunFault that names the fix."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -151,11 +151,7 @@ def out_of_memory(cure: str) -> Iterator[None]:
 
 
 def free() -> None:
-    """Give the memory of models that nobody holds any more back to the device."""
+    """Release the memory of models that are no longer held."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -14,7 +14,7 @@ from trl_plus.errors import DataError
 from trl_plus.evaluation.statistics import Floats, Ints
 from trl_plus.setup.objects import RunObjects
 from trl_plus.setup.trainer import check_data
-from trl_plus.ui.quiet_maps import quiet_maps
+from trl_plus.ui.console import quiet_maps
 
 ROW = "_row"  # column with a row's number in its source; beside it, in a mixture, the number of its entry
 _ENTRY = f"{ROW}_source"
@@ -30,10 +30,10 @@ class HeldOut:
         labels: (C,), the preferred or desirable completions.
         weights: (C,), the column `weight`, or ones.
         prompts: (C,), completions of one number share a prompt.
-        sources: (C,), names; None where the data tells no sources apart.
+        sources: (C,), names; None if the data has no sources.
         pairs: (P, 2), indices of completions to compare, the better one first.
         source_column: what `sources` is taken from.
-        digest: of the rows before tokenization (`data.digests`); None where nobody asks for it.
+        digest: of the rows before tokenization (`data.digests`); None if it is not needed.
         dropped: completions that `max_length` or `overlong` removed, counted in rows of the trainer.
         train: the prepared training rows of the recipe; None for pairs that were given.
     """
@@ -63,7 +63,7 @@ def held_out_rows(objects: RunObjects, processor: Any, rows: int | None, by: str
     """Load and tokenize the held-out rows of a recipe.
 
     Args:
-        rows: at most so many, drawn with the recipe's seed; None for what the recipe's `max_eval_rows` says, -1 for
+        rows: at most so many, drawn with the recipe's seed; None for the recipe's `max_eval_rows`, -1 for
             all of them.
         by: column that tells sources apart.
 
@@ -101,7 +101,7 @@ def _load(objects: RunObjects, processor: Any, rows: int | None) -> tuple[Any, A
     held_out = data.eval
     if not hasattr(held_out, "__len__"):
         if request.max_eval_rows is None:
-            raise DataError("Held-out rows that are streamed have no end that is known: say how many with --rows.")
+            raise DataError("Held-out rows that are streamed have no end that is known: give a number with --rows.")
         from datasets import Dataset
 
         held_out = Dataset.from_list(list(held_out))

@@ -4,8 +4,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
+
+from trl_plus.evaluation.intervals import ALL_REQUIRED, Estimate
 from trl_plus.evaluation.measures import (
     BASE,
     TUNED,
@@ -22,15 +25,13 @@ from trl_plus.evaluation.models import free, is_adapter, load_model, other_base,
 from trl_plus.evaluation.rows import HeldOut, held_out_rows
 from trl_plus.evaluation.scores import Advance, Scores, score_rows
 from trl_plus.evaluation.shortcut import ByShortcut, by_shortcut
-from trl_plus.evaluation.statistics import Estimate
 from trl_plus.recipes.recipe import COMMAND_LINE, Recipe
-from trl_plus.runs.evaluated import Judged, judged
-from trl_plus.runs.weights import Weights, held_out_digest_of
+from trl_plus.runs.weights import EvaluatedWeights, Weights, held_out_digest_of, identify
 from trl_plus.setup.objects import RunObjects, build
 from trl_plus.setup.trainer import load_processor
 
 ALL = -1  # of the held-out rows
-# Keys that say which rows are held out
+# Keys that decide which rows are held out
 _CHOOSE_ROWS = (
     "dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split", "datasets", "converter",
     "eval_dataset_name", "eval_fraction", "max_eval_rows", "test_split_size", "seed",
@@ -40,40 +41,65 @@ Progress = Callable[[str, int, int | None], None]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The figures of an evaluation.
+    """The figures of an evaluation, and the keys of its JSON."""
 
-    Attributes:
-        source: the recipe, as messages name it.
-        base, tuned: paths or hub ids; `tuned` is None where only the base was scored.
-        reference: the method's reward is a log-ratio to the base.
-        rows: held-out rows that were scored, as the trainer counts them; `dropped` were too long.
-        pairs: None where the rows hold none.
-        weights: what tells the tuned weights from others; None where only the base was scored.
-        time: when it was made, ISO 8601 in UTC.
-        divergence: kind of completion -> mean log-ratio per token (`measures.divergence`); None with one model.
-        shortcut: what surface features alone reach; None if there are too few rows to tell.
-    """
-
-    source: str
-    method: str
-    base: str
-    tuned: str | None
-    dataset: str
-    reference: bool
-    rows: int
-    dropped: int
-    max_length: int | None
-    source_column: str | None
-    pairs: Group | None
-    sources: list[Group]
-    lengths: ByLength | None
-    labels: ByLabel | None
-    divergence: dict[str, Estimate | None] | None
-    notes: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-    weights: Judged | None = None
-    time: str = ""
-    shortcut: ByShortcut | None = None
+    __pydantic_config__ = ALL_REQUIRED
+    source: Annotated[str, Field(description="The recipe, as messages name it.")]
+    method: Annotated[str, Field(description="Method of the recipe, such as simpo. It defines the reward.")]
+    base: Annotated[str, Field(description="Model that training began with, a path or a hub id.")]
+    tuned: Annotated[
+        str | None, Field(description="Adapter or model that was compared with it; null if only the base was scored.")
+    ]
+    dataset: Annotated[str, Field(description="Origin of the rows.")]
+    reference: Annotated[
+        bool, Field(description="The reward is a log-ratio to the base, and so not defined for the base itself.")
+    ]
+    rows: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="Held-out rows that were scored, as the trainer counts them: a pair is two rows for a "
+            "method on single completions.",
+        ),
+    ]
+    dropped: Annotated[int, Field(ge=0, description="Held-out rows that max_length or overlong removed.")]
+    max_length: Annotated[
+        Annotated[int, Field(ge=1)] | None,
+        Field(description="Limit on prompt and completion together, in tokens; null for none."),
+    ]
+    source_column: Annotated[
+        str | None,
+        Field(
+            description='Column that tells sources apart; "datasets" for the entries of a mixture; null if sources are '
+            "not told apart."
+        ),
+    ]
+    pairs: Annotated[Group | None, Field(description="All pairs; null if the rows hold none.")]
+    sources: Annotated[
+        list[Group], Field(description="The pairs of each source, by name; empty if sources are not told apart.")
+    ]
+    lengths: Annotated[ByLength | None, Field(description="Figures by length of the completions; null without pairs.")]
+    labels: Annotated[ByLabel | None, Field(description="Single rows by label; null for a method on pairs.")]
+    divergence: Annotated[
+        Annotated[dict[str, Estimate | None], Field(json_schema_extra={"required": ["better", "worse", "all"]})] | None,
+        Field(
+            description="Mean over tokens of log p_tuned - log p_base on the dataset's completions, in nats, of the "
+            "better, the worse and all of them. Not an estimate of a KL divergence, for which the completions would "
+            "have to be sampled from the tuned model. Null if only the base was scored."
+        ),
+    ]
+    notes: Annotated[list[str], Field(description="Sentences that explain the figures.")] = field(default_factory=list)
+    seconds: Annotated[float, Field(ge=0, description="Time the evaluation took.")] = 0.0
+    weights: Annotated[
+        EvaluatedWeights | None, Field(description="Identity of the tuned weights; null if only the base was scored.")
+    ] = None
+    time: Annotated[str, Field(description="When the evaluation was made, ISO 8601 in UTC.")] = ""
+    shortcut: Annotated[
+        ByShortcut | None,
+        Field(
+            description="Result of surface features alone on the same rows; null if there are too few to fit a rule."
+        ),
+    ] = None
 
 
 def evaluate(
@@ -90,7 +116,7 @@ def evaluate(
         RunFault: a model's log-probabilities are not finite.
     """
     start = time.monotonic()
-    which = None if weights is None else judged(weights)
+    which = None if weights is None else identify(weights)
     objects = build(recipe)
     held_out = held_out_rows(objects, load_processor(objects), rows, by)
     notes = _notes(objects, held_out, weights)
@@ -128,7 +154,7 @@ def evaluate(
 def score_models(
     objects: RunObjects, weights: Weights | None, held_out: HeldOut, progress: Progress
 ) -> dict[str, Scores]:
-    """Scores of the held-out completions: BASE, and TUNED where there are weights. One model is held at a time."""
+    """Scores of the held-out completions: BASE, and TUNED if there are weights. One model is held at a time."""
     import trl_plus
 
     reward = getattr(trl_plus, objects.recipe.method.trainer).reward_of(objects.args)
@@ -156,14 +182,14 @@ def score_models(
 
 
 def _changed(recipe: Recipe, held_out: HeldOut) -> bool:
-    """Whether a run, evaluated as it was trained, held out other rows."""
+    """True if a run, evaluated as it was trained, held out other rows."""
     kept = held_out_digest_of(recipe)
     told = any(recipe.origin(name) == COMMAND_LINE for name in _CHOOSE_ROWS)
     return kept is not None and not told and kept != held_out.digest
 
 
 def _notes(objects: RunObjects, held_out: HeldOut, weights: Weights | None) -> list[str]:
-    """What a reader of the figures must know."""
+    """Notes below the figures."""
     notes = list(objects.recipe.notes)
     args: Any = objects.args
     if weights is None:

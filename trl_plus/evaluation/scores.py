@@ -20,12 +20,12 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Scores:
-    """What a model makes of C completions.
+    """One model's scores of C completions.
 
     Attributes:
         total: (C,), the sum of log-probabilities over the completion's tokens, in nats.
         length: (C,), how many tokens that is, after cutting to `max_length`.
-        reward: (C,), the method's reward; None where it is not defined (the reference itself).
+        reward: (C,), the method's reward; None if it is not defined (the reference itself).
     """
 
     total: Floats

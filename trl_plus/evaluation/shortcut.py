@@ -7,17 +7,18 @@ held-out rows.
 
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from trl_plus.data.shortcut_rule import Floats, cross_fitted, fit
 from trl_plus.data.surface_rows import SurfaceRows, surface_rows
 from trl_plus.evaluation import statistics
+from trl_plus.evaluation.intervals import Estimate
 from trl_plus.evaluation.measures import Group, pair_group, pair_weights
 from trl_plus.evaluation.rows import HeldOut
 from trl_plus.evaluation.scores import Scores
-from trl_plus.evaluation.statistics import Estimate
 
 TRAIN, HELD_OUT = "train", "held_out"
 _MOST = 5000  # training rows that the rule is fitted on
@@ -25,22 +26,26 @@ _MOST = 5000  # training rows that the rule is fitted on
 
 @dataclass(frozen=True)
 class ByShortcut:
-    """Surface features alone beside the models.
+    """Surface features alone beside the models."""
 
-    Attributes:
-        fitted_on: TRAIN or HELD_OUT (cross-fitted by prompt).
-        rows: how many it was fitted on.
-        accuracy: weighted share of pairs that the rule judges right, a tie counted half; None without pairs.
-        auc: of the labels by the rule's score; None for pairs.
-        right, wrong: the pairs that it judges so; None if there are none.
-    """
-
-    fitted_on: str
-    rows: int
-    accuracy: Estimate | None
-    auc: Estimate | None
-    right: Group | None
-    wrong: Group | None
+    fitted_on: Annotated[
+        Literal["train", "held_out"],
+        Field(
+            description="Rows that the rule was fitted on: the training rows, or, if these are too few, the held-out "
+            "rows of other prompts."
+        ),
+    ]
+    rows: Annotated[int, Field(ge=0, description="Number of these rows.")]
+    accuracy: Annotated[
+        Estimate | None,
+        Field(
+            description="Weighted share of pairs that the rule judges right, a tie counted half; interval of a "
+            "bootstrap over prompts. Null without pairs."
+        ),
+    ]
+    auc: Annotated[Estimate | None, Field(description="AUC of the labels by the rule's score; null for pairs.")]
+    right: Annotated[Group | None, Field(description="Pairs that the rule judges right.")]
+    wrong: Annotated[Group | None, Field(description="Pairs that the rule judges wrong.")]
 
 
 def by_shortcut(held_out: HeldOut, train: Any, models: dict[str, Scores]) -> ByShortcut | None:

@@ -1,4 +1,4 @@
-"""Estimates with 95% intervals, for rows that may be weighted and may share a prompt. Imports only numpy."""
+"""Estimates with 95% intervals, for rows that may be weighted and may share a prompt. Imports no torch."""
 
 import math
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ _CHUNK = 2**22  # elements of a block of draws
 
 
 def effective_rows(weights: Floats) -> float:
-    """(sum w)^2 / sum w^2: how many equally weighted rows say as much (Kish 1965). The count, where all weigh alike."""
+    """(sum w)^2 / sum w^2: equally weighted rows of the same variance (Kish 1965); the count if all weigh alike."""
     return float(weights.sum() ** 2 / (weights**2).sum())
 
 
@@ -42,7 +42,7 @@ def means(values: Floats, weights: Floats, clusters: Ints) -> list[Estimate]:
         values: (N, K), K quantities of the same rows.
         weights: (N,).
         clusters: (N,), which rows belong together (those of one prompt). Whole clusters are drawn, since rows of one
-            prompt are no independent observations (Field and Welsh 2007).
+            prompt are not independent observations (Field and Welsh 2007).
     """
     if not weights.sum():
         return [Estimate(math.nan)] * values.shape[1]
@@ -59,7 +59,7 @@ def means(values: Floats, weights: Floats, clusters: Ints) -> list[Estimate]:
 def auc(scores: Floats, labels: NDArray[np.bool_], weights: Floats, clusters: Ints) -> Estimate:
     """The chance that a row of label True scores above one of label False, ties counted half (Mann and Whitney 1947).
 
-    The interval is a percentile bootstrap over clusters, as in `mean`. NaN where one label is missing.
+    The interval is a percentile bootstrap over clusters, as in `mean`. NaN if one label is missing.
     """
     order = np.argsort(scores, kind="stable")
     ranked, positive, weights = scores[order], labels[order], weights[order]
@@ -84,7 +84,7 @@ def auc(scores: Floats, labels: NDArray[np.bool_], weights: Floats, clusters: In
 def spearman(x: Floats, y: Floats) -> Estimate:
     """Spearman's rank correlation, ties at their mean rank, with the interval of Bonett and Wright (2000).
 
-    The interval is that of Fisher's z with the variance (1 + r^2 / 2) / (n - 3). NaN where one side is constant.
+    The interval is that of Fisher's z with the variance (1 + r^2 / 2) / (n - 3). NaN if one side is constant.
     """
     a, b = _ranks(x), _ranks(y)
     if len(x) < 4 or not a.std() or not b.std():
@@ -101,7 +101,7 @@ def _ranks(values: Floats) -> Floats:
 
 
 def _resampled(clusters: int) -> Iterator[Floats]:
-    """How often each cluster is drawn, for `DRAWS` draws in all, in blocks of (D, clusters)."""
+    """Counts of each cluster in `DRAWS` draws, in blocks of (D, clusters)."""
     rng = np.random.default_rng(SEED)
     block = max(1, min(DRAWS, _CHUNK // max(clusters, 1)))
     for start in range(0, DRAWS if clusters > 1 else 0, block):

@@ -1,1 +1,1 @@
-"""An adapter merged into its base weights: written whole or not at all, and checked against the adapter."""
+"""An adapter merged into its base weights: written atomically, and checked against the adapter."""

@@ -1,4 +1,4 @@
-"""What a merge needs before torch is imported: an adapter, and a folder that the merged model goes into."""
+"""Checks of a merge before torch is imported: an adapter, and a folder for the merged model."""
 
 import re
 import shutil
@@ -13,7 +13,7 @@ from trl_plus.runs.weights import Weights
 
 
 def check_adapter(weights: Weights) -> None:
-    """Raises a RecipeError where there is nothing to merge."""
+    """Raise a RecipeError if there is nothing to merge."""
     if not weights.adapter:
         raise RecipeError(f"{weights.path} holds a full model: nothing has to be merged, it can be served as it is.")
 
@@ -42,7 +42,7 @@ def shard_size(text: str) -> str:
     """A size such as "2GB", as transformers reads it.
 
     Raises:
-        RecipeError: it is none.
+        RecipeError: it is not a size.
     """
     if not re.fullmatch(r"[1-9]\d*\s*([KMGT]i?)?B", text, re.IGNORECASE):
         raise RecipeError(f"--max-shard-size {text}: give a size such as 500MB or 2GB.")
@@ -50,7 +50,7 @@ def shard_size(text: str) -> str:
 
 
 def check_space(path: Path, needed: int, halves: bool) -> None:
-    """Raises a RunFault where the disk has less room than a model of `needed` bytes takes.
+    """Raise a RunFault if the disk has less room than a model of `needed` bytes takes.
 
     Args:
         halves: the model takes half as much in bfloat16.
@@ -65,7 +65,7 @@ def check_space(path: Path, needed: int, halves: bool) -> None:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A folder to write into, which gets the name `path` when the block ends, and goes where it fails.
+    """A folder to write into. It gets the name `path` when the block ends, and is deleted if the block fails.
 
     Raises:
         RunFault: writing failed.

@@ -1,17 +1,17 @@
 """One merge, from a run to a folder that any server loads."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftConfig
 
 from trl_plus.errors import DataError, RecipeError
 from trl_plus.evaluation.models import free, load_model, other_base, out_of_memory, put_adapter, scorer
 from trl_plus.evaluation.rows import HeldOut, held_out_rows
 from trl_plus.evaluation.scores import Scores, score_rows
-from trl_plus.merging.card import write_card
 from trl_plus.merging.destination import check_adapter, check_destination, check_space, whole
 from trl_plus.merging.weights import (
     DEQUANTIZED,
@@ -25,9 +25,11 @@ from trl_plus.merging.weights import (
 )
 from trl_plus.preflight.target import stop_ids
 from trl_plus.recipes.recipe import Recipe
+from trl_plus.runs.model_card import card_text, merged_text
 from trl_plus.runs.weights import Weights
 from trl_plus.setup.objects import RunObjects, build
-from trl_plus.setup.trainer import load_processor
+from trl_plus.setup.trainer import card_of, load_processor
+from trl_plus.trainers.card import CARD, adapter_words
 
 SAMPLES = 4  # sequences whose logits are compared
 ROWS = 200  # held-out rows that a quantized run's three models are scored on, at most
@@ -37,14 +39,14 @@ _TEXT = "The quick brown fox jumps over the lazy dog. 1, 2, 3: what comes next?"
 
 @dataclass(frozen=True)
 class Merged:
-    """What was written, and how it compares.
+    """The written model, and how it compares with the adapter.
 
     Attributes:
         merging: logits of the merged float32 weights against the adapter's.
-        rounding: logits of the written weights against the adapter's, both computed in float32; None where float32
+        rounding: logits of the written weights against the adapter's, both computed in float32; None if float32
             was written.
-        samples: sequences compared, of `rows`; a fixed text where those are None.
-        scores: for a quantized run, name of a model -> its scores of `rows`; {} where nothing is held out.
+        samples: sequences compared, of `rows`; a fixed text if those are None.
+        scores: for a quantized run, name of a model -> its scores of `rows`; {} if nothing is held out.
     """
 
     path: Path
@@ -137,7 +139,7 @@ def _base(objects: RunObjects, asked: str | None) -> tuple[str, bool]:
 
 
 def _rows(objects: RunObjects, processor: Any, say: Callable[[str], None]) -> HeldOut | None:
-    """Held-out rows to compare on; None, and a sentence why, where there are none."""
+    """Held-out rows to compare on; None, and a sentence why, if there are none."""
     try:
         return held_out_rows(objects, processor, ROWS, None)
     except (DataError, RecipeError) as error:
@@ -177,3 +179,30 @@ def _compare(objects: RunObjects, weights: Weights, rows: HeldOut, base: str, wr
     trained = scorer(objects, put_adapter(quantized, weights, quantized=True))
     as_trained = score_rows(trained, rows, size, None)
     return {AS_TRAINED: as_trained, **{NAMES[name]: found[name] for name in (DEQUANTIZED, ORIGINAL)}}
+
+
+# -- the model card -----------------------------------------------------------------------------------------------
+
+
+def merged_card(objects: RunObjects, weights: Weights, name: str, dtype: str, dequantized: bool) -> str:
+    """The card's text. An adapter without a card of ours gets what the recipe tells of it: no rows, no metrics.
+
+    Args:
+        name: of the merged model.
+        dequantized: the base's 4 or 8 bits were turned into numbers first.
+    """
+    known = card_of(objects)
+    adapter = adapter_words(PeftConfig.from_pretrained(weights.path))
+    own = Path(weights.path, CARD)
+    text = own.read_text(encoding="utf-8", errors="replace") if own.is_file() else ""
+    of_recipe = card_text(replace(known, name=name, adapter=adapter, counted=False))
+    merged = merged_text(text, known.base, adapter, dtype, name, dequantized)
+    if merged is None:
+        merged = merged_text(of_recipe, known.base, adapter, dtype, name, dequantized)
+    assert merged is not None  # our own card has the place to write into
+    return merged
+
+
+def write_card(folder: Path, *merged: Any) -> None:
+    """Write `merged_card` into the folder of the merged model."""
+    (folder / CARD).write_text(merged_card(*merged), encoding="utf-8")

@@ -26,7 +26,7 @@ class Gap:
 
     @property
     def passes(self) -> bool:
-        """Whether it is within TOLERANCE, absolutely or, of logits above 1, of the largest one. False for NaN."""
+        """True within TOLERANCE: absolute, or relative to the largest logit if that is above 1. False for NaN."""
         return self.difference <= TOLERANCE * max(1.0, self.largest)
 
 
@@ -53,7 +53,7 @@ def adapted_model(objects: RunObjects, weights: Weights, base: str) -> tuple[Any
 
 
 def _untie(model: Any) -> None:
-    """Give the LM head weights of its own where an adapter changes the embeddings that it shares.
+    """Give the LM head separate weights if an adapter changes the embeddings that it shares.
 
     The head computes with the shared matrix as it was; merging into that matrix would move the head, too.
     """
@@ -79,13 +79,13 @@ def logits_of(model: Any, samples: Sequence[Sequence[int]]) -> list[Tensor]:
 
 
 def gap_between(a: Sequence[Tensor], b: Sequence[Tensor]) -> Gap:
-    """How far the logits of the same samples are apart."""
+    """The largest difference between logits of the same samples."""
     differences = torch.stack([(x - y).abs().max() for x, y in zip(a, b, strict=True)])
     return Gap(float(differences.max()), max(float(x.abs().max()) for x in a))
 
 
 def require(gap: Gap, what: str) -> None:
-    """Raises a RunFault where logits that should be the same are not."""
+    """Raise a RunFault if logits that should be the same differ."""
     if not gap.passes:
         raise RunFault(
             f"{what} differs from the adapter by up to {gap.difference:.2g} in its logits (the largest is "

@@ -11,7 +11,7 @@ from trl_plus.preflight.source import Source, open_dataset, open_run
 from trl_plus.recipes.package_data import all_names, resolve
 from trl_plus.recipes.recipe import Recipe, load_recipe, recipe_from
 from trl_plus.recipes.unknown_keys import unknown_method
-from trl_plus.ui.quiet_maps import quiet_maps
+from trl_plus.ui.console import quiet_maps
 
 _NOWHERE = "none"  # stands for what a recipe must name and a look at the data does not need
 

@@ -3,8 +3,8 @@
 from trl_plus.preflight.findings import Preview
 from trl_plus.preflight.preview_parts import heading, parts_of
 from trl_plus.preflight.words import PARAGRAPH
+from trl_plus.ui.console import clipped
 from trl_plus.ui.pages import render
-from trl_plus.ui.printable import clipped
 
 
 def preview_page(previews: list[Preview], source: str) -> str:

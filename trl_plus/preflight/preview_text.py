@@ -6,7 +6,7 @@ from rich.text import Text
 
 from trl_plus.preflight.findings import Preview, Token
 from trl_plus.preflight.preview_parts import Kind, Stretch, heading, parts_of
-from trl_plus.ui.printable import printable
+from trl_plus.ui.console import printable
 
 _STYLES = {Kind.PROMPT: "dim", Kind.RESPONSE: "bold", Kind.CUT: "red strike"}
 _SPECIAL = "magenta"

@@ -15,9 +15,10 @@ from trl_plus.preflight.source import Source, batches
 from trl_plus.preflight.statistics import split_statistics
 from trl_plus.preflight.tally import Found, Summary, Tally, joined
 from trl_plus.preflight.target import Target
+from trl_plus.preflight.unused import unused_columns
 from trl_plus.preflight.workers import examine_in_processes
 from trl_plus.setup.trainer import nothing_to_evaluate
-from trl_plus.ui.quiet_maps import quiet_maps
+from trl_plus.ui.console import quiet_maps
 
 COLUMNS_CODE, HELD_OUT_CODE, REFUSED_CODE = "D101", "D111", "D199"
 PLAIN_CODE = "D413"  # stands before all other warnings: every row is trained on in the wrong form
@@ -76,6 +77,7 @@ def preflight(source: Source, extent: Extent, advance: Advance | None = None) ->
     summary = None
     with quiet_maps():
         for name, dataset in source.splits():
+            result.findings += unused_columns(name, dataset, replace(source.target.kind, images=False))
             summary = _one_split(name, dataset, source, extent, advance or _nothing, result, summary)
     result.findings.sort(
         key=lambda finding: (finding.severity.rank, finding.code != PLAIN_CODE, finding.code, finding.split)

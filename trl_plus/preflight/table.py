@@ -25,7 +25,7 @@ from trl_plus.preflight.words import (
     totals,
     verdict,
 )
-from trl_plus.ui.printable import clipped
+from trl_plus.ui.console import clipped
 
 WIDTH = 110  # columns of running text: longer lines are hard to read
 _STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.INFO: "bold cyan"}
@@ -116,7 +116,7 @@ def _finding(finding: Finding) -> Table:
     body: list[RenderableType] = [head, *map(_text, filter(None, [beyond_title(finding)]))]
     if finding.examples:
         body.append(_examples(finding))
-    cure = Text("Cure: ", style="bold")
+    cure = Text("Fix: ", style="bold")
     cure.append_text(_text(finding.cure, "not bold"))
     grid.add_row(_text(finding.code, _STYLES[finding.severity]), Group(*body, cure))
     return grid

@@ -10,7 +10,7 @@ from trl_plus.preflight.findings import Example, Finding, Result, Severity
 from trl_plus.preflight.opening import Opened
 from trl_plus.preflight.source import Source, batches
 from trl_plus.preflight.tokens import TokenRows
-from trl_plus.ui.quiet_maps import quiet_maps
+from trl_plus.ui.console import quiet_maps
 
 ROWS = 64  # pairs that are scored
 _SAME = 0.01  # nats per token: a margin below it is no margin

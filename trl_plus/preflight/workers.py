@@ -8,7 +8,7 @@ from multiprocessing import get_context
 from trl_plus.preflight.examine import Batch, examine
 from trl_plus.preflight.tally import Tally
 from trl_plus.preflight.target import Target
-from trl_plus.ui.quiet_maps import quiet_maps
+from trl_plus.ui.console import quiet_maps
 
 _AHEAD = 2  # batches per process that are read before one is finished: memory stays bounded
 _of_this_process: dict[str, Target] = {}

@@ -1,7 +1,7 @@
-"""What is wrong with the values of a recipe: unknown keys, types, contradictions, missing keys, missing files."""
+"""Find the problems of a recipe: unknown keys, types, ranges, contradictions, missing keys, missing files."""
 
+import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,29 +9,16 @@ from trl_plus.data.files import as_path, looks_like_path, split_files
 from trl_plus.errors import DataError, RecipeError
 from trl_plus.methods import Method
 from trl_plus.recipes import package_data
-from trl_plus.recipes.adapter_folders import adapter_instead_of_model
-from trl_plus.recipes.best_model import best_model_problems
-from trl_plus.recipes.keys import Key, dataset_keys, keys_of
-from trl_plus.recipes.pydantic_models import dataset_model, faults, recipe_model
+from trl_plus.recipes.conflicts import best_model_problems, contradictions
+from trl_plus.recipes.keys import Key, Value, dataset_keys, dataset_model, faults, keys_of, recipe_model
+from trl_plus.recipes.options import range_problem
 from trl_plus.recipes.unknown_keys import explain, meant, unknown_in_entry
 
-
-@dataclass(frozen=True)
-class Value:
-    """A value, where it came from, and how a message names that place ("r.yaml, line 3: ")."""
-
-    value: Any
-    origin: str
-    place: str
-
-
-def is_given(value: Any) -> bool:
-    """Whether a value asks for something: null, false and an empty list do not, 0 does."""
-    return not (value is None or value is False or value == [])
+_ADAPTER, _RECIPE = "adapter_config.json", "recipe.resolved.yaml"
 
 
 def problems(method: Method, entries: Mapping[str, Value], needs_data: bool = True) -> list[str]:
-    """Every problem of a recipe, one sentence each, in the order in which to mend them.
+    """Every problem of a recipe, one sentence each, in the order in which to fix them.
 
     Args:
         needs_data: a dataset that does not exist is a problem.
@@ -40,12 +27,15 @@ def problems(method: Method, entries: Mapping[str, Value], needs_data: bool = Tr
     unknown, wrong = faults(recipe_model(method.name), values)
     found = [f"{entries[name].place}{explain(name, values[name], method)}" for name in unknown]
     found += [f"{entries[name].place}{_wrong_type(name, values[name], method)}" for name in wrong]
-    found += _contradictions(method, entries)
+    found += contradictions(method, entries)
+    if "columns" in entries:
+        found += _columns(values["columns"], entries["columns"].place)
+    found += _mixture(values.get("datasets"))
     if not wrong:
         found += [f"{entries[name].place}{text}" for name, text in best_model_problems(method, values)]
-    found += _out_of_range(entries, [*unknown, *wrong])
+    found += _out_of_range(method, {name: entry for name, entry in entries.items() if name not in (*unknown, *wrong)})
     found += _missing(values)
-    if not found:  # paths are looked up only in a recipe that says what they are for
+    if not found:  # paths are looked up only when the rest of the recipe is right
         found += _paths(entries, needs_data)
     return found
 
@@ -63,57 +53,6 @@ def _not_expected(key: Key, value: Any) -> str:
     if guess:
         return f"`{key.name}` is {shown}: {guess}It must be {key.expected}."
     return f"`{key.name}` must be {key.expected}, got {shown}."
-
-
-def _contradictions(method: Method, entries: Mapping[str, Value]) -> Iterator[str]:
-    for name, fixed in method.fixed.items():
-        entry = entries.get(name)
-        if entry is not None and entry.value != fixed:
-            yield (
-                f"{entry.place}`{name}: {entry.value}` contradicts `method: {method.name}`, which is {fixed}: remove "
-                f"it, or write `method: {'dpo' if method.paired else 'kto'}`."
-            )
-    given = {name: entry.value for name, entry in entries.items() if is_given(entry.value)}
-    for first, second, cure in _EXCLUSIVE:
-        if first in given and second in given:
-            yield f"{entries[second].place}`{first}` and `{second}` exclude each other: {cure}."
-    for option in ("load_in_4bit", "load_in_8bit"):
-        if option in given and "use_peft" not in given:
-            yield f"{entries[option].place}`{option}` needs `use_peft: true`: quantized weights cannot be trained."
-    yield from _lora_on_head(entries, given)
-    if "columns" in given:
-        yield from _columns(given["columns"], entries["columns"].place)
-    yield from _mixture(given.get("datasets", []))
-    if method.paired and given.get("converter") == "pairs_to_unpaired":
-        yield (
-            f"{entries['converter'].place}`converter: pairs_to_unpaired` makes labelled rows, but `method: "
-            f"{method.name}` compares pairs: remove it, or write `method: kto`."
-        )
-
-
-_EXCLUSIVE = (
-    ("gamma", "gamma_beta_ratio", "keep one of them (gamma = gamma_beta_ratio * beta)"),
-    ("dataset_name", "datasets", "keep one of them"),
-    ("columns", "datasets", "give each entry of `datasets` that needs them its `columns`"),
-    ("converter", "datasets", "give each entry of `datasets` that needs one its `converter`"),
-    ("eval_dataset_name", "eval_fraction", "keep one of them"),
-    ("eval_fraction", "test_split_size", "keep one of them"),
-    ("load_in_4bit", "load_in_8bit", "keep one of them"),
-    ("bf16", "fp16", "keep one of them"),
-)
-
-
-def _lora_on_head(entries: Mapping[str, Value], given: Mapping[str, Any]) -> Iterator[str]:
-    """LoRA on the LM head, whose weight the log-probabilities are computed from: its matrices would get no gradient."""
-    targets = given.get("lora_target_modules")
-    for name in targets if isinstance(targets, list) else []:
-        if isinstance(name, str) and name.split(".")[-1] in ("lm_head", "embed_out"):
-            kept = given.get("lora_modules_to_save") or []
-            saved = ", ".join(dict.fromkeys([*(kept if isinstance(kept, list) else [kept]), name]))
-            yield (
-                f"{entries['lora_target_modules'].place}`lora_target_modules`: LoRA on {name} would not be trained. "
-                f"Fix: remove {name} from it, and to train the whole head write `lora_modules_to_save: [{saved}]`."
-            )
 
 
 def _columns(columns: Any, place: str) -> Iterator[str]:
@@ -139,49 +78,14 @@ def _mixture(datasets: Any) -> Iterator[str]:
             yield f"datasets[{index}]: `path` is missing: add the dataset's hub id, or a local file or folder."
 
 
-# The smallest value that does anything; transformers and torch fail on less, late and in their own words
-_AT_LEAST = {
-    "per_device_train_batch_size": 1,
-    "per_device_eval_batch_size": 1,
-    "gradient_accumulation_steps": 1,
-    "max_length": 2,
-    "learning_rate": 0,
-    "weight_decay": 0,
-    "lora_r": 1,
-    "early_stopping_patience": 1,
-    "early_stopping_threshold": 0,
-    "tokens_per_device": 1,
-    "max_nonfinite_skips": 0,
-    "eval_fraction": 0,
-    "max_eval_rows": 0,
-    "report_generations": 0,
-    "sft_weight": 0,
-    "cpo_alpha": 0,
-    "desirable_weight": 0,
-    "undesirable_weight": 0,
-}
-
-
-_ABOVE_ZERO = ("num_train_epochs", "save_steps")
-_BELOW_ONE = ("eval_fraction",)
-
-
-def _out_of_range(entries: Mapping[str, Value], faulty: list[str]) -> Iterator[str]:
-    numbers = {name: entry for name, entry in entries.items() if entry.value is not None and name not in faulty}
-    for name, least in _AT_LEAST.items():
-        entry = numbers.get(name)
-        if entry is not None and entry.value < least:
-            yield f"{entry.place}`{name}` must be at least {least}, got {entry.value}."
-    for name in _ABOVE_ZERO:
-        entry = numbers.get(name)
-        if entry is not None and entry.value <= 0:
-            yield f"{entry.place}`{name}` must be above 0, got {entry.value}."
-    for name in _BELOW_ONE:
-        entry = numbers.get(name)
-        if entry is not None and entry.value >= 1:
-            yield f"{entry.place}`{name}` must be below 1, got {entry.value}."
+def _out_of_range(method: Method, entries: Mapping[str, Value]) -> Iterator[str]:
+    keys = keys_of(method)
+    for name, entry in entries.items():
+        problem = None if entry.value is None else range_problem(name, entry.value, keys[name].declared)
+        if problem is not None:
+            yield f"{entry.place}{problem}"
     steps = entries.get("max_steps")
-    if steps is not None and "max_steps" not in faulty and (steps.value == 0 or steps.value < -1):
+    if steps is not None and (steps.value == 0 or steps.value < -1):
         yield (
             f"{steps.place}`max_steps` must be at least 1, got {steps.value}: remove it, or write -1, to train for "
             "`num_train_epochs`."
@@ -236,3 +140,30 @@ def _path_problem(name: str, value: str, config: str | None) -> str | None:
     if is_path and not as_path(value).exists():
         return f"{value} does not exist: check the path, which is relative to {Path.cwd()}."
     return None
+
+
+def adapter_instead_of_model(name: str) -> str | None:
+    """One sentence with the fix if a local folder holds an adapter and no model; None for anything else.
+
+    transformers would load its base with the adapter frozen inside, and train every weight but the adapter's.
+    """
+    folder = Path(name).expanduser()
+    if not (folder / _ADAPTER).is_file():
+        return None
+    try:
+        base = json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        base = None
+    merged = f"{name.rstrip('/')}-merged"
+    ours = any((place / _RECIPE).is_file() for place in (folder, folder.absolute().parent))
+    command = (
+        f"`trl-plus merge {name} {merged}`"
+        if ours
+        else f"`python -c \"from peft import AutoPeftModelForCausalLM as M; M.from_pretrained('{name}')"
+        f".merge_and_unload().save_pretrained('{merged}')\"` and the base's tokenizer beside it"
+    )
+    return (
+        f"{name} is an adapter of {base or 'another model'}, not a model. Fix: merge it with {command}, and train "
+        f"`model_name_or_path: {merged}`, which is then also the reference. From Python, a PeftModel that was loaded "
+        "with `is_trainable=True` trains on, with the adapter as given for its reference."
+    )

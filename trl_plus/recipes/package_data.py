@@ -1,4 +1,4 @@
-"""What ships in the package: the recipes, and the model and data that `bundled:` values name."""
+"""Files of the package: the bundled recipes, and the model and data that `bundled:` values name."""
 
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -48,7 +48,7 @@ def recipe_path(name: str) -> Path:
 
 
 def copy_recipe(name: str, destination: Path) -> Path:
-    """Copy a bundled recipe to a new file, or into a folder; gives the file's path.
+    """Copy a bundled recipe to a new file, or into a folder; returns the file's path.
 
     Raises:
         RecipeError: there is no such recipe, or the file exists.
@@ -66,7 +66,7 @@ def copy_recipe(name: str, destination: Path) -> Path:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a recipe is read from. `label` names it in messages."""
+    """The file of a recipe. `label` names it in messages."""
 
     path: Path
     label: str
@@ -77,7 +77,7 @@ def find_recipe(argument: str, runs: bool = False) -> Source:
     """The file that the argument of `trl-plus train` names: a path first, then a bundled recipe.
 
     Args:
-        runs: the command takes the folder of a run as well, and its message says so.
+        runs: the command takes the folder of a run as well, and its message names it.
 
     Raises:
         RecipeError: it is neither.

@@ -10,13 +10,11 @@ from typing import Any
 from trl_plus.errors import RecipeError
 from trl_plus.methods import METHODS, Method
 from trl_plus.recipes import package_data
-from trl_plus.recipes.best_model import best_model_notes
-from trl_plus.recipes.checks import Value, problems
-from trl_plus.recipes.ineffective import split_off
-from trl_plus.recipes.keys import Key, keys_of
-from trl_plus.recipes.overrides import parse_overrides
+from trl_plus.recipes.checks import problems
+from trl_plus.recipes.conflicts import best_model_notes, split_off
+from trl_plus.recipes.keys import Key, Value, all_keys, keys_of
 from trl_plus.recipes.unknown_keys import unknown_method
-from trl_plus.recipes.yaml_text import inline, read_file
+from trl_plus.recipes.yaml_text import inline, parse_value, read_file
 
 RESOLVED = "recipe.resolved.yaml"
 _RESOLVED_FROM = "# Resolved from "  # how that file begins
@@ -31,7 +29,7 @@ class Recipe:
         values: what was given, by key; TRL's defaults are not among them.
         origins: for each of them "command line", "recipe", "preset" (of the method) or "machine".
         label: the recipe's file, as messages name it.
-        notes: what the reader should be told once.
+        notes: sentences to print once.
     """
 
     method: Method
@@ -46,15 +44,15 @@ class Recipe:
 
     @property
     def argument(self) -> str:
-        """What names the recipe on the command line: its file, or the name of the bundled recipe."""
+        """The recipe as an argument of a command: its file, or the name of the bundled recipe."""
         return self.label.removeprefix(package_data.BUNDLED)
 
     def origin(self, name: str) -> str:
-        """Where a key's value comes from; "default" if it was not given."""
+        """The origin of a key's value; "default" if it was not given."""
         return self.origins.get(name, DEFAULT)
 
     def place_of(self, text: str) -> str:
-        """Where a value that a message of another library speaks of was given, as the beginning of that message.
+        """The place of a value that another library's message is about, as the beginning of that message.
 
         The message may name its key in backticks, bare, or not at all; a line of the file is not known any more.
         """
@@ -65,7 +63,11 @@ class Recipe:
     def group(self, name: str) -> dict[str, Any]:
         """The given values that one configuration class receives, with `bundled:` values resolved to paths."""
         keys = keys_of(self.method)
-        return {key: _resolved(value) for key, value in self.values.items() if keys[key].group == name}
+        return {
+            key: package_data.resolve(value) if isinstance(value, str) else value
+            for key, value in self.values.items()
+            if keys[key].group == name
+        }
 
     def with_machine(self, name: str, value: Any, note: str) -> "Recipe":
         """The recipe with one value more that this machine, and not the recipe, decides."""
@@ -77,7 +79,7 @@ class Recipe:
         )
 
     def to_yaml(self) -> str:
-        """The recipe in full: reading it gives the same values, whatever the command line was."""
+        """The recipe in full: reading it returns the same values, whatever the command line was."""
         lines = [f"{_RESOLVED_FROM}{self.label}. Origin of each value: recipe, command line, preset or machine."]
         lines.append(f"method: {self.method.name}")
         lines += [f"{name}: {inline(value)}  # {self.origins[name]}" for name, value in self.values.items()]
@@ -173,7 +175,7 @@ def _later_presets(method: Method, entries: Mapping[str, Value], label: str) -> 
 
 
 def _trusts(entries: Mapping[str, Value]) -> list[str]:
-    """A sentence where the recipe lets code run that comes with a model."""
+    """A sentence if the recipe lets code run that comes with a model."""
     values = {name: entry.value for name, entry in entries.items()}
     inner = values.get("model_init_kwargs")
     if not values.get("trust_remote_code") and not (isinstance(inner, dict) and inner.get("trust_remote_code")):
@@ -190,12 +192,12 @@ def _method(entry: Value | None, label: str) -> Method:
 
 
 def _takes_away(entry: Value, key: Key | None) -> bool:
-    """Whether an override is `KEY=null` for a key that has no null: the recipe's value goes, the default returns."""
+    """True for `KEY=null` of a key that has no null: it removes the recipe's value, and the default is used."""
     return entry.origin == COMMAND_LINE and entry.value is None and (key is None or not key.nullable)
 
 
 def _normal(value: Any, key: Key | None) -> Any:
-    """A value in the one form that is validated: `no` as text where it is a choice, a single item as a list."""
+    """A value in the one form that is validated: `no` as text if it is a choice, a single item as a list."""
     if key is None:
         return value
     if value is False and key.choices is not None and "no" in key.choices:
@@ -205,12 +207,8 @@ def _normal(value: Any, key: Key | None) -> Any:
     return value
 
 
-def _resolved(value: Any) -> Any:
-    return package_data.resolve(value) if isinstance(value, str) else value
-
-
 def write_resolved(recipe: Recipe, folder: Path) -> Path:
-    """Write `recipe.resolved.yaml` into a folder, which is made if need be; gives its path."""
+    """Write `recipe.resolved.yaml` into a folder, which is made if need be; returns its path."""
     path = folder / RESOLVED
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -220,3 +218,40 @@ def write_resolved(recipe: Recipe, folder: Path) -> Path:
     except OSError as error:
         raise RecipeError(f"`output_dir`: cannot write to {folder}: {error.strerror}. Name another one.") from error
     return path
+
+
+_BOOLEAN_WORDS = ("true", "false", "yes", "no", "on", "off", "null")
+
+
+def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
+    """Values by key, `-` in a key read as `_` and each value as YAML.
+
+    A key given twice keeps its last value, as is usual on a command line.
+
+    Raises:
+        RecipeError: a word is neither a key nor a value, or a key that is no switch has no value.
+    """
+    known = all_keys()
+    values: dict[str, Any] = {}
+    waiting = list(words)
+    while waiting:
+        word = waiting.pop(0)
+        key, equals, text = word.partition("=")
+        name = key.removeprefix("--").replace("-", "_")
+        if not name.isidentifier() or not (equals or word.startswith("--")):
+            raise RecipeError(
+                f"The argument {word!r} belongs to no key: write KEY=VALUE or --KEY VALUE, and lists as KEY=[a,b]."
+            )
+        value_follows = bool(waiting) and not waiting[0].startswith("--")
+        if equals:
+            values[name] = parse_value(text)
+        elif name in known and known[name].is_boolean:
+            explicit = value_follows and waiting[0].lower() in _BOOLEAN_WORDS
+            values[name] = parse_value(waiting.pop(0)) if explicit else True
+        elif value_follows:
+            values[name] = parse_value(waiting.pop(0))
+        elif name in known or name == "method":
+            raise RecipeError(f"`--{name}` needs a value: write --{name} VALUE or {name}=VALUE.")
+        else:
+            values[name] = True  # no such key: the validation of the whole recipe names the nearest one
+    return values

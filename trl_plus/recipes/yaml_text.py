@@ -101,7 +101,7 @@ def parse_value(text: str) -> Any:
 
 
 def inline(value: Any) -> str:
-    """A value on one line of YAML, such that reading it gives the value back."""
+    """A value on one line of YAML, such that reading it returns the value."""
     text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
     return text.removesuffix("\n").removesuffix("\n...")
 

@@ -1,4 +1,4 @@
-"""A run as its files tell it: recipe, metrics, journal, preflight. Nothing is computed, and nothing heavy imported."""
+"""Read a run from its files: recipe, metrics, journal, preflight. Computes nothing, imports nothing heavy."""
 
 import json
 import re
@@ -8,18 +8,16 @@ from typing import Any
 
 from trl_plus.data.files import as_path
 from trl_plus.errors import RecipeError
-from trl_plus.evaluation.shown import FILE as EVALUATION
-from trl_plus.evaluation.shown import Shown, shown_evaluation
 from trl_plus.preflight.as_json import from_json
 from trl_plus.preflight.findings import Result
+from trl_plus.recipes.keys import SECRET
 from trl_plus.recipes.recipe import RESOLVED as RECIPE
+from trl_plus.report.evaluation import Shown, shown_evaluation
+from trl_plus.runs.folder import EVALUATION, LOG, PREFLIGHT
 from trl_plus.runs.journal import FILE as JOURNAL
 from trl_plus.runs.metrics import FILE as METRICS
-from trl_plus.training.first_look import FILE as PREFLIGHT
 
-LOG = "metrics.jsonl"
 _LINE = re.compile(r"^(?P<key>[A-Za-z_]\w*): (?P<value>.*?)(?:  # (?P<origin>command line|recipe|preset|machine))?$")
-SECRET = re.compile(r"(^|[_-])(token|password|secret|api_key)$")
 Log = dict[str, Any]
 
 
@@ -34,18 +32,18 @@ class Entry:
 
 @dataclass
 class Run:
-    """What the folder of a run holds.
+    """The content of a run's folder.
 
     Attributes:
         recipe: in the order of the file, `method` first; values of tokens and the like are hidden.
-        label: the file that the recipe was resolved from; "" if nothing says so.
-        summary: metrics.json, {} where the run has not got so far.
+        label: the file that the recipe was resolved from; "" if it is not known.
+        summary: metrics.json, {} if the run has not come so far.
         log: the lines of metrics.jsonl, each with its `step`.
-        begins, training, end: events of the journal. `end` belongs to the newest begin; None where the run says
+        begins, training, end: events of the journal. `end` belongs to the newest begin; None if the run has
             nothing about its end.
         said: notes and warnings in their order, each once.
-        preflight: of a sample of the rows; None where it was left out.
-        evaluation: what `trl-plus evaluate` found last; None where it was not run.
+        preflight: of a sample of the rows; None if it was left out.
+        evaluation: what `trl-plus evaluate` found last; None if it was not run.
         problems: what could not be read, one sentence each.
     """
 
@@ -131,7 +129,7 @@ def _read_journal(run: Run) -> None:
         elif event == "training":
             run.training = line
         for note in notes:
-            if note.get("text") not in seen:  # a resumed run says most of it again
+            if note.get("text") not in seen:  # a resumed run repeats most of it
                 seen.add(note.get("text", ""))
                 run.said.append(note)
 

@@ -1,4 +1,4 @@
-"""Checkpoint folders as files: written whole or not at all, found, and judged complete. Standard library only.
+"""Checkpoint folders as files: written atomically, found, and checked for completeness. Imports no torch.
 
 A save goes into UNFINISHED inside the output folder and is renamed when it is whole and on the disk. A folder that is
 deleted is first renamed into UNFINISHED too, so whatever is called `checkpoint-N` was complete when it got that name.
@@ -9,15 +9,17 @@ import json
 import os
 import re
 import shutil
-import struct
 import zipfile
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 UNFINISHED = "_unfinished"  # the hub's upload leaves out what begins with an underscore
 REPLACED = "replaced-"  # before the name of a folder that makes room for a newer one
 STATE = "trainer_state.json"
+LATEST = "latest"  # of DeepSpeed: it holds the name of the folder of the newest shards
 _NAME = re.compile(r"checkpoint-(\d+)")
 _WEIGHTS = ("model.safetensors", "adapter_model.safetensors", "pytorch_model.bin", "adapter_model.bin")
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -45,7 +47,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def find(folder: Path) -> Found:
-    """Looks for the newest complete checkpoint in an output folder."""
+    """Find the newest complete checkpoint in an output folder."""
     found = Found()
     put_back(folder)
     for path in sorted((folder / UNFINISHED).glob("checkpoint-*")):
@@ -60,7 +62,7 @@ def find(folder: Path) -> Found:
 
 
 def problem_of(folder: Path) -> str | None:
-    """What makes a checkpoint unfit to go on from, as half a sentence; None if it is complete."""
+    """The reason why a checkpoint cannot be resumed from, as half a sentence; None if it is complete."""
     try:
         int(json.loads((folder / STATE).read_text(encoding="utf-8"))["global_step"])
     except FileNotFoundError:
@@ -71,13 +73,13 @@ def problem_of(folder: Path) -> str | None:
 
 
 def _is_sharded(folder: Path) -> bool:
-    """Whether DeepSpeed or FSDP wrote the weights and the optimizer, in their own formats."""
+    """True if DeepSpeed or FSDP wrote the weights and the optimizer, in their own formats."""
     return any(next(folder.glob(pattern), None) for pattern in ("global_step*", "pytorch_model_fsdp*", "optimizer_*"))
 
 
 def _sharded_problem(folder: Path) -> str | None:
     if next(folder.glob("global_step*"), None) is not None:
-        latest = folder / "latest"  # DeepSpeed writes it last
+        latest = folder / LATEST  # DeepSpeed writes it last
         if not latest.is_file() or not (folder / latest.read_text(encoding="utf-8").strip()).is_dir():
             return "DeepSpeed's file `latest` is missing or names no folder"
     return _rng_problem(folder)
@@ -104,17 +106,12 @@ def _weights_problem(folder: Path) -> str | None:
 
 
 def _whole_safetensors(path: Path) -> bool:
-    """Whether the file is as long as its header says."""
+    """True if the file has the length that its header gives."""
     try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if 8 + length > path.stat().st_size:
-                return False
-            header = json.loads(file.read(length))
-        end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-    except (OSError, ValueError, KeyError, TypeError, struct.error):
+        with safe_open(path, framework="np"):
+            return True
+    except (OSError, SafetensorError):
         return False
-    return path.stat().st_size == 8 + length + end
 
 
 def _state_problem(folder: Path) -> str | None:
@@ -141,7 +138,7 @@ def _rng_problem(folder: Path) -> str | None:
 
 
 def clear_unfinished(folder: Path) -> list[str]:
-    """Deletes what killed saves and deletions left behind; gives the names of the checkpoints among it."""
+    """Delete what killed saves and deletions left behind; returns the names of the checkpoints among it."""
     put_back(folder)
     left = sorted(path.name for path in (folder / UNFINISHED).glob("checkpoint-*"))
     shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
@@ -149,7 +146,7 @@ def clear_unfinished(folder: Path) -> list[str]:
 
 
 def put_in_place(part: Path, final: Path) -> None:
-    """Renames a finished folder to its name, after all of it is on the disk.
+    """Rename a finished folder to its name, after all of it is on the disk.
 
     One of that name is renamed first and deleted last: a process killed in between loses neither (`put_back`).
     """
@@ -166,7 +163,7 @@ def put_in_place(part: Path, final: Path) -> None:
 
 
 def put_back(folder: Path) -> None:
-    """Gives a checkpoint its name again that a killed run had renamed to replace it, and had not replaced."""
+    """Restore the name of a checkpoint that a killed run had renamed to replace it, and had not replaced."""
     for old in (folder / UNFINISHED).glob(f"{REPLACED}checkpoint-*"):
         final = folder / old.name.removeprefix(REPLACED)
         if not final.exists():
@@ -175,11 +172,13 @@ def put_back(folder: Path) -> None:
 
 
 def merge_into(part: Path, folder: Path) -> None:
-    """Moves every file of `part` to the same place in `folder`: none of them is ever half-written there.
+    """Move every file of `part` to the same place in `folder`: none of them is ever half-written there.
 
+    DeepSpeed's file `latest` names the folder of its shards. It is moved last, so it never names some of them only.
     Weights of an earlier model cut into other files are deleted: they would be loaded instead.
     """
     files = [path for path in part.rglob("*") if path.is_file()]
+    files.sort(key=lambda path: path.name == LATEST)
     for path in files:
         _sync(path)
     for path in files:
@@ -188,14 +187,14 @@ def merge_into(part: Path, folder: Path) -> None:
         os.replace(path, target)
     names = {str(path.relative_to(part)) for path in files}
     weights = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
-    if names & set(weights[:2]):
+    if names & {*weights[:2], LATEST}:
         for stale in {path for pattern in weights for path in folder.glob(pattern) if path.name not in names}:
             stale.unlink()
     shutil.rmtree(part, ignore_errors=True)
 
 
 def remove(folder: Path) -> None:
-    """Deletes a checkpoint; a process killed meanwhile leaves nothing half-deleted under its name."""
+    """Delete a checkpoint; a process killed meanwhile leaves nothing half-deleted under its name."""
     trash = folder.parent / UNFINISHED / f"deleted-{folder.name}"
     trash.parent.mkdir(exist_ok=True)
     shutil.rmtree(trash, ignore_errors=True)
@@ -204,14 +203,14 @@ def remove(folder: Path) -> None:
 
 
 def _discard(trash: Path) -> None:
-    """Deletes a folder inside UNFINISHED, and UNFINISHED if that was all it held."""
+    """Delete a folder inside UNFINISHED, and UNFINISHED if that was all it held."""
     shutil.rmtree(trash, ignore_errors=True)
     with suppress(OSError):
         trash.parent.rmdir()
 
 
 def rotate(folder: Path, newest: Path, best: str | None, limit: int | None) -> None:
-    """Deletes the oldest checkpoints until `limit` are left; never the one just saved nor the best one."""
+    """Delete the oldest checkpoints until `limit` are left; never the one just saved nor the best one."""
     if limit is None or limit <= 0:
         return
     kept = {newest.resolve()} | ({Path(best).resolve()} if best is not None else set())
@@ -222,7 +221,7 @@ def rotate(folder: Path, newest: Path, best: str | None, limit: int | None) -> N
 
 
 def _sync(path: Path) -> None:
-    """Asks the system to put a file, or a folder's list of names, on the disk."""
+    """Ask the system to put a file, or a folder's list of names, on the disk."""
     if os.name != "posix" and path.is_dir():
         return  # Windows opens no folder
     descriptor = os.open(path, os.O_RDONLY)

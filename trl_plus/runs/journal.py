@@ -1,4 +1,4 @@
-"""What a run says and how it ends: `journal.jsonl`, one event a line, beside its metrics.
+"""The messages of a run and its end: `journal.jsonl`, one event a line, beside its metrics.
 
 Events: "begin" (also of a resumed run), "training" (the steps it will make), "note", "warning", "end".
 """
@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from trl_plus.errors import first_line
 
 FILE = "journal.jsonl"
 COMMAND = "TRL_PLUS_COMMAND"  # environment variable: the command line that started the run, for every process of it
@@ -34,7 +36,7 @@ class Journal:
         self._held: list[str] | None = None
 
     def begin(self, fresh: bool, hold: bool = False, **facts: Any) -> None:
-        """The run is accepted. A fresh one starts the file anew; a resumed one goes on in it.
+        """Record that the run is accepted. A fresh one starts a new file; a resumed one appends to it.
 
         Args:
             hold: the file is another run's until `take_over`. A run that ends before it leaves no event.
@@ -47,23 +49,23 @@ class Journal:
         self._write("begin", **facts)
 
     def take_over(self) -> None:
-        """The folder is this run's: events that were held are written."""
+        """Write the events that were held: the folder is this run's now."""
         held, self._held = self._held, None
         if held:
             self._append("".join(held))
 
     def began(self) -> datetime:
-        """When the run began, before it was ever resumed; now if nothing tells."""
+        """The time when the run first began; now if it is not known."""
         known = _time_of(self._held[0]) if self._held else began_at(self.path)
         return known or datetime.now(UTC)
 
     def training(self, first: int, last: int) -> None:
-        """Training begins after optimizer step `first`, and ends with step `last`."""
+        """Record that training begins after optimizer step `first` and ends with step `last`."""
         self.step = first
         self._write("training", steps=last)
 
     def say(self, what: Any) -> None:
-        """Print a sentence or a table. Sentences are written down; tables are in metrics.json."""
+        """Print a sentence or a table. Sentences are recorded; tables are in metrics.json."""
         self._say(what)
         if isinstance(what, str):
             self._write("note", text=what)
@@ -75,7 +77,7 @@ class Journal:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """While it is entered, what the trainers log is written down; at its end, how the run ended."""
+        """Record the trainers' log inside the block, and at its end how the run ended."""
         handler = _Handler(self)
         logger = logging.getLogger("trl_plus")
         logger.addHandler(handler)
@@ -83,7 +85,7 @@ class Journal:
             yield
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt)
-            self._write("end", outcome=STOPPED if stopped else FAILED, error=None if stopped else _first_line(error))
+            self._write("end", outcome=STOPPED if stopped else FAILED, error=None if stopped else first_line(error))
             raise
         else:
             self._write("end", outcome=FINISHED, error=None)
@@ -110,7 +112,7 @@ class Journal:
 
 
 def began_at(path: Path) -> datetime | None:
-    """When the run of a journal began; None if it does not tell."""
+    """The time when the run of a journal began; None if it is not known."""
     try:
         with path.open(encoding="utf-8") as file:
             return _time_of(file.readline())
@@ -138,7 +140,3 @@ class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         record_event = self.journal.say if getattr(record, "note", False) else self.journal.warn
         record_event(record.getMessage())
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

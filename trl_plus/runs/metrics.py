@@ -1,18 +1,18 @@
-"""What is known of a run: metrics.json."""
+"""The measurements of a run: metrics.json."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from trl_plus.ui.versions import versions
+from trl_plus.ui.environment import versions
 
 FILE = "metrics.json"
 
 
 @dataclass
 class Sample:
-    """One held-out prompt and its answers. None where an answer is not known."""
+    """One held-out prompt and its answers. None if an answer is not known."""
 
     prompt: str
     before: str | None
@@ -21,12 +21,12 @@ class Sample:
 
 @dataclass
 class Report:
-    """What was measured in a run.
+    """The measurements of a run.
 
     Attributes:
-        held_out_rows: number of evaluated rows; None where they cannot be counted (streaming).
+        held_out_rows: number of evaluated rows; None if they cannot be counted (streaming).
         held_out_digest: of the held-out rows before tokenization (`data.digests`).
-        before, after: held-out metrics; None where there are no held-out rows or they are not known.
+        before, after: held-out metrics; None if there are no held-out rows or they are not known.
         step: optimizer step of the weights that the run ended with; None until then.
         train: transformers' metrics of the training (loss, seconds, samples per second).
     """
@@ -64,11 +64,11 @@ class Report:
         self.generations = [Sample(**sample) for sample in content["generations"]]
 
     def forget_after(self) -> None:
-        """The weights are no longer those that were measured after training."""
+        """Drop the figures after training: the weights are no longer those that were measured."""
         self.after = None
         self.generations = [Sample(sample.prompt, sample.before) for sample in self.generations]
 
     def add_answers(self, prompts: Sequence[str], answers: Sequence[str]) -> None:
-        """Set the answers after training; those before it are kept where the prompt is the same."""
+        """Set the answers after training; those before it are kept if the prompt is the same."""
         before = {sample.prompt: sample.before for sample in self.generations}
         self.generations = [Sample(p, before.get(p), answer) for p, answer in zip(prompts, answers, strict=True)]

@@ -1,9 +1,8 @@
-"""What a card says, and its text."""
+"""The content of a model card, and its text."""
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from trl_plus.data.files import is_local
 from trl_plus.methods import Loss
 from trl_plus.papers import TRL
+from trl_plus.recipes.keys import SECRET
+from trl_plus.ui.environment import versions
 
 _BEGIN, _END = "<!-- weights -->", "<!-- /weights -->"  # `merge` puts another sentence between them
 _PACKAGES = ("trl-plus", "trl", "transformers", "peft", "torch", "datasets", "accelerate", "tokenizers")
-_SECRET = re.compile(r"(^|[_-])(token|password|secret|api_key)$")
 # name in the log -> (type in the model index, name there)
 _INDEXED = {
     "eval_rewards/accuracies": ("accuracy", "Reward accuracy"),
@@ -47,11 +47,11 @@ class Card:
     """The facts.
 
     Attributes:
-        base: hub id or path of the model that training began with; None where it was built in memory.
+        base: hub id or path of the model that training began with; None if it was built in memory.
         adapter: such as "LoRA adapter of rank 16"; None for full weights.
-        quantized: such as "4 bits"; None where the base was not.
+        quantized: such as "4 bits"; None if the base was not.
         rows, held_out_rows: as trained and evaluated; None for a stream, 0 held-out rows for none.
-        counted: False where nobody knows the two.
+        counted: False if the two are not known.
         recipe: keys and values as they were given.
         recipe_says: which keys those are, one sentence.
         metrics: held-out metrics at optimizer step `step`, by the names of the log.
@@ -81,27 +81,31 @@ def card_text(card: Card) -> str:
     """The card as Markdown with its metadata, for README.md."""
     recipe = yaml.safe_dump(_published(card.recipe), sort_keys=False, allow_unicode=True, width=10**6).rstrip()
     papers = {method.paper.bibtex: None for method in card.methods if method.paper is not None}
+    linked = [
+        method.title if method.paper is None else f"{method.title} ([{method.paper.title}]({method.paper.link}))"
+        for method in card.methods
+    ]
     text = _template().render(
         card=card,
         metadata=_metadata(card).to_yaml(),
         weights_begin=_BEGIN,
         weights=_weights(card),
         weights_end=_END,
-        methods=" and ".join(_linked(method) for method in card.methods),
+        methods=" and ".join(linked),
         data=[_part(part) for part in card.data],
         rows=_rows(card),
         metrics=_told(card.metrics),
         recipe=recipe,
         recipe_says=card.recipe_says,
         fence="`" * max(3, 1 + max((len(run) for run in re.findall("`+", recipe)), default=0)),
-        versions=_versions(),
+        versions=[(name, known) for name, known in versions(_PACKAGES).items() if known is not None],
         citations=[*papers, TRL],
     )
     return text.rstrip() + "\n"
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a card may be written to a path: none is there, or one of ours or of PEFT's, which nobody wrote."""
+    """True if a card may be written to a path: there is none, or one that we or PEFT generated."""
     if not path.is_file():
         return True
     text = path.read_text(encoding="utf-8", errors="replace")
@@ -111,7 +115,7 @@ def is_ours(path: Path) -> bool:
 def merged_text(
     text: str, base: str | None, adapter: str, dtype: str, name: str, dequantized: bool = False
 ) -> str | None:
-    """The card of an adapter, rewritten for the weights that it was merged into; None where it is no card of ours.
+    """The card of an adapter, rewritten for the weights that it was merged into; None if it is not a card of ours.
 
     Everything else is kept, what was written into it by hand, too.
     """
@@ -191,10 +195,6 @@ def _weights(card: Card) -> str:
     return f"{card.adapter[0].upper()}{card.adapter[1:]} for {base_words(card.base)}{bits}."
 
 
-def _linked(method: Loss) -> str:
-    return method.title if method.paper is None else f"{method.title} ([{method.paper.title}]({method.paper.link}))"
-
-
 def _part(part: Part) -> str:
     if _is_hub_dataset(part.name):
         shown = f"[{part.name}](https://huggingface.co/datasets/{part.name})"
@@ -224,7 +224,7 @@ def _told(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _published(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe that can be shown to anyone: no secrets, and of a path on this machine its last part."""
     return {
-        name: "(hidden)" if _SECRET.search(name) and value is not None else _shortened(value)
+        name: "(hidden)" if SECRET.search(name) and value is not None else _shortened(value)
         for name, value in recipe.items()
     }
 
@@ -253,13 +253,3 @@ def _on_hub(model: str) -> bool:
 
 def _plain(name: str) -> str:
     return name.replace("`", "'").replace("\n", " ")
-
-
-def _versions() -> list[tuple[str, str]]:
-    found = []
-    for package in _PACKAGES:
-        try:
-            found.append((package, version(package)))
-        except PackageNotFoundError:
-            continue
-    return found

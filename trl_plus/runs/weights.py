@@ -1,15 +1,20 @@
-"""What `train` left behind: the recipe and the weights of an output folder or of one of its checkpoints."""
+"""The trained weights of a run: find them, open them with their recipe, and tell them from others."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from trl_plus.data.files import as_path
 from trl_plus.errors import RecipeError
 from trl_plus.recipes.package_data import find_recipe
 from trl_plus.recipes.recipe import RESOLVED, Recipe, load_recipe
 from trl_plus.runs.checkpoint_files import checkpoints, step_of
+from trl_plus.runs.metrics import FILE as METRICS
 
 _ADAPTER, _MODEL = "adapter_config.json", "config.json"
 # What holds weights; `training_args.bin` lies beside them and holds none
@@ -20,15 +25,10 @@ _MODEL_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 
 @dataclass(frozen=True)
 class Weights:
-    """Trained weights: a folder or a hub id. `adapter` is None where only the hub can tell."""
+    """Trained weights: a folder or a hub id. `adapter` is None if only the hub knows."""
 
     path: str
     adapter: bool | None
-
-
-def is_run(argument: str) -> bool:
-    """Whether an argument names a folder, and so a run, rather than a recipe."""
-    return as_path(argument).is_dir()
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -41,7 +41,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def weights_in(folder: Path) -> Weights | None:
-    """The adapter or the model that a folder holds; None where it holds neither."""
+    """The adapter or the model in a folder; None if there is neither."""
     for config, patterns in ((_ADAPTER, _ADAPTER_WEIGHTS), (_MODEL, _MODEL_WEIGHTS)):
         if (folder / config).is_file() and any(next(folder.glob(pattern), None) for pattern in patterns):
             return Weights(str(folder), adapter=config == _ADAPTER)
@@ -49,7 +49,7 @@ def weights_in(folder: Path) -> Weights | None:
 
 
 def refuse_shards(folder: Path) -> None:
-    """Raises a RecipeError if the weights of a folder are there, but in the shards of DeepSpeed or FSDP."""
+    """Raise a RecipeError if the weights of a folder are there, but in the shards of DeepSpeed or FSDP."""
     if (folder / "zero_to_fp32.py").is_file():
         raise RecipeError(
             f"{folder} holds its weights in shards of DeepSpeed. Fix: `cd {folder} && python zero_to_fp32.py . . "
@@ -107,7 +107,7 @@ def open_run(argument: str, overrides: Sequence[str] = (), needs_data: bool = Tr
 
 
 def held_out_digest_of(recipe: Recipe) -> str | None:
-    """The digest of the rows that a run held out; None where the recipe is no run's or its metrics do not tell."""
+    """The digest of the rows that a run held out; None if the recipe is not a run's, or its metrics have none."""
     path = Path(recipe.label)
     if path.name != RESOLVED:
         return None
@@ -118,7 +118,7 @@ def held_out_digest_of(recipe: Recipe) -> str | None:
 
 
 def open_tuned(argument: str, model: str | None, overrides: Sequence[str]) -> tuple[Recipe, Weights | None]:
-    """A recipe and the weights that were trained with it; None where there are none yet.
+    """A recipe and the weights that were trained with it; None if there are none yet.
 
     Args:
         argument: a recipe, an output folder of `train`, or a checkpoint in one.
@@ -127,10 +127,66 @@ def open_tuned(argument: str, model: str | None, overrides: Sequence[str]) -> tu
     Raises:
         RecipeError: one of them cannot be read.
     """
-    if is_run(argument):
+    if as_path(argument).is_dir():
         recipe, own = open_run(argument, overrides)
         return recipe, own if model is None else named_weights(model)
     find_recipe(argument, runs=True)
     recipe = load_recipe(argument, overrides)
     trained = weights_in(Path(recipe["output_dir"]).expanduser())
     return recipe, trained if model is None else named_weights(model)
+
+
+# -- their identity -----------------------------------------------------------------------------------------------
+
+_BLOCK, _BLOCKS = 1 << 16, 64  # bytes, and how many of each file are read: 4 MiB, whatever the model
+
+
+@dataclass(frozen=True)
+class EvaluatedWeights:
+    """Identity of the weights that an evaluation scored, which tells them from weights that were trained further."""
+
+    step: Annotated[int | None, Field(description="Their optimizer step; null if it is not known.")]
+    fingerprint: Annotated[
+        str | None,
+        Field(
+            description="Hash of blocks of the weight files; null for weights on the hub. Other weights have another "
+            "one."
+        ),
+    ]
+
+
+def identify(weights: Weights) -> EvaluatedWeights:
+    """Step and fingerprint of weights, which tell them from others."""
+    folder = Path(weights.path)
+    if weights.adapter is None or not folder.is_dir():
+        return EvaluatedWeights(None, None)
+    return EvaluatedWeights(_step(folder), fingerprint(folder))
+
+
+def fingerprint(folder: Path) -> str | None:
+    """Return a hash of the sizes and of evenly spread blocks of a folder's weight files; None without any.
+
+    A few steps of training change something in every block of trained weights, so blocks are enough, and as fast for
+    any model.
+    """
+    files = weight_files(folder)
+    digest = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            for number in range(_BLOCKS):
+                file.seek(max(0, (size - _BLOCK) * number // (_BLOCKS - 1)))
+                digest.update(file.read(_BLOCK))
+    return digest.hexdigest()[:32] if files else None
+
+
+def _step(folder: Path) -> int | None:
+    inside = step_of(folder.absolute())
+    if inside >= 0:
+        return inside
+    try:
+        step = json.loads((folder / METRICS).read_text(encoding="utf-8")).get("step")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return step if isinstance(step, int) else None

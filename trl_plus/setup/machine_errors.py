@@ -1,4 +1,4 @@
-"""What goes wrong on the machine and not in the recipe, each as one message with the cure. Imports no torch."""
+"""Machine errors (disk, memory, lost processes) as one message that names the fix. Imports no torch."""
 
 import errno
 import re
@@ -22,7 +22,7 @@ def check_machine(recipe: Recipe) -> None:
     """Before anything heavy: optional packages are installed and the output folder can be written.
 
     Raises:
-        RecipeError: one of them is not so.
+        RecipeError: a package is missing, or the folder cannot be written.
     """
     missing = list(missing_packages(recipe.values))
     if missing:
@@ -38,7 +38,7 @@ def check_machine(recipe: Recipe) -> None:
 
 @contextmanager
 def explained(recipe: Recipe) -> Iterator[None]:
-    """Turns faults of the machine into `RunFault`; everything else passes as it is."""
+    """Turn errors of the machine into `RunFault`; everything else passes unchanged."""
     try:
         yield
     except (RecipeError, DataError, RunFault):
@@ -61,26 +61,26 @@ def explain(error: BaseException, recipe: Recipe) -> str | None:
         if disk is not None:
             return (
                 f"The disk of {recipe['output_dir']} {disk}. {saved(recipe)} Free some space, set `save_total_limit` "
-                "or name another `output_dir`, and go on with --resume."
+                "or name another `output_dir`, and continue with --resume."
             )
         if kind == "OutOfMemoryError" or isinstance(link, MemoryError) or _NO_MEMORY.search(text):
-            return f"Out of memory. {saved(recipe)} {less_memory(recipe)} `trl-plus estimate RECIPE` says what fits."
+            return f"Out of memory. {saved(recipe)} {less_memory(recipe)} `trl-plus estimate RECIPE` shows what fits."
         if isinstance(link, RuntimeError) and (kind.startswith("Dist") or _LOST.search(text)):
             return (
                 f"Another process of this run ended or cannot be reached ({text.strip().splitlines()[0][:200]}). "
-                f"{saved(recipe)} The reason is in what that process printed: mend it, and start all processes again "
+                f"{saved(recipe)} The reason is in what that process printed: fix it, and start all processes again "
                 "with --resume."
             )
         if _WORKER.search(text):
             return (
                 f"A worker process was killed ({text.splitlines()[0]}), most often for want of memory. {saved(recipe)} "
-                "Lower `dataloader_num_workers` or `dataset_num_proc`, and go on with --resume."
+                "Lower `dataloader_num_workers` or `dataset_num_proc`, and continue with --resume."
             )
     return None
 
 
 def _disk(error: BaseException) -> str | None:
-    """What an error says of the disk; None if it speaks of something else."""
+    """The state of the disk according to an error; None if the error is about something else."""
     if (isinstance(error, OSError) and error.errno in _FULL) or _NO_SPACE.search(str(error)):
         return "is full"
     # torch.save reports no errno
@@ -110,7 +110,7 @@ def saved(recipe: Recipe) -> str:
 
 
 def less_memory(recipe: Recipe) -> str:
-    """What to lower, with values; the first of them leaves the gradient as it is."""
+    """Settings that lower memory, with values; the first of them leaves the gradient as it is."""
     cures = [f"{overrides(values)} ({remark})" for values, remark in memory_cures(recipe)]
     return "Try, in this order: " + "; ".join(cures) + "." if cures else "Take a smaller model or a larger GPU."
 

@@ -6,14 +6,14 @@ from typing import Any
 
 from trl_plus.data.loading import DataRequest
 from trl_plus.errors import RecipeError
-from trl_plus.recipes.known_names import check_names
 from trl_plus.recipes.options import RunOptions
 from trl_plus.recipes.recipe import Recipe
+from trl_plus.recipes.unknown_keys import meant
 
 
 @dataclass(frozen=True)
 class RunObjects:
-    """What a run is made from.
+    """The objects that a run is made from.
 
     Attributes:
         recipe: the recipe, with what this machine decided added.
@@ -98,7 +98,7 @@ def _training_values(recipe: Recipe, model: Any, engine: bool) -> dict[str, Any]
 
 
 def _with_precision(recipe: Recipe) -> Recipe:
-    """TRL turns bfloat16 on unless told otherwise; where the hardware has none it is off, and said to be."""
+    """TRL turns bfloat16 on by default. On hardware without it, turn it off with a note."""
     if recipe["bf16"] is not None or recipe["fp16"]:
         return recipe
     from transformers.utils import is_torch_bf16_gpu_available
@@ -118,3 +118,36 @@ def _instance(cls: type, values: dict[str, Any], recipe: Recipe) -> Any:
         ) from error
     except (ValueError, ImportError) as error:
         raise RecipeError(f"{recipe.place_of(str(error))}{error}") from error
+
+
+# -- names that the installed transformers knows ------------------------------------------------------------------
+
+
+def check_names(recipe: Recipe) -> None:
+    """Trackers and attention implementations.
+
+    Raises:
+        RecipeError: transformers does not know one of them.
+    """
+    from transformers import AttentionInterface
+    from transformers.integrations import INTEGRATION_TO_CALLBACK
+
+    asked = recipe["report_to"] or []
+    for name in [asked] if isinstance(asked, str) else asked:
+        _check(recipe, "report_to", name, [*INTEGRATION_TO_CALLBACK, "all", "none"])
+    attention = recipe["attn_implementation"]
+    if attention is not None and "/" not in attention:  # org/name is a kernel of the hub
+        _check(recipe, "attn_implementation", attention, ["eager", *AttentionInterface().valid_keys()])
+
+
+def _check(recipe: Recipe, key: str, name: str, known: list[str]) -> None:
+    if name in known:
+        return
+    guess = meant(name, known)
+    names = ", ".join(known)
+    text = (
+        f"`{key}` is {name!r}: {guess}It must be one of {names}."
+        if guess
+        else f"`{key}` must be one of {names}, got {name!r}."
+    )
+    raise RecipeError(f"{recipe.place_of(f'`{key}`')}{text}")

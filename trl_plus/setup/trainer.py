@@ -1,11 +1,13 @@
-"""Tokenizer, adapter and trainer of a run. Everything that can be refused is refused before weights are loaded."""
+"""Tokenizer, adapter, trainer and model card of a run. What can be refused is refused before weights are loaded."""
 
 from pathlib import Path
 from typing import Any
 
 from trl_plus.data.loading import Data
-from trl_plus.errors import DataError, RecipeError
+from trl_plus.errors import DataError, RecipeError, first_line
+from trl_plus.methods import trained_with
 from trl_plus.recipes.package_data import resolve
+from trl_plus.runs.model_card import Card, Part
 from trl_plus.setup.objects import RunObjects
 
 MOVED = "If the model lies elsewhere, name its folder with model_name_or_path=PATH."
@@ -41,7 +43,7 @@ def load_processor(objects: RunObjects) -> Any:
         if objects.options.chat_template_path is not None:
             processor.chat_template = _fitting(_template(resolve(objects.options.chat_template_path)), processor)
     except (OSError, ValueError) as error:
-        raise RecipeError(f"The tokenizer of {name} could not be loaded: {_first_line(error)} {MOVED}") from error
+        raise RecipeError(f"The tokenizer of {name} could not be loaded: {first_line(error)} {MOVED}") from error
     return processor
 
 
@@ -92,7 +94,7 @@ def check_held_out(objects: RunObjects, data: Data) -> None:
 
 
 def nothing_to_evaluate(args: Any, label: str) -> str | None:
-    """What is wrong with a training configuration if nothing of the data called `label` is held out."""
+    """The problem of a training configuration if nothing of the data called `label` is held out; None without one."""
     if args.eval_strategy == "no":
         return None
     return (
@@ -149,5 +151,33 @@ def _refuse_dropped_batch(trainer: Any, objects: RunObjects) -> None:
         )
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+# -- the model card -----------------------------------------------------------------------------------------------
+
+
+def card_of(objects: RunObjects) -> Card:
+    """The card of a run before its trainer has added weights, rows and metrics."""
+    recipe = objects.recipe
+    return Card(
+        name="",
+        methods=trained_with(recipe.method.family, objects.args),
+        base=str(recipe["model_name_or_path"]),
+        data=_parts(objects),
+        recipe={"method": recipe.method.name, **recipe.values},
+        tags=[recipe.method.name],
+    )
+
+
+def _parts(objects: RunObjects) -> list[Part]:
+    recipe, data = objects.recipe, objects.data
+    if data.mixture:
+        parts = [Part(str(entry["path"]), _more(entry.get("name"), entry.get("split"))) for entry in data.mixture]
+    else:
+        parts = [Part(str(recipe["dataset_name"]), _more(data.config, data.train_split))]
+    if data.eval_name is not None:
+        parts.append(Part(str(recipe["eval_dataset_name"]), "held-out rows", trained=False))
+    return parts
+
+
+def _more(config: str | None, split: str | None) -> str:
+    words = [f"configuration {config}"] if config else []
+    return ", ".join([*words, *([f"split {split}"] if split else [])])

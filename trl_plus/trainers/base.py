@@ -16,7 +16,7 @@ from trl_plus.forward.packing import RowLayout
 from trl_plus.forward.rope import own_factors
 from trl_plus.forward.score import MarksLabels, Scores, score
 from trl_plus.objectives import Completions
-from trl_plus.recipes.adapter_folders import adapter_instead_of_model
+from trl_plus.recipes.checks import adapter_instead_of_model
 from trl_plus.runs.model_card import Card, Part
 from trl_plus.step.exact_step import ADDED, StepTotals, loss_of, row_weights, totals_of, without_repeats
 from trl_plus.step.meters import Meters, Throughput, flops_per_token, token_counts
@@ -87,6 +87,7 @@ class PreferenceTrainer(Seams):
     accepted_configs: tuple[type, ...]
     has_reference = False
     reference_is_given = False  # an explicit `ref_model` may be any model
+    reference_in_data = False  # its log-probabilities are columns of the training set
     own_head = True  # False if TRL's loss reads statistics that only TRL's head computes
     unpairs = False  # whether TRL makes two rows of each pair
 
@@ -572,12 +573,18 @@ class PreferenceTrainer(Seams):
         self.checkpoints.keep_best_only()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save as transformers does, with two differences.
+        """Save as transformers does, with three differences.
 
         A schedule-free optimizer's averaged weights are saved, which are those that are evaluated. Under FSDP the model
-        is saved whole, also if checkpoints are saved in shards: transformers would write nothing then.
+        is saved whole, also if checkpoints are saved in shards: transformers would write nothing then. Shards of
+        DeepSpeed are written elsewhere and then moved, as whole models are.
         """
         self.use_weights(averaged=True)
+        if not _internal_call and self.checkpoints.ends_in_shards:
+            self.checkpoints.save_shards(Path(output_dir or self.args.output_dir))
+            if self.args.push_to_hub:
+                self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+            return None
         with nullcontext() if _internal_call else self.checkpoints.whole_model():
             return super().save_model(output_dir, _internal_call)
 

@@ -21,6 +21,7 @@ from trl_plus.objectives import Completions
 from trl_plus.step.exact_step import row_weights, without_weightless_pairs
 from trl_plus.trainers.configs import DPOConfig
 from trl_plus.trainers.construction import own_reference_adapter
+from trl_plus.trainers.given_reference import use_given, without
 from trl_plus.trainers.losses import computed_here, pair_losses, refuse_ignored
 from trl_plus.trainers.paired import EvalRows, PairedTrainer, Rows
 from trl_plus.trainers.reference import copy_as_reference
@@ -60,6 +61,9 @@ class DPOTrainer(PairedTrainer):
         train_dataset = without_empty_images(train_dataset)
         refuse_ignored(args)
         self._row_wise = self.own_head = computed_here(args)
+        self.reference_in_data = use_given(args, train_dataset, ref_model, paired=True)
+        if not args.precompute_ref_log_probs:
+            eval_dataset = without(eval_dataset)
         if ref_model is None and not args.precompute_ref_log_probs:
             ref_model = copy_as_reference(model, peft_config)
         with own_reference_adapter(model, reference=True, given=ref_model):

@@ -31,9 +31,10 @@ from trl_plus.step.mismatched import Z_REF, KLRow, Pass, kl_passes, mismatched_p
 from trl_plus.trainers.base import OBJECTIVE, PreferenceTrainer
 from trl_plus.trainers.configs import KTOConfig
 from trl_plus.trainers.construction import no_fixed_kl_rows, own_reference_adapter
+from trl_plus.trainers.given_reference import use_given, without, without_unused
 from trl_plus.trainers.reference import copy_as_reference
 from trl_plus.upstream.compat import TRLKTOConfig
-from trl_plus.upstream.models import without_checkpointing
+from trl_plus.upstream.models import is_peft, without_checkpointing
 
 logger = logging.getLogger("trl_plus")
 Rows = Dataset | IterableDataset
@@ -104,6 +105,11 @@ class KTOTrainer(PreferenceTrainer, trl.KTOTrainer):
             # TRL's own configuration knows no other order for this loss, so it says nothing about what is wanted
             logger.warning("Rows are shuffled: `sequential` of trl.KTOConfig is what TRL's fixed KL rows need.")
             args.train_sampling_strategy = "random"
+        if args.loss_type == "kto" and not (peft_config or is_peft(model)):
+            train_dataset, eval_dataset = without_unused(train_dataset), without(eval_dataset)
+        self.reference_in_data = use_given(args, train_dataset, ref_model, paired=False)
+        if not args.precompute_ref_log_probs:
+            eval_dataset = without(eval_dataset)
         if ref_model is None:
             ref_model = self._own_reference(model, peft_config, args)
         fixed_rows = nullcontext() if self._upstream_kl else no_fixed_kl_rows(args)
@@ -164,7 +170,7 @@ class KTOTrainer(PreferenceTrainer, trl.KTOTrainer):
         return replace(totals, z_ref=self.z_ref(batches, local=True) if known is None else known)
 
     def plan_step(self, batches: list[dict[str, Any]]) -> None:
-        if not self.needs_z_ref:  # whose pass over the same rows plans them
+        if not self.needs_z_ref or not self.layouts.plans_ahead:  # otherwise the pass over the same rows plans them
             super().plan_step(batches)
 
     def note_one_label(self, batches: list[dict[str, Any]]) -> None:

@@ -269,6 +269,8 @@ class StartCheck:
 
     def name(self) -> str:
         trainer = self._trainer
+        if trainer.reference_in_data:
+            return "its log-probabilities are in the data, so no model is loaded for it"
         if trainer.reference_is_given:
             name = "the `ref_model` that was given"
         elif trainer.own_reference is not None:

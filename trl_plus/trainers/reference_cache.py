@@ -25,6 +25,7 @@ from torch import Tensor
 
 from trl_plus.data.digests import rows_digest
 from trl_plus.trainers.adapters import REF, adapter_weights
+from trl_plus.trainers.given_reference import given_rows
 from trl_plus.trainers.reference import OwnReference
 from trl_plus.upstream.models import base_model, is_peft
 
@@ -148,7 +149,10 @@ class ReferenceCache:
         self._trainer = trainer
 
     def rows(self, dataset: Any, name: str, compute: Callable[[Any], Any]) -> Any:
-        """Rows with columns of reference log-probabilities, read or computed by TRL's `compute(dataset)`."""
+        """Rows with columns of reference log-probabilities: given, read, or computed by TRL's `compute(dataset)`."""
+        given = given_rows(self._trainer, dataset, name, lambda rows: self._compute_columns(rows, compute))
+        if given is not None:
+            return given
         if not isinstance(dataset, datasets.Dataset):
             return compute(dataset)  # TRL refuses streams
         main, where = self._trainer.accelerator.is_main_process, folder()

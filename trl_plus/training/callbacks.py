@@ -1,19 +1,25 @@
-"""What a run records while it trains. Imported only when a run starts, since it needs transformers."""
+"""Record a run while it trains: metrics, journal, progress, trackers. Imports transformers."""
 
 import json
-from collections.abc import Callable
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
 from transformers import ProgressCallback, TrainerCallback
 
+from trl_plus.runs.checkpoint_files import step_of
 from trl_plus.runs.journal import Journal
 
 
 class MetricsFile(TrainerCallback):
     """Writes every log event as one line of `metrics.jsonl`, on the main process.
 
-    A resumed run goes on with the lines up to its checkpoint; what was logged after it is written again.
+    A resumed run keeps the lines up to its checkpoint; later ones are written again.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,7 +49,7 @@ def _step(line: str) -> float:
 
 
 class JournalSteps(TrainerCallback):
-    """Tells the journal at which optimizer step the run is."""
+    """Keeps the journal's optimizer step up to date."""
 
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
@@ -59,7 +65,7 @@ class JournalSteps(TrainerCallback):
 
 
 class AlreadyFinished(TrainerCallback):
-    """Says of a resumed run that no step is left. Put after what can stop the training before its first step."""
+    """Prints that no step is left of a resumed run. Comes after callbacks that can stop it before its first step."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say
@@ -112,3 +118,66 @@ def use_short_progress(trainer: Any) -> None:
     """Put ShortProgress in the place of transformers' progress bar, unless `disable_tqdm` switched that off."""
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(ShortProgress())
+
+
+# -- trackers: one run is one run of its trackers, too ------------------------------------------------------------
+
+TENSORBOARD_FOLDER = "runs"  # inside `output_dir`: transformers' place, and where the hub looks
+
+
+def run_id(folder: Path, began: datetime) -> str:
+    """The identity of a run: the name of its folder, and the time when its journal begins.
+
+    Characters that W&B refuses in an id are replaced.
+    """
+    return f"{re.sub(r'[^A-Za-z0-9_.-]', '-', folder.resolve().name)[:80]}-{began:%Y%m%d-%H%M%S}"
+
+
+@contextmanager
+def told_to_trackers(args: Any, folder: Path, began: datetime) -> Iterator[None]:
+    """Name the run, unless it has a name, and set the environment variables of the trackers inside the block.
+
+    Variables that are set already are left as they are, and with WANDB_RUN_ID its WANDB_RESUME.
+    """
+    if not args.report_to:
+        yield
+        return
+    identity = run_id(folder, began)
+    if args.run_name is None:
+        args.run_name = identity
+    told = {"TENSORBOARD_LOGGING_DIR": str(folder / TENSORBOARD_FOLDER / identity), "WANDB_PROJECT": args.project}
+    if "WANDB_RUN_ID" not in os.environ:
+        told |= {"WANDB_RUN_ID": identity, "WANDB_RESUME": "allow"}
+    told = {name: value for name, value in told.items() if name not in os.environ}
+    os.environ.update(told)
+    try:
+        yield
+    finally:
+        for name in told:
+            os.environ.pop(name, None)
+
+
+def go_on_with_tensorboard(callbacks: Sequence[Any], checkpoint: str) -> None:
+    """Drop TensorBoard's events after the checkpoint that a run resumes from: they are logged again.
+
+    Call it on the main process only: it opens the event file.
+    """
+    for callback in callbacks:
+        if type(callback).__name__ == "TensorBoardCallback" and callback.logging_dir is not None:
+            callback.tb_writer = _writer(callback.logging_dir, step_of(Path(checkpoint)) + 1)
+
+
+def _writer(folder: str, purge_step: int) -> Any:
+    for module in ("torch.utils.tensorboard", "tensorboardX"):  # transformers takes either
+        try:
+            return import_module(module).SummaryWriter(folder, purge_step=purge_step)
+        except ImportError:
+            continue
+    raise ImportError("pip install tensorboard")  # the callback exists, so one of them is there
+
+
+def end_trackers(trainer: Any) -> None:
+    """Close what the evaluation after training has opened again."""
+    for callback in trainer.callback_handler.callbacks:
+        if type(callback).__name__ in ("TensorBoardCallback", "TrackioCallback"):
+            callback.on_train_end(trainer.args, trainer.state, trainer.control, model=trainer.model)

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from trl_plus.runs.folder import PREFLIGHT
 from trl_plus.setup.objects import RunObjects
 
 ROWS = 200
 NAMED = 3  # warnings that `train` names
-FILE = "preflight.json"  # in the folder of a run: what the look found, as `trl-plus preflight --json` prints it
 
 
 class DataFound(ValueError):
@@ -16,7 +16,7 @@ class DataFound(ValueError):
 
 
 def look(objects: RunObjects, processor: Any, say: Callable[[Any], None]) -> Any:
-    """Run preflight on a sample of the rows and give its result; say how many warnings there are.
+    """Run preflight on a sample of the rows, return its result, and print the number of warnings.
 
     Raises:
         DataFound: there are errors. Warnings stop nothing.
@@ -53,13 +53,13 @@ def look(objects: RunObjects, processor: Any, say: Callable[[Any], None]) -> Any
 
 
 def keep_preflight(result: Any | None, folder: Path) -> None:
-    """Write what preflight found into the folder of its run; None where it was left out."""
+    """Write what preflight found into the folder of its run; None if it was left out."""
     from trl_plus.preflight.as_json import json_text
 
     if result is None:
         return
-    path = folder / FILE
-    part = path.with_name(f"{FILE}.part")
+    path = folder / PREFLIGHT
+    part = path.with_name(f"{PREFLIGHT}.part")
     part.write_text(json_text(result) + "\n", encoding="utf-8")
     part.replace(path)
 

@@ -15,8 +15,8 @@ def held_out_table(
     """Held-out reward accuracy with its interval, mean margin and loss.
 
     Args:
-        before: metrics before training; None where they are not known (a resumed run).
-        rows: number of held-out rows; None where they cannot be counted, and then there is no interval.
+        before: metrics before training; None if they are not known (a resumed run).
+        rows: number of held-out rows; None if they cannot be counted, and then there is no interval.
         has_reference: rewards are log-ratios to a reference, all 0 before training.
     """
     table = Table(title="Held-out rows" if rows is None else f"Held-out rows: {rows}", title_justify="left")

@@ -1,4 +1,4 @@
-"""One recipe, from validated values to a trained, evaluated and saved model."""
+"""A training run: from a validated recipe to a trained, evaluated and saved model."""
 
 import os
 from collections.abc import Callable
@@ -6,29 +6,24 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from trl_plus.comparison.prompts import Prompt, held_out_prompts
-from trl_plus.comparison.samples import generate, generations_table, prompt_text
+from trl_plus.comparison.prompts import Prompt, generate, generations_table, held_out_prompts, prompt_text
 from trl_plus.data.digests import held_out_digest
 from trl_plus.data.loading import Data, load
+from trl_plus.data.refusals import unchecked
 from trl_plus.errors import RecipeError
-from trl_plus.launch.decision import is_main_process
-from trl_plus.launch.request import Asked, check_started
+from trl_plus.launch.request import LaunchRequest, check_started, is_main_process
 from trl_plus.recipes.recipe import Recipe, write_resolved
 from trl_plus.runs.checkpoint_files import find, step_of
+from trl_plus.runs.folder import LOG, claimed, holds_run, refuse_moved, set_aside
 from trl_plus.runs.journal import COMMAND, Journal
-from trl_plus.runs.lock import claimed
 from trl_plus.runs.metrics import Report, Sample
-from trl_plus.runs.previous import holds_run, refuse_moved, set_aside
-from trl_plus.runs.resume_point import find_checkpoint, resumed_folder
-from trl_plus.runs.same_recipe import check_same_run, with_presets_of_run
-from trl_plus.runs.trackers import end_trackers, go_on_with_tensorboard, told_to_trackers
+from trl_plus.runs.resume import check_same_run, find_checkpoint, resumed_folder, with_presets_of_run
 from trl_plus.setup.objects import RunObjects, build
-from trl_plus.setup.sizes import size_notes
-from trl_plus.setup.trainer import build_trainer, check_data, load_processor, refuse_settings
+from trl_plus.setup.plan import size_notes
+from trl_plus.setup.trainer import build_trainer, card_of, check_data, load_processor, refuse_settings
 from trl_plus.training.first_look import keep_preflight, look
 from trl_plus.training.held_out_table import held_out_table
-from trl_plus.ui.devices import devices
-from trl_plus.ui.versions import versions
+from trl_plus.ui.environment import devices, versions
 
 Say = Callable[[Any], None]
 
@@ -37,7 +32,7 @@ def run(
     recipe: Recipe,
     resume: str | None,
     say: Say,
-    asked: Asked | None = None,
+    request: LaunchRequest | None = None,
     force: bool = False,
     preflight: bool = False,
 ) -> Report:
@@ -47,8 +42,8 @@ def run(
     Args:
         resume: a checkpoint folder, "newest" for the last one in `output_dir`, or None to start afresh.
         say: prints a sentence or a table; called on the main process only.
-        asked: the processes and engine that the run must have.
-        force: resume also where the changed recipe makes it another run.
+        request: the processes and engine that the run must have.
+        force: resume also if the changed recipe makes it another run.
         preflight: look at a sample of the rows first. A resumed run does not: it began with these rows.
 
     Raises:
@@ -57,245 +52,279 @@ def run(
         KeyboardInterrupt: SIGTERM or Ctrl-C; Stopped, a subclass, if a checkpoint or the trained model was saved.
     """
     if not is_main_process():
-        say = _nothing
+        say = _print_nothing
     if resume is not None:
-        resumed_folder(resume, recipe["output_dir"])  # before the claim makes it
+        resumed_folder(resume, recipe["output_dir"])  # before the lock makes it
     folder = Path(recipe["output_dir"]).expanduser()
     with claimed(folder, say) if is_main_process() else nullcontext():
-        return _run(recipe, resume, say, asked, force, preflight)
+        return Run(recipe, resume, say, request, force, preflight).execute()
 
 
-def _run(recipe: Recipe, resume: str | None, say: Say, asked: Asked | None, force: bool, preflight: bool) -> Report:
-    """The run from the reading of its data on."""
-    checkpoint = None
-    if resume is not None:
-        checkpoint = find_checkpoint(resume, recipe["output_dir"], recipe["max_steps"], say)
-        if checkpoint is not None:
-            recipe, before = with_presets_of_run(recipe, checkpoint), recipe
-            for note in recipe.notes[len(before.notes) :]:
+def _print_nothing(text: Any) -> None:
+    pass
+
+
+class Run:
+    """One training run. `execute` names its parts in their order.
+
+    Attributes:
+        given: the recipe as it was given; of a resumed run with the presets that it began with.
+        recipe: the same with what this machine decided; known once the run is accepted.
+        checkpoint: the folder that the run resumes from; None for a fresh run.
+        objects: configurations, data request and options.
+        looked: the preflight of a sample of the rows; None if there was none.
+        journal: what is printed also goes to journal.jsonl.
+        report: the content of metrics.json.
+        prompts: held-out prompts that are answered before and after training; empty on all but the main process.
+    """
+
+    objects: RunObjects
+    recipe: Recipe
+    data: Data
+    processor: Any
+    looked: Any
+    folder: Path
+    journal: Journal
+    report: Report
+    trainer: Any
+    prompts: list[Prompt]
+
+    def __init__(
+        self, given: Recipe, resume: str | None, say: Say, request: LaunchRequest | None, force: bool, preflight: bool
+    ) -> None:
+        self.say, self.request, self.force, self.preflight = say, request, force, preflight
+        self.main, self.checkpoint = is_main_process(), None
+        if resume is not None:
+            self.checkpoint = find_checkpoint(resume, given["output_dir"], given["max_steps"], say)
+            given, before = with_presets_of_run(given, self.checkpoint), given
+            for note in given.notes[len(before.notes) :]:
                 say(note)
-    objects = build(recipe, engine=True)
-    refuse_settings(objects)
-    if checkpoint is not None:
-        check_same_run(objects.recipe, checkpoint, force, say)
-    data, processor, looked = _checked(objects, checkpoint, preflight, say)
-    folder = Path(objects.args.output_dir)
-    journal = Journal(folder, is_main_process(), say)
-    report = Report(recipe.method.name, recipe["model_name_or_path"], objects.data.label)
-    with journal.kept():
-        if is_main_process():
-            fresh = checkpoint is None
-            journal.begin(fresh, fresh and holds_run(folder), **_circumstances(objects, recipe, checkpoint))
-            _announce(objects, data, recipe, checkpoint, journal.say)
-        with told_to_trackers(objects.args, folder, journal.began()):
-            return _train(objects, data, processor, report, journal, asked, checkpoint, looked, force)
+        self.given = given
 
+    def execute(self) -> Report:
+        """Run everything; returns the content of metrics.json."""
+        self.accept()
+        # the libraries are loaded by now
+        from trl_plus.training.callbacks import end_trackers, told_to_trackers
+        from trl_plus.training.stopping import StopOnSignal
 
-def _train(
-    objects: RunObjects,
-    data: Data,
-    processor: Any,
-    report: Report,
-    journal: Journal,
-    asked: Asked | None,
-    checkpoint: str | None,
-    looked: Any,
-    force: bool,
-) -> Report:
-    """The run from the loading of the weights on."""
-    from trl_plus.training.stopping import StopOnSignal
+        with self.journal.kept():
+            self.announce()
+            with (
+                told_to_trackers(self.objects.args, self.folder, self.journal.began()),
+                StopOnSignal(str(self.folder), self.say) as stop,
+            ):
+                self.load_model(stop)
+                self.take_folder()
+                self.prepare_report()
+                self.train()
+                self.save_report()
+                stop.done(self.interrupted("its evaluation" if self.data.eval is not None else None))
+                self.evaluate()
+                end_trackers(self.trainer)
+                self.save_report()
+                if self.main:
+                    self.say(f"Saved to {self.folder}.")
+                stop.done(self.interrupted("its upload to the hub" if self.objects.args.push_to_hub else None))
+                self.finish()
+        return self.report
 
-    folder, recipe, say = Path(objects.args.output_dir), objects.recipe, journal.say
-    objects.args.eval_on_start = data.eval is not None and checkpoint is None
-    with StopOnSignal(str(folder), say) as stop:
-        trainer = _trainer(objects, data, processor, report, stop, journal)
-        check_started(asked, trainer.accelerator)
-        if is_main_process():
-            _take_over(folder, recipe, checkpoint, looked, journal)
-        prompts = _sample_prompts(objects, data, trainer)
-        if checkpoint is not None:
-            if is_main_process():
-                go_on_with_tensorboard(trainer.callback_handler.callbacks, checkpoint)
-            report.recall(folder)
-            if force or Path(checkpoint).resolve().parent != folder.resolve():
-                report.forget_after()
-        elif prompts:
-            report.generations = _samples(prompts, _answers(trainer, processor, prompts))
+    # -- before the weights are loaded --------------------------------------------------------------------------------
 
-        _fit(trainer, recipe, report, checkpoint, say)
-        if is_main_process():
-            report.save(folder)
-        stop.done(_left(objects, trainer, "its evaluation" if data.eval is not None else None))
-        _evaluate(trainer, processor, prompts, report, recipe, say)
-        end_trackers(trainer)
-        if is_main_process():
-            report.save(folder)
-            say(f"Saved to {folder}.")
-        stop.done(_left(objects, trainer, "its upload to the hub" if objects.args.push_to_hub else None))
-        _finish(trainer, objects)
-    return report
+    def accept(self) -> None:
+        """Read data and tokenizer, and refuse what can be refused before weights are loaded."""
+        self.objects = build(self.given, engine=True)
+        self.recipe, self.folder = self.objects.recipe, Path(self.objects.args.output_dir)
+        refuse_settings(self.objects)
+        if self.checkpoint is not None:
+            check_same_run(self.recipe, self.checkpoint, self.force, self.say)
+        self.data = load(self.objects.data)
+        self.processor = load_processor(self.objects)
+        check_data(self.objects, self.data, self.processor)
+        self.looked = None
+        if self.checkpoint is None:
+            refuse_moved(self.recipe, self.folder)
+            self.looked = look(self.objects, self.processor, self.say) if self.preflight else None
+        self.journal = Journal(self.folder, self.main, self.say)
+        self.say = self.journal.say
+        self.report = Report(self.recipe.method.name, self.recipe["model_name_or_path"], self.objects.data.label)
 
+    def announce(self) -> None:
+        """Begin the journal and print the notes on the recipe, the data and the size of the run."""
+        if not self.main:
+            return
+        fresh, args = self.checkpoint is None, self.objects.args
+        self.journal.begin(
+            fresh,
+            hold=fresh and holds_run(self.folder),
+            command=os.environ.get(COMMAND),
+            folder=os.getcwd(),
+            resumed_from=self.checkpoint,
+            processes=int(os.environ.get("WORLD_SIZE", "1")),
+            versions=versions(),
+            devices=devices(),
+            notes=list(self.given.notes),  # they are printed already
+        )
+        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        new = self.recipe.notes[len(self.given.notes) :]
+        for note in (*new, *self.data.notes, *size_notes(self.objects, self.data, batch)):
+            self.say(note)
+        if self.checkpoint is not None:
+            self.say(f"Resuming from {self.checkpoint}.")
 
-def _fit(trainer: Any, recipe: Recipe, report: Report, checkpoint: str | None, say: Say) -> None:
-    """Train and save the model. Of a run that was resumed at its end, the metrics of its training stay."""
-    from trl_plus.training.early_stopping import how_it_ended, step_of_weights
+    # -- before the first step ----------------------------------------------------------------------------------------
 
-    metrics = dict(trainer.train(resume_from_checkpoint=checkpoint).metrics)
-    _check_steps(trainer, recipe)
-    went_on, step = step_of(Path(checkpoint or "")) != trainer.state.global_step, step_of_weights(trainer)
-    if report.train is None or went_on:
-        report.train = metrics
-    if went_on or report.step != step:
-        report.forget_after()
-    report.step = step
-    for sentence in how_it_ended(trainer):
-        say(sentence)
-    trainer.save_model()
+    def load_model(self, stop: Any) -> None:
+        """Load the model into its trainer, with our callbacks; `stop` is the last of them."""
+        from trl_plus.trainers.watch import LearningWatch
+        from trl_plus.training.callbacks import (
+            AlreadyFinished,
+            FirstEvaluation,
+            JournalSteps,
+            MetricsFile,
+            use_short_progress,
+        )
+        from trl_plus.training.stopping import best_model_callbacks
 
+        self.objects.args.eval_on_start = self.data.eval is not None and self.checkpoint is None
+        callbacks = [
+            MetricsFile(self.folder / LOG),
+            JournalSteps(self.journal),
+            FirstEvaluation(self.keep_before),
+            *best_model_callbacks(self.objects.options),
+            AlreadyFinished(self.say),
+            LearningWatch(self.journal.warn),
+            stop,
+        ]
+        with unchecked() if self.looked is None else nullcontext():
+            self.trainer = build_trainer(self.objects, self.data, self.processor, callbacks)
+        self.trainer.card = card_of(self.objects)
+        use_short_progress(self.trainer)
+        held_out = self.trainer.eval_dataset
+        if held_out is not None:
+            self.report.held_out_digest = held_out_digest(self.data.eval)
+            self.report.held_out_rows = len(held_out) if hasattr(held_out, "__len__") else None
+        check_started(self.request, self.trainer.accelerator)
 
-def _left(objects: RunObjects, trainer: Any, missing: str | None) -> str:
-    """What an interrupted run says once its model is saved."""
-    folder = Path(objects.args.output_dir)
-    done = f"Interrupted after training: the model is saved in {folder}"
-    if missing is None:
-        return f"{done}."
-    newest = find(folder).newest
-    if newest is not None and step_of(newest) == trainer.state.global_step:
-        return f"{done}, but {missing} is missing: the same command with --resume makes up for it."
-    upload = "hub" in missing
-    cure = f"`hf upload {objects.args.hub_model_id or 'NAME'} {folder}`" if upload else f"`trl-plus evaluate {folder}`"
-    return f"{done}, but {missing} is missing: {cure} makes up for it."
+    def take_folder(self) -> None:
+        """Make the folder this run's. All that can refuse the run comes first: an earlier one must stay resumable."""
+        if not self.main:
+            return
+        fresh = self.checkpoint is None
+        earlier = set_aside(self.folder, full=not self.recipe["use_peft"]) if fresh else None
+        self.journal.take_over()
+        write_resolved(self.recipe, self.folder)
+        if fresh:
+            keep_preflight(self.looked, self.folder)
+        if earlier is not None:
+            self.say(f"Moved the earlier run in {self.folder} to {earlier}.")
 
+    def prepare_report(self) -> None:
+        """Take over what a resumed run has measured, or answer the held-out prompts for the first time."""
+        from trl_plus.training.callbacks import go_on_with_tensorboard
 
-def _circumstances(objects: RunObjects, recipe: Recipe, checkpoint: str | None) -> dict[str, Any]:
-    """What the journal keeps of how a run was started."""
-    return {
-        "command": os.environ.get(COMMAND),
-        "folder": os.getcwd(),
-        "resumed_from": checkpoint,
-        "processes": int(os.environ.get("WORLD_SIZE", "1")),
-        "versions": versions(),
-        "devices": devices(),
-        "notes": list(recipe.notes),  # those that were said before the run
-    }
+        self.prompts = self.sample_prompts()
+        if self.checkpoint is None:
+            answers = self.answers() if self.prompts else []
+            texts = map(prompt_text, self.prompts)
+            self.report.generations = [Sample(*both) for both in zip(texts, answers, strict=True)]
+            return
+        if self.main:
+            go_on_with_tensorboard(self.trainer.callback_handler.callbacks, self.checkpoint)
+        self.report.recall(self.folder)
+        if self.force or Path(self.checkpoint).resolve().parent != self.folder.resolve():
+            self.report.forget_after()
 
+    def sample_prompts(self) -> list[Prompt]:
+        """The held-out prompts to answer, on the main process; none if one process cannot generate alone."""
+        sharded = self.trainer.is_fsdp_enabled or self.trainer.is_deepspeed_enabled
+        count = self.objects.options.report_generations
+        if self.data.eval is None or sharded or not self.main or not count:
+            return []
+        return held_out_prompts(self.data.eval, count)
 
-def _checked(objects: RunObjects, checkpoint: str | None, preflight: bool, say: Say) -> tuple[Data, Any, Any]:
-    """The rows, the tokenizer and what preflight found, after all that can be refused before weights are loaded."""
-    data = load(objects.data)
-    processor = load_processor(objects)
-    check_data(objects, data, processor)
-    if checkpoint is None:
-        refuse_moved(objects.recipe, Path(objects.args.output_dir))
-    looked = look(objects, processor, say) if preflight and checkpoint is None else None
-    return data, processor, looked
+    def answers(self) -> list[str]:
+        """The model's answers to the prompts."""
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        return generate(model, self.processor, self.prompts)
 
+    def keep_before(self, metrics: dict[str, float]) -> None:
+        """Keep the held-out metrics before the first step."""
+        self.report.before = metrics
+        self.report.save(self.folder)
 
-def _trainer(objects: RunObjects, data: Data, processor: Any, report: Report, stop: Any, journal: Journal) -> Any:
-    """The trainer with our callbacks; the report learns how many rows are held out."""
-    from trl_plus.setup.card import card_of
-    from trl_plus.trainers.watch import LearningWatch
-    from trl_plus.training.callbacks import AlreadyFinished, use_short_progress
-    from trl_plus.training.early_stopping import best_model_callbacks
+    # -- training and after -------------------------------------------------------------------------------------------
 
-    callbacks = [*_records(report, journal, Path(objects.args.output_dir)), *best_model_callbacks(objects.options)]
-    callbacks += [AlreadyFinished(journal.say), LearningWatch(journal.warn), stop]
-    trainer = build_trainer(objects, data, processor, callbacks)
-    trainer.card = card_of(objects)
-    use_short_progress(trainer)
-    if trainer.eval_dataset is not None:
-        report.held_out_digest = held_out_digest(data.eval)
-        report.held_out_rows = len(trainer.eval_dataset) if hasattr(trainer.eval_dataset, "__len__") else None
-    return trainer
+    def train(self) -> None:
+        """Train and save the model. The training metrics of a run that was resumed at its end stay."""
+        from trl_plus.training.stopping import how_it_ended, step_of_weights
 
+        trainer, report = self.trainer, self.report
+        metrics = dict(trainer.train(resume_from_checkpoint=self.checkpoint).metrics)
+        last = trainer.state.global_step
+        if last == 0:
+            raise RecipeError(
+                f"{self.recipe.label}: no step was made: check num_train_epochs, max_steps and the batch size."
+            )
+        went_on, step = step_of(Path(self.checkpoint or "")) != last, step_of_weights(trainer)
+        if report.train is None or went_on:
+            report.train = metrics
+        if went_on or report.step != step:
+            report.forget_after()
+        report.step = step
+        for sentence in how_it_ended(trainer):
+            self.say(sentence)
+        trainer.save_model()
 
-def _records(report: Report, journal: Journal, folder: Path) -> list[Any]:
-    """The callbacks that write down what happens."""
-    from trl_plus.training.callbacks import FirstEvaluation, JournalSteps, MetricsFile
+    def save_report(self) -> None:
+        """Write metrics.json."""
+        if self.main:
+            self.report.save(self.folder)
 
-    def keep_before(metrics: dict[str, float]) -> None:
-        report.before = metrics
-        report.save(folder)
+    def interrupted(self, missing: str | None) -> str:
+        """The message of a run that is interrupted once its model is saved; `missing` is the part it lacks then."""
+        done = f"Interrupted after training: the model is saved in {self.folder}"
+        if missing is None:
+            return f"{done}."
+        newest = find(self.folder).newest
+        if newest is not None and step_of(newest) == self.trainer.state.global_step:
+            return f"{done}, but {missing} is missing: the same command with --resume makes up for it."
+        upload = f"`hf upload {self.objects.args.hub_model_id or 'NAME'} {self.folder}`"
+        command = upload if "hub" in missing else f"`trl-plus evaluate {self.folder}`"
+        return f"{done}, but {missing} is missing: {command} makes up for it."
 
-    return [MetricsFile(folder / "metrics.jsonl"), JournalSteps(journal), FirstEvaluation(keep_before)]
+    def evaluate(self) -> None:
+        """Measure held-out metrics and answers after training, and print both tables. Known ones are not measured."""
+        trainer, report = self.trainer, self.report
+        if trainer.eval_dataset is None:
+            return
+        known = self.is_measured()
+        after = (report.after or {}) if known else dict(trainer.evaluate())
+        report.after = after
+        if known:
+            self.say("Its held-out figures are those of metrics.json.")
+            trainer.state.log_history.append({**after, "step": trainer.state.global_step})  # for the card
+        if self.main:
+            self.say(held_out_table(report.before, after, report.held_out_rows, self.recipe.method.reference))
+        if self.prompts:
+            if not known:
+                report.add_answers([prompt_text(prompt) for prompt in self.prompts], self.answers())
+            self.say(generations_table(report.generations))
 
+    def is_measured(self) -> bool:
+        """True if figures and answers after training are known: the same on all processes."""
+        from accelerate.utils import broadcast_object_list
 
-def _check_steps(trainer: Any, recipe: Recipe) -> None:
-    if trainer.state.global_step == 0:
-        raise RecipeError(f"{recipe.label}: no step was made: check num_train_epochs, max_steps and the batch size.")
+        answered = [sample.prompt for sample in self.report.generations if sample.after is not None]
+        known = self.report.after is not None and answered == [prompt_text(prompt) for prompt in self.prompts]
+        return bool(broadcast_object_list([known])[0])
 
-
-def _nothing(text: Any) -> None:
-    """Says nothing."""
-
-
-def _take_over(folder: Path, recipe: Recipe, checkpoint: str | None, looked: Any, journal: Journal) -> None:
-    """The folder becomes this run's. Not before all that can refuse it: an earlier run there must stay resumable."""
-    earlier = set_aside(folder, full=not recipe["use_peft"]) if checkpoint is None else None
-    journal.take_over()
-    write_resolved(recipe, folder)
-    if checkpoint is None:
-        keep_preflight(looked, folder)
-    if earlier is not None:
-        journal.say(f"Moved the earlier run in {folder} to {earlier}.")
-
-
-def _announce(objects: RunObjects, data: Data, recipe: Recipe, checkpoint: str | None, say: Say) -> None:
-    args = objects.args
-    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    for note in (*objects.recipe.notes[len(recipe.notes) :], *data.notes, *size_notes(objects, data, batch)):
-        say(note)
-    if checkpoint is not None:
-        say(f"Resuming from {checkpoint}.")
-
-
-def _sample_prompts(objects: RunObjects, data: Data, trainer: Any) -> list[Prompt]:
-    """The held-out prompts to answer, on the main process; none where one process cannot generate alone."""
-    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    if data.eval is None or sharded or not is_main_process() or not objects.options.report_generations:
-        return []
-    return held_out_prompts(data.eval, objects.options.report_generations)
-
-
-def _samples(prompts: list[Prompt], answers: list[str]) -> list[Sample]:
-    return [Sample(prompt_text(prompt), answer) for prompt, answer in zip(prompts, answers, strict=True)]
-
-
-def _answers(trainer: Any, processor: Any, prompts: list[Prompt]) -> list[str]:
-    return generate(trainer.accelerator.unwrap_model(trainer.model), processor, prompts)
-
-
-def _evaluate(trainer: Any, processor: Any, prompts: list[Prompt], report: Report, recipe: Recipe, say: Say) -> None:
-    """Held-out metrics and answers after training, and both tables. Those that are known are not made again."""
-    if trainer.eval_dataset is None:
-        return
-    texts = [prompt_text(prompt) for prompt in prompts]
-    known = _known(report, texts)
-    after = (report.after or {}) if known else dict(trainer.evaluate())
-    report.after = after
-    if known:
-        say("Its held-out figures are those of metrics.json.")
-        trainer.state.log_history.append({**after, "step": trainer.state.global_step})  # for the card
-    if is_main_process():
-        say(held_out_table(report.before, after, report.held_out_rows, recipe.method.reference))
-    if prompts:
-        if not known:
-            report.add_answers(texts, _answers(trainer, processor, prompts))
-        say(generations_table(report.generations))
-
-
-def _known(report: Report, texts: list[str]) -> bool:
-    """Whether the figures and answers after training are there already: the same on all processes."""
-    from accelerate.utils import broadcast_object_list
-
-    answered = [sample.prompt for sample in report.generations if sample.after is not None]
-    return bool(broadcast_object_list([report.after is not None and answered == texts])[0])
-
-
-def _finish(trainer: Any, objects: RunObjects) -> None:
-    trainer.create_model_card()  # with the metrics after training
-    if objects.args.push_to_hub:
-        trainer.push_to_hub()
-    trainer.accelerator.wait_for_everyone()  # a process group must not go while another rank still works
-    if hasattr(trainer, "end"):  # transformers 5.18 and later: ends trackers and the process group
-        trainer.end()
+    def finish(self) -> None:
+        """Write the model card with the metrics after training, upload, and end the process group."""
+        trainer = self.trainer
+        trainer.create_model_card()
+        if self.objects.args.push_to_hub:
+            trainer.push_to_hub()
+        trainer.accelerator.wait_for_everyone()  # a process group must not go while another rank still works
+        if hasattr(trainer, "end"):  # transformers 5.18 and later: ends trackers and the process group
+            trainer.end()

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from trl_plus.errors import DataError
-from trl_plus.ui.printable import printable
+from trl_plus.ui.console import printable
 
 _TEMPLATES = Path(__file__).with_name("templates")
 
