@@ -87,7 +87,7 @@ _SIDES = ("chosen_ids", "rejected_ids")
 
 def kto(model: torch.nn.Module, reference: torch.nn.Module, rows: list[dict]) -> Tensor:
     """KTO, eq. 7, with lambda_D = lambda_U = 1 and beta 0.1."""
-    from trl_plus.step.partners import KLRow, mismatched_partners
+    from trl_plus.step.mismatched import KLRow, mismatched_partners
 
     keys = [KLRow(tuple(row["prompt_ids"]), tuple(row["completion_ids"])) for row in rows]
     others = mismatched_partners(keys)

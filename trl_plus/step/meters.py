@@ -107,7 +107,7 @@ class Throughput:
 
     def take(
         self, readings: dict[str, Reading], processes: int, flops: Callable[[], tuple[float, float]] | None = None
-    ):
+    ) -> dict[str, float]:
         """`tokens_per_second` and `mfu` of the interval since the last call. Its meters are taken out of `readings`.
 
         Args:

@@ -149,7 +149,8 @@ class PreferenceTrainer(Seams):
         if self.has_reference and self.ref_model is None and is_peft(self.model):
             self.own_reference = OwnReference(self.model, self._adapter_is_given)
         self.start_check = StartCheck(self) if self.has_reference else None
-        self.outside = OutsideWeights(self.model, self.own_reference, self.args, self.accelerator)
+        self.outside = OutsideWeights(self.own_reference, self.args, self.accelerator)
+        self.outside.check(self.model)
         for name, dataset in sets_of(self.train_dataset, self.eval_dataset).items():
             if hasattr(dataset, "__len__") and getattr(dataset, "column_names", None):
                 check_known_tokens(self.model, dataset, name, self.tokenizer)
@@ -215,7 +216,7 @@ class PreferenceTrainer(Seams):
         that says why each incomplete one was passed over."""
         self.throughput.restart()
         self.nonfinite.restart()
-        self.outside.begin_training()
+        self.outside.begin_training(self.model)
         resume_from_checkpoint = self.checkpoints.begin_training(resume_from_checkpoint)
         output = super().train(resume_from_checkpoint, *args, **kwargs)
         self.use_weights(averaged=True)
@@ -564,10 +565,10 @@ class PreferenceTrainer(Seams):
 
     def checkpoint_is_written(self, folder: str) -> None:
         write_card(self, Path(folder))
-        self.outside.write(folder)
+        self.outside.write(self.model, folder)
 
     def weights_are_loaded(self, folder: str) -> None:
-        self.outside.read(folder)
+        self.outside.read(self.model, folder)
 
     def best_model_is_loaded(self) -> None:
         self.checkpoints.keep_best_only()
@@ -592,7 +593,7 @@ class PreferenceTrainer(Seams):
         def with_outside(part: str) -> None:
             write(part)
             if self.args.should_save:
-                self.outside.write(part)
+                self.outside.write(self.model, part)
 
         self.checkpoints.save_files(folder, with_outside)
 

@@ -46,7 +46,7 @@ class RowLayouts:
     """
 
     def __init__(self, args: Any, accelerator: Accelerator, models: list[Any]) -> None:
-        self._args, self._accelerator, self._policy = args, accelerator, models[0]
+        self._args, self._accelerator = args, accelerator
         self.wanted: str = getattr(args, "layout", "auto")
         self.of_models: tuple[RowLayout, ...] = ()
         self.planner = Planner()

@@ -51,25 +51,25 @@ def read(model: Any, folder: str | Path) -> None:
 class OutsideWeights:
     """The weights of a run that are trained outside its adapter: kept out of the reference, saved and read again.
 
+    The methods take the policy, which an engine may have wrapped since.
+
     Args:
-        model: the policy.
         own_reference: the policy as its own reference, if it is that.
     """
 
-    def __init__(self, model: Any, own_reference: OwnReference | None, args: Any, accelerator: Accelerator) -> None:
-        self._model, self._reference, self._args, self._accelerator = model, own_reference, args, accelerator
+    def __init__(self, own_reference: OwnReference | None, args: Any, accelerator: Accelerator) -> None:
+        self._reference, self._args, self._accelerator = own_reference, args, accelerator
         self._names: tuple[str, ...] = ()
-        self.check()
 
-    def begin_training(self) -> None:
+    def begin_training(self, model: Any) -> None:
         """What was unfrozen since the trainer was built still has its first values."""
         if self._reference is not None:
             self._reference.keep()
-        self.check()
+        self.check(model)
 
-    def check(self) -> None:
+    def check(self, model: Any) -> None:
         """Refuses what cannot be kept apart from the reference, and says which weights PEFT does not save."""
-        if not is_peft(self._model):
+        if not is_peft(model):
             return
         kept = list(self._reference.first) if self._reference is not None else []
         if kept and self.shards_weights():
@@ -78,7 +78,7 @@ class OutsideWeights:
                 "back for the reference. Fix: a LoRA adapter with `bias='none'` and nothing unfrozen outside it "
                 "(`modules_to_save` trains whole modules), a `ref_model`, or DDP or ZeRO-2."
             )
-        names = tuple(unsaved(self._model))
+        names = tuple(unsaved(model))
         if names and names != self._names and self._accelerator.is_main_process:
             logger.warning(
                 "PEFT does not save %s outside the adapter: they are written to %s beside it, which `PeftModel` does "
@@ -94,15 +94,15 @@ class OutsideWeights:
         fsdp = getattr(self._accelerator.state, "fsdp_plugin", None) is not None
         return fsdp or (plugin is not None and plugin.zero_stage == 3)
 
-    def write(self, folder: str | Path) -> None:
+    def write(self, model: Any, folder: str | Path) -> None:
         """Writes FILE beside the adapter in `folder`, if there is anything to write."""
         from safetensors.torch import save_file
 
         if self._names and not self.shards_weights():
-            tensors = {n: p.detach().cpu().contiguous().clone() for n, p in unsaved(self._model).items()}
+            tensors = {n: p.detach().cpu().contiguous().clone() for n, p in unsaved(model).items()}
             save_file(tensors, Path(folder) / FILE)
 
-    def read(self, folder: str | Path) -> None:
+    def read(self, model: Any, folder: str | Path) -> None:
         """Puts the weights of a checkpoint's FILE into the model. Raises a ValueError if it is needed and missing."""
         if self._names and not self.shards_weights():
             if not (Path(folder) / FILE).is_file():
@@ -110,4 +110,4 @@ class OutsideWeights:
                     f"{folder} does not hold {counted(list(self._names))} outside the adapter, so the run cannot go "
                     f"on from it: {FILE} is missing. Fix: start anew, or freeze them."
                 )
-            read(self._model, folder)
+            read(model, folder)
