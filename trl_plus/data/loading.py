@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from trl_plus.data.balance import balanced
 from trl_plus.data.columns import mapped
 from trl_plus.data.conversion import AlreadyConverted, convert_rows
 from trl_plus.data.files import test_split
@@ -101,6 +100,8 @@ def finish(raw: RawData) -> Data:
     done = hold_out(replace(raw, train=train, eval=held_out, notes=[*raw.notes, *notes]))
     if not raw.request.balance:
         return Data(done.train, done.eval, form, done.notes)
+    from trl_plus.data.balance import balanced  # needs numpy
+
     train, note = balanced(done.train, raw.name)
     return Data(train, done.eval, form, [*done.notes, note])
 
