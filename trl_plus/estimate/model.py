@@ -234,7 +234,9 @@ class _Run(RowLayouts):
         return not self._drops()
 
 
-def choose(objects: RunObjects, model: Any, fake: FakeTensorMode, cuda: bool, notes: list[str]) -> tuple[str, bool]:
+def choose_layout(
+    objects: RunObjects, model: Any, fake: FakeTensorMode, cuda: bool, notes: list[str]
+) -> tuple[str, bool]:
     """The layout, and whether common beginnings are kept once. The model's attention is made ready for it.
 
     `auto` is taken to be proved right unless a setting, the model's configuration or its attention rules it out.
