@@ -24,6 +24,7 @@ from trl_plus.preflight.source import Source, open_run
 from trl_plus.recipes.recipe import recipe_from
 from trl_plus.setup.objects import build
 from trl_plus.setup.trainer import load_processor
+from trl_plus.trainers.seams import upstream_tokenize
 from trl_plus.ui.console import quiet_maps
 
 WORDS = [
@@ -71,13 +72,11 @@ def trl_seconds(source: Source) -> float:
     import trl
 
     datasets.disable_caching()
-    trainer = object.__new__(trl.DPOTrainer)
-    trainer._tokenizer = source.target.tokenizer
     args = copy.copy(source.target.args)
     rows = source.raw.train.remove_columns("_row")
     begun = time.process_time()
     with quiet_maps():
-        trl.DPOTrainer._prepare_dataset(trainer, rows, source.target.processor, args, "train")
+        upstream_tokenize(trl.DPOTrainer, args, source.target.processor, rows, "train")
     return time.process_time() - begun
 
 

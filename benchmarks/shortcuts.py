@@ -20,9 +20,10 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
-from trl_plus.data.shortcut_rule import Examples, cross_fitted, right
-from trl_plus.data.surface_rows import surface_rows
-from trl_plus.preflight.shortcuts import accuracy, audit, worth
+from trl_plus.data.shortcut_rule import Examples, cross_fitted, right  # noqa: E402
+from trl_plus.data.surface_rows import surface_rows  # noqa: E402
+from trl_plus.preflight.findings import worth  # noqa: E402
+from trl_plus.preflight.shortcuts import accuracy, audit  # noqa: E402
 
 REAL = ("llmbar.jsonl", "demo_pairs_en.jsonl", "demo_unpaired_en.jsonl", "hh_shape.jsonl")
 QUICKSTART = Path(__file__).parents[1] / "trl_plus" / "quickstart"
@@ -40,7 +41,7 @@ def found() -> None:
         results = {}
         for name in (*PLANTS, *WRONGS):
             result = audit(surface_rows(as_rows(planted(pairs(), name, share=share))).examples)
-            results[name] = result is not None and result.strong
+            results[name] = result is not None and result.found
         print(f"in {share:.0%} of the pairs: {sum(results.values())} of {len(results)} found", flush=True)
 
 
@@ -60,21 +61,24 @@ def null(data: Path, count: int) -> None:
         values = np.array([estimate.value for estimate in estimates])
         alone = 0.5 / np.sqrt(len(whole.y))
         print(
-            f"{name}: {count} shuffles, mean accuracy {values.mean():.3f}, spread {values.std() / alone:.2f} times that "
-            f"of independent judges; intervals above 0.5: {np.mean([e.low > 0.5 for e in estimates]):.1%}; "
+            f"{name}: {count} shuffles, mean accuracy {values.mean():.3f}, spread {values.std() / alone:.2f} times "
+            f"that of independent judges; intervals above 0.5: {np.mean([e.low > 0.5 for e in estimates]):.1%}; "
             f"false alarms: {np.mean([worth(e) for e in estimates]):.1%}",
             flush=True,
         )
 
 
 def real(data: Path) -> None:
-    for path in (*(data / name for name in REAL), *(QUICKSTART / f"{kind}_train.jsonl" for kind in ("pairs", "unpaired"))):
+    for path in (
+        *(data / name for name in REAL),
+        *(QUICKSTART / f"{kind}_train.jsonl" for kind in ("pairs", "unpaired")),
+    ):
         result = audit(examples(path)) if path.is_file() else None
         if result is not None:
             value = result.accuracy
             print(
-                f"{path.name}: {value.value:.3f} [{value.low:.3f}, {value.high:.3f}] of {result.rows} rows; length alone "
-                f"{result.length.value:.3f}, the others {result.other.value:.3f}"
+                f"{path.name}: {value.value:.3f} [{value.low:.3f}, {value.high:.3f}] of {result.rows} rows; length "
+                f"alone {result.length.value:.3f}, the others {result.other.value:.3f}"
             )
 
 
@@ -94,8 +98,8 @@ def cost(data: Path, rows: int) -> None:
                 audit(surface_rows(source.raw.train).examples)
                 ours.append(time.process_time() - begun)
             ratio = sorted(ours)[1] / sorted(theirs)[1]
-            print(f"{path.name}: {len(source.raw.train)} pairs, TRL's tokenization {sorted(theirs)[1]:.2f} s, the audit "
-                  f"{sorted(ours)[1]:.2f} s, {ratio:.3f} of it", flush=True)  # fmt: skip
+            seconds = f"TRL's tokenization {sorted(theirs)[1]:.2f} s, the audit {sorted(ours)[1]:.2f} s"
+            print(f"{path.name}: {len(source.raw.train)} pairs, {seconds}, {ratio:.3f} of it", flush=True)
 
 
 def main() -> None:

@@ -34,36 +34,36 @@ class Row:
         self.average = self.log_p / self.length
 
 
-# -- losses of a pair, as the papers write them: w is the chosen side, l the rejected one ---------------------------
+# -- losses of a pair, as the papers write them: yw is the chosen side, yl the rejected one ---------------------------
 
 
-def dpo(w: Row, l: Row, beta: float) -> Tensor:
-    return -torch.log(sig(beta * w.ratio - beta * l.ratio))
+def dpo(yw: Row, yl: Row, beta: float) -> Tensor:
+    return -torch.log(sig(beta * yw.ratio - beta * yl.ratio))
 
 
-def ipo(w: Row, l: Row, beta: float) -> Tensor:
-    return (w.ratio / w.length - l.ratio / l.length - 1 / (2 * beta)) ** 2
+def ipo(yw: Row, yl: Row, beta: float) -> Tensor:
+    return (yw.ratio / yw.length - yl.ratio / yl.length - 1 / (2 * beta)) ** 2
 
 
-def dpo_norm(w: Row, l: Row, beta: float) -> Tensor:
-    return -torch.log(sig(beta / w.length * w.ratio - beta / l.length * l.ratio))
+def dpo_norm(yw: Row, yl: Row, beta: float) -> Tensor:
+    return -torch.log(sig(beta / yw.length * yw.ratio - beta / yl.length * yl.ratio))
 
 
-def apo_zero(w: Row, l: Row, beta: float) -> Tensor:
-    return 1 - sig(beta * w.ratio) + sig(beta * l.ratio)
+def apo_zero(yw: Row, yl: Row, beta: float) -> Tensor:
+    return 1 - sig(beta * yw.ratio) + sig(beta * yl.ratio)
 
 
-def simpo(w: Row, l: Row, beta: float, gamma: float) -> Tensor:
-    return -torch.log(sig(beta / w.length * w.log_p - beta / l.length * l.log_p - gamma))
+def simpo(yw: Row, yl: Row, beta: float, gamma: float) -> Tensor:
+    return -torch.log(sig(beta / yw.length * yw.log_p - beta / yl.length * yl.log_p - gamma))
 
 
-def cpo(w: Row, l: Row, beta: float) -> Tensor:
-    return -torch.log(sig(beta * w.log_p - beta * l.log_p))
+def cpo(yw: Row, yl: Row, beta: float) -> Tensor:
+    return -torch.log(sig(beta * yw.log_p - beta * yl.log_p))
 
 
-def orpo(w: Row, l: Row, beta: float) -> Tensor:
-    odds_w, odds_l = (row.average.exp() / (1 - row.average.exp()) for row in (w, l))
-    return -beta * torch.log(sig(torch.log(odds_w / odds_l)))
+def orpo(yw: Row, yl: Row, beta: float) -> Tensor:
+    odds_yw, odds_yl = (row.average.exp() / (1 - row.average.exp()) for row in (yw, yl))
+    return -beta * torch.log(sig(torch.log(odds_yw / odds_yl)))
 
 
 # -- the loss of a step ----------------------------------------------------------------------------------------------
@@ -74,9 +74,9 @@ def of_pairs(loss: Callable, nll: float = 0.0, **keys: float) -> Callable:
 
     def step_loss(model: torch.nn.Module, reference: torch.nn.Module, rows: list[dict]) -> Tensor:
         sides = [[_row(model, reference, row["prompt_ids"], row[side]) for row in rows] for side in _SIDES]
-        value = torch.stack([loss(w, l, **keys) for w, l in zip(*sides, strict=True)]).mean()
+        value = torch.stack([loss(yw, yl, **keys) for yw, yl in zip(*sides, strict=True)]).mean()
         if nll:
-            value = value - nll * sum(w.log_p for w in sides[0]) / sum(w.length for w in sides[0])
+            value = value - nll * sum(yw.log_p for yw in sides[0]) / sum(yw.length for yw in sides[0])
         return value
 
     return step_loss

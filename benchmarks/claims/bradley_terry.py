@@ -12,9 +12,7 @@ from torch import Tensor
 
 from trl_plus.objectives import dpo
 
-CLAIM = (
-    "DPO's fixed point gives Bradley-Terry rewards: beta log(pi / pi_ref) is the reward, up to a constant per prompt."
-)
+CLAIM = "DPO's fixed point gives Bradley-Terry rewards: beta log(pi / pi_ref), up to a constant per prompt."
 SOURCE = "Rafailov et al. 2023, eq. 5 and 7, theorem 1 (https://huggingface.co/papers/2305.18290)"
 BAR = 1e-3
 

@@ -12,7 +12,7 @@ from common import Figure, completions, descend, main, margin, train
 from trl_plus.objectives import dpo
 
 CLAIM = "cDPO stops at a margin of log((1 - e) / e) / beta."
-SOURCE = "Mitchell 2023, section 3 (https://ericmitchell.ai/cdpo.pdf)"
+SOURCE = "Mitchell 2023 (https://ericmitchell.ai/cdpo.pdf)"
 
 
 def figures(small: bool) -> list[Figure]:

@@ -1,7 +1,7 @@
 """Figures of a claim, how they are printed, and small trainings that claims share.
 
-A script of this folder has `CLAIM`, `SOURCE` and `figures(small)`; `main` prints what it measures. `python SCRIPT` runs it
-whole, `python SCRIPT --small` in seconds. The exit code is 1 if a figure is not what the claim says.
+A script of this folder has `CLAIM`, `SOURCE` and `figures(small)`; `main` prints what it measures. `python SCRIPT` runs
+it whole, `python SCRIPT --small` in seconds. The exit code is 1 if a figure is not what the claim says.
 """
 
 import os

@@ -43,8 +43,8 @@ def figures(small: bool) -> list[Figure]:
     spread = 4 * (0.95 * 0.05 / seeds) ** 0.5  # four standard errors of a share of 95%
     found = [
         Figure(
-            f"robust, 20% of labels flipped, {seeds} seeds of {64 * draws} labels: share of 95% intervals around {what} "
-            "that hold DPO's on the true labels",
+            f"robust, 20% of labels flipped, {seeds} seeds of {64 * draws} labels: share of 95% intervals around "
+            f"{what} that hold DPO's on the true labels",
             f"0.95, within {spread:.2f}",
             f"{float(share):.3f}",
             abs(float(share) - 0.95) < spread,

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from trl_plus.recipes.recipe import load_recipe
 from trl_plus.runs import checkpoint_files
-from trl_plus.step.exact_step import ExactSteps
+from trl_plus.trainers.base import PreferenceTrainer
 from trl_plus.training.run import run
 
 # module and function at whose k-th call the process dies, in the middle of what it writes where it writes
@@ -61,14 +61,14 @@ def die_at_call(name, k):
 
 def die_after(seconds):
     """From the first window of the attempt on."""
-    draw = ExactSteps.get_batch_samples
+    draw = PreferenceTrainer.get_batch_samples
 
     def start(self, *args):
-        ExactSteps.get_batch_samples = draw
+        PreferenceTrainer.get_batch_samples = draw
         threading.Timer(seconds, die).start()
         return draw(self, *args)
 
-    ExactSteps.get_batch_samples = start
+    PreferenceTrainer.get_batch_samples = start
 
 
 def attempt(recipe, out, kill, said):

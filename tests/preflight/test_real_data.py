@@ -24,7 +24,7 @@ pytestmark = [
 ]
 
 TEXT = {
-    "llmbar": {"D205": 1, "D510": 0},
+    "llmbar": {"D205": 1, "D510": 0, "D520": 0},
     "demo_pairs_en": {"D301": 1, "D302": 3, "D601": 5},
     "demo_unpaired_en": {"D212": 2, "D301": 2, "D302": 1},
     "hh_shape": {},
@@ -37,6 +37,7 @@ TOKENS = {
 }
 ROWS = {
     ("llmbar", "D205"): [367],
+    ("llmbar", "D520"): [166, 22, 320],
     ("demo_pairs_en", "D301"): [15],
     ("demo_pairs_en", "D302"): [15, 67, 286],
     ("demo_pairs_en", "D601"): [157, 186, 230],

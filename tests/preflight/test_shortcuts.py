@@ -12,11 +12,12 @@ from tests.preflight.plant_shortcuts import PLANTS, WRONGS, planted
 from tests.preflight.toys import build_toy, open_toy, save_toy
 from trl_plus.data.shortcut_rule import Examples, cross_fitted, fit, of_labels, of_pairs, right
 from trl_plus.data.surface import FEATURES, NAMES, Stock, measure, of_responses, stock_keys
+from trl_plus.data.surface_rows import surface_rows
 from trl_plus.preflight.as_json import as_json, from_json
-from trl_plus.preflight.findings import Severity
+from trl_plus.preflight.findings import WORTH, Severity, worth
 from trl_plus.preflight.page import preflight_page
 from trl_plus.preflight.run import Extent, preflight
-from trl_plus.preflight.shortcuts import MOST, STRONG, accuracy, audit, worth
+from trl_plus.preflight.shortcuts import MOST, accuracy, audit
 
 CHAT, KTO, PAIRS = FORMS["chat"], FORMS["kto-chat"], FORMS["kto-pairs"]
 
@@ -54,7 +55,7 @@ def as_rows(rows):
 def test_a_planted_shortcut_is_found(name, share):
     found = audit(examples(planted(pairs(), name, share=share)))
     assert found is not None
-    assert found.strong
+    assert found.found
     assert found.accuracy.value > share - 0.08  # no rule can reach more than the share by this feature
 
 
@@ -180,6 +181,21 @@ def test_any_text_has_finite_features(text):
     assert stock_keys([text]).shape == (1, 2)
 
 
+def test_chunks_change_nothing(monkeypatch):
+    texts = [sample.responses["chosen"] for sample in clean_samples(CHAT, 60)]
+    whole = measure(texts, [""] * 60)
+    monkeypatch.setattr("trl_plus.data.surface._CHUNK", 100)
+    np.testing.assert_array_equal(measure(texts, [""] * 60), whole)
+    monkeypatch.setattr("trl_plus.data.surface_rows._ROWS", 7)
+    rows = as_rows(planted(pairs(50), "bold"))
+    np.testing.assert_array_equal(surface_rows(rows).features, of_responses(*sides_and_prompts(rows))[0])
+
+
+def sides_and_prompts(rows):
+    sides = [[row[side][0]["content"] for row in rows] for side in ("chosen", "rejected")]
+    return sides, [row["prompt"][0]["content"] for row in rows]
+
+
 def test_common_openings_are_counted_without_the_response_itself():
     keys = stock_keys(["I see a b c", "i see d e f", "You a b c"])
     stock = Stock.of(keys)
@@ -251,7 +267,7 @@ def test_the_result_as_json_and_as_a_page(tmp_path):
     result = look(as_rows(planted(pairs(), "bold")), CHAT, tmp_path / "rows.jsonl")
     content = json.loads(json.dumps(as_json(result)))
     shortcut = content["splits"][0]["shortcut"]
-    assert shortcut["accuracy"]["value"] > STRONG
+    assert shortcut["accuracy"]["value"] > WORTH
     assert shortcut["features"][0]["name"] == "bold"
     assert sum(shortcut["scores"]["counts"]) == shortcut["rows"] == 300
     again = from_json(content).splits[0].shortcut

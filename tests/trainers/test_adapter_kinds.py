@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from trl_plus.trainers.adapters import adapter_layers, adapter_tensors, check_kind
 from trl_plus.trainers.construction import own_reference_adapter
-from trl_plus.trainers.own_reference import OwnReference
+from trl_plus.trainers.reference import OwnReference
 
 IDS = torch.arange(3, 23)[None]
 VIRTUAL = {"num_virtual_tokens": 3}

@@ -16,7 +16,7 @@ from trl_plus.forward.all_labelled import all_labelled
 
 LORA = {"peft_config": LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")}
 # Files that name the device that a tensor is on already, but for layers on several; `segments` is for the CPU
-STAYS = ("meters.py", "exact_step.py", "unpaired.py", "segments.py")
+STAYS = ("meters.py", "exact_step.py", "kto.py", "segments.py")
 READS = ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__")
 MAKES = (torch.tensor, torch.as_tensor, torch.from_numpy)
 SIZES = (
@@ -64,14 +64,14 @@ ON_HOST = [
     ("forward.planning", "counts_from"),
     ("step.mismatched", "kl_batch"),
     ("step.mismatched", "count_rows"),
-    ("trainers.unpaired", "rows_of"),
+    ("trainers.kto", "rows_of"),
 ]
 COPIES = [
     ("forward.planning", "to_host"),
     ("forward.planning", "place"),
-    ("step.partners", "to_host"),
+    ("step.mismatched", "to_host"),
     ("step.mismatched", "to_device"),
-    ("trainers.unpaired", "to_device"),
+    ("trainers.kto", "to_device"),
 ]
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from trl_plus.step.partners import KLRow, kl_batch, mismatched_partners, rows_of
+from trl_plus.step.mismatched import KLRow, kl_batch, mismatched_partners, rows_of
 
 
 def rows(*prompts):

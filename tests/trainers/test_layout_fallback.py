@@ -155,7 +155,7 @@ def test_layers_on_several_gpus(make_trainer, pair_rows, monkeypatch):
     trainer = make_trainer("SimPO", pair_rows(4), layout="rows")
     monkeypatch.setattr(layouts, "too_old", lambda _: "too old")
     parameters = [SimpleNamespace(device=torch.device("cuda", i)) for i in (0, 1)]
-    monkeypatch.setattr(layouts.upstream, "base_model", lambda _: SimpleNamespace(parameters=lambda: parameters))
-    assert "--num-processes" in trainer._reason_of_run()
+    monkeypatch.setattr(layouts, "base_model", lambda _: SimpleNamespace(parameters=lambda: parameters))
+    assert "--num-processes" in layouts.reason_of_run(trainer.model, trainer.args)
     del parameters[1]
-    assert trainer._reason_of_run() == "too old"
+    assert layouts.reason_of_run(trainer.model, trainer.args) == "too old"

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-import trl_plus.step.mismatched
 import trl_plus.trainers.base
+import trl_plus.trainers.kto
 from trl_plus.forward.score import score
 
 METHODS = [
@@ -40,7 +40,7 @@ def test_prompt_labels_change_nothing(method, config, make_trainer, pair_rows, u
         garbage = torch.full_like(scores.logps, 3.25)
         return type(scores)(**{**vars(scores), "logps": torch.where(scores.mask, scores.logps, garbage)})
 
-    for module in (trl_plus.trainers.base, trl_plus.step.mismatched):
+    for module in (trl_plus.trainers.base, trl_plus.trainers.kto):
         monkeypatch.setattr(module, "score", with_prompt_scored)
     dirty = loss_and_metrics(make_trainer(method, rows, **config))
     assert dirty[0] == pytest.approx(clean[0], rel=1e-6)

@@ -208,9 +208,9 @@ def test_precomputed_references_are_named_by_the_first_values(given, make_traine
     for by in (0.05, 0.05, 0.1):
         model = given(IA3Config(target_modules=["k_proj"], feedforward_modules=[], task_type="CAUSAL_LM"), by=by)
         trainer = make_trainer("DPO", pair_rows(4), reference=False, trainer={"model": model}, **SGD)
-        keys.append(trainer.reference_key(trainer.train_dataset))
+        keys.append(trainer.reference_cache.key(trainer.train_dataset))
         trainer.train()
-        assert trainer.reference_key(trainer.train_dataset) == keys[-1]
+        assert trainer.reference_cache.key(trainer.train_dataset) == keys[-1]
     assert keys[0] == keys[1] != keys[2]
 
 

@@ -59,5 +59,5 @@ def test_sixteen_bits_are_allowed_their_rounding(tokens, gap, warns, make_traine
     """Nats per token; the small ones were measured (trl_plus/trainers/reference.py)."""
     trainer = make_trainer("DPO", pair_rows(4), reference=False)
     trainer.model.train().to(torch.bfloat16)
-    trainer.check_start(torch.tensor([0.0, gap * tokens]), torch.tensor([5.0, tokens]))
+    trainer.start_check.look(torch.tensor([0.0, gap * tokens]), torch.tensor([5.0, tokens]))
     assert ("not its reference" in caplog.text) == warns

@@ -2,20 +2,23 @@
 
 import ast
 import importlib.metadata
+import inspect
 import json
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 import trl
 
 from trl_plus import KTOTrainer, ORPOTrainer, SimPOTrainer
+from trl_plus.trainers.seams import upstream_tokenize
 from trl_plus.upstream import signatures as seams
 from trl_plus.upstream.signatures import IMPORTED, OVERRIDDEN, TESTED, VersionError, check_seams, differences
 
-PACKAGE = Path(seams.__file__).parent
+PACKAGE = Path(seams.__file__).parents[1]
 OVERRIDES = {name: parameters for methods in OVERRIDDEN.values() for name, parameters in methods.items()}
 ATTRIBUTES = {name for names in [*seams.ATTRIBUTES.values(), *seams.OWN_ATTRIBUTES.values()] for name in names.split()}
 
@@ -58,7 +61,7 @@ def test_every_import_from_inside_is_listed():
 
 
 def test_every_private_attribute_is_listed():
-    tree = ast.parse((PACKAGE / "trainers" / "upstream.py").read_text(encoding="utf-8"))
+    tree = ast.parse((PACKAGE / "trainers" / "seams.py").read_text(encoding="utf-8"))
     used = {
         node.attr
         for node in ast.walk(tree)
@@ -69,6 +72,24 @@ def test_every_private_attribute_is_listed():
     }
     own, of_models = {"_part_folder"}, {"_from_config"}
     assert used - own - of_models <= OVERRIDES.keys() | ATTRIBUTES
+
+
+@pytest.mark.parametrize("kind", [trl.DPOTrainer, trl.KTOTrainer])
+def test_what_tokenizing_reads_of_a_trainer_is_given(kind):
+    """`upstream_tokenize` calls TRL's method without a trainer."""
+    (made,) = [
+        node for node in ast.parse(inspect.getsource(upstream_tokenize)).body if isinstance(node, ast.FunctionDef)
+    ]
+    calls = [node for node in ast.walk(made) if isinstance(node, ast.Call)]
+    (given,) = [{k.arg for k in call.keywords} for call in calls if getattr(call.func, "id", "") == "SimpleNamespace"]
+    method = ast.parse(textwrap.dedent(inspect.getsource(kind._prepare_dataset)))
+    read = {
+        node.attr
+        for node in ast.walk(method)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
+    }
+    assert "_tokenizer" in read
+    assert read <= given
 
 
 def test_the_declared_range_begins_where_the_tests_do():

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from trl_plus.step import throughput
+from trl_plus.step import meters
 
 
 def test_tokens_and_padding_by_hand(make_trainer, pair_rows, monkeypatch):
     """Two steps logged together: all tokens of both over the time since the first began."""
     clock = iter([100.0, 104.0, 104.0])
-    monkeypatch.setattr(throughput.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(meters.time, "perf_counter", lambda: next(clock))
     trainer = make_trainer("DPO", pair_rows(8), layout="rows", max_steps=2, logging_steps=2)
     seen = []
     loss = trainer.micro_batch_loss
@@ -39,8 +39,8 @@ def test_flops_of_a_token(method, passes, make_trainer, pair_rows, unpaired_rows
     trainer = make_trainer(method, unpaired_rows(4) if method == "KTO" else pair_rows(4))
     model = trainer.model
     weights = model.num_parameters() - model.get_input_embeddings().weight.numel()
-    assert trainer._flops_per_token() == 2 * passes * weights
+    assert trainer.flops_per_token() == 2 * passes * weights
 
 
 def test_the_peak_is_measured():
-    assert throughput.peak_flops(torch.device("cpu"), torch.float32, size=64, repeats=2) > 0
+    assert meters.peak_flops(torch.device("cpu"), torch.float32, size=64, repeats=2) > 0

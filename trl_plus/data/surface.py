@@ -79,7 +79,7 @@ FEATURES = (
 )  # fmt: skip
 NAMES = tuple(feature.name for feature in FEATURES)
 _PLACE = {name: place for place, name in enumerate(NAMES)}
-TOKENS, STOCK = _PLACE["tokens"], (_PLACE["stock_opening"], _PLACE["stock_ending"])  # filled in by `complete`
+TOKENS, STOCK = _PLACE["tokens"], (_PLACE["stock_opening"], _PLACE["stock_ending"])  # filled in by others
 
 _I_AM = r"i(?:(?:'|’)?m| am) (?:really |very |so )?(?:sorry|afraid|unable|not able|not comfortable)"
 _NOT = r"(?:can(?:no|'|’| )?t|won(?:'|’)t|will not|do not|don(?:'|’)t|must decline|have to decline|apologi[sz]e|regret)"
@@ -128,10 +128,11 @@ def _byte_classes() -> NDArray[np.uint8]:
 
 
 _CLASS_OF = _byte_classes()
+_CHUNK = 2**20  # characters that are counted at once
 
 
 def measure(responses: Sequence[str], prompts: Sequence[str]) -> Features:
-    """(N, F): the features of N responses. Those that need more than the text are 0: see `complete`.
+    """(N, F): the features of N responses. Those that need more than the text are 0: see `with_stock`.
 
     Args:
         prompts: (N,), the message that each response answers.
@@ -209,21 +210,15 @@ class Stock:
         return found
 
 
-def complete(measured: Features, stock: NDArray[np.float64], tokens: NDArray[np.int64] | None = None) -> Features:
-    """Fill in the features that need more than the text: `Stock.common`, and lengths in tokens if they are known.
-
-    Args:
-        measured: (..., F), with `stock`, (..., 2), and `tokens`, (...).
-    """
-    measured = measured.copy()
-    measured[..., STOCK] = stock
-    if tokens is not None:
-        measured[..., TOKENS] = np.log1p(tokens)
-    return measured
-
-
 def _character_counts(texts: Sequence[str]) -> NDArray[np.float64]:
-    """(N, classes + 2): bytes of each class, words, and sentences."""
+    """(N, classes + 2): bytes of each class, words, and sentences. `_CHUNK` and the longest text bound memory."""
+    chunk = np.cumsum([len(text) for text in texts]) // _CHUNK
+    cuts = (np.flatnonzero(np.diff(chunk)) + 1).tolist()
+    parts = zip([0, *cuts], [*cuts, len(texts)], strict=True)
+    return np.concatenate([_counts_of(texts[start:end]) for start, end in parts])
+
+
+def _counts_of(texts: Sequence[str]) -> NDArray[np.float64]:
     parts = [text.encode("utf-8", "surrogatepass") for text in texts]
     starts = np.concatenate([[0], np.cumsum([len(part) + 1 for part in parts])])
     kinds = _CLASS_OF[np.frombuffer(b"\n".join(parts) + b"\n", np.uint8)]
@@ -287,19 +282,31 @@ def _of_text(text: str, prompt: str) -> tuple[float, ...]:
     )
 
 
+def read_responses(sides: Sequence[Sequence[str]], prompts: Sequence[str]) -> tuple[Features, Keys]:
+    """What is known of responses from their texts alone: `measure`, (N, sides, F), and `stock_keys`, (N, sides, 2).
+
+    Args:
+        sides: N responses of each side.
+        prompts: (N,), the message that they answer.
+    """
+    return np.stack([measure(side, prompts) for side in sides], 1), np.stack([stock_keys(side) for side in sides], 1)
+
+
 def of_responses(
     sides: Sequence[Sequence[str]], prompts: Sequence[str], stock: Stock | None = None
 ) -> tuple[Features, Stock]:
     """Features of responses, (N, sides, F), without lengths in tokens, and how common their openings and endings are.
 
     Args:
-        sides: N responses of each side.
-        prompts: (N,), the message that they answer.
         stock: of other responses, which a rule was fitted on; None for these themselves.
     """
-    keys = np.stack([stock_keys(side) for side in sides], 1)
-    flat, known = keys.reshape(-1, 2), stock
-    if known is None:
-        known = Stock.of(flat)
-    common = known.common(flat, own=stock is None).reshape(keys.shape)
-    return complete(np.stack([measure(side, prompts) for side in sides], 1), common), known
+    return with_stock(*read_responses(sides, prompts), stock)
+
+
+def with_stock(measured: Features, keys: Keys, stock: Stock | None = None) -> tuple[Features, Stock]:
+    """`of_responses`, from `read_responses`."""
+    flat = keys.reshape(-1, 2)
+    known = Stock.of(flat) if stock is None else stock
+    measured = measured.copy()
+    measured[..., STOCK] = known.common(flat, own=stock is None).reshape(keys.shape)
+    return measured, known

@@ -1,7 +1,8 @@
 """Prepared rows of a dataset as a rule that reads nothing sees them: features, prompts, labels, weights."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from os.path import commonprefix  # of characters, which is meant here
 from typing import Any
 
@@ -10,9 +11,9 @@ import numpy as np
 from trl_plus.data.messages import message_text, said
 from trl_plus.data.responses import is_conversation, sides_of, split_response
 from trl_plus.data.shortcut_rule import Examples, Floats, Ints, Masks, of_labels, of_pairs
-from trl_plus.data.surface import Features, Stock, of_responses
+from trl_plus.data.surface import Features, Stock, read_responses, with_stock
 
-COLUMNS = ("prompt", "chosen", "rejected", "completion", "label", "weight")
+_ROWS = 1000  # whose texts are held at once
 
 
 @dataclass(frozen=True)
@@ -51,26 +52,37 @@ def surface_rows(rows: Iterable[dict[str, Any]], stock: Stock | None = None, ski
         ValueError: a conversation does not end with the assistant's message, or its sides share no turn.
     """
     numbers: dict[str, int] = {}
-    asked, prompts, weights, labels = [], [], [], []
-    texts: dict[str, list[str]] = {}
-    for row in rows:
-        try:
-            prompt, question, responses = _read(row)
-        except ValueError:
-            if not skip:
-                raise
-            continue
-        asked.append(question)
-        prompts.append(numbers.setdefault(prompt, len(numbers)))
-        weights.append(float(row.get("weight", 1.0)))
-        labels.append(row.get("label"))
-        for side, text in responses.items():
-            texts.setdefault(side, []).append(text)
-    features, known = of_responses(list(texts.values()) or [[]], asked, stock)
-    paired = "completion" not in texts
+    prompts, weights, labels, parts, paired = [], [], [], [], True
+    for chunk in _chunks(rows):
+        texts: list[tuple[str, ...]] = []
+        asked: list[str] = []
+        for row in chunk:
+            try:
+                prompt, question, responses = _read(row)
+            except ValueError:
+                if not skip:
+                    raise
+                continue
+            asked.append(question)
+            texts.append(tuple(responses.values()))
+            paired = len(responses) == 2
+            prompts.append(numbers.setdefault(prompt, len(numbers)))
+            weights.append(float(row.get("weight", 1.0)))
+            labels.append(row.get("label"))
+        if texts:
+            parts.append(read_responses(list(zip(*texts, strict=True)), asked))
+    if not parts:
+        parts = [read_responses([[]], [])]
+    features, known = with_stock(*(np.concatenate(part) for part in zip(*parts, strict=True)), stock)
     return SurfaceRows(
         features, known, np.array(prompts), np.array(weights), None if paired else np.array(labels, bool)
     )
+
+
+def _chunks(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    rows = iter(rows)
+    while chunk := list(islice(rows, _ROWS)):
+        yield chunk
 
 
 def _read(row: dict[str, Any]) -> tuple[str, str, dict[str, str]]:

@@ -14,7 +14,7 @@ from trl_plus.forward.attention.interface import name_eager_attention
 from trl_plus.forward.layouts import make_plan
 from trl_plus.forward.packing import known_reason
 from trl_plus.setup.objects import RunObjects
-from trl_plus.trainers.layouts import FASTEST, RowLayouts
+from trl_plus.trainers.layouts import FASTEST, drops, reason_of_run
 from trl_plus.upstream.models import base_model
 
 # bitsandbytes: elements per quantisation constant, and constants per nested constant
@@ -220,20 +220,6 @@ def _flash_stand_in() -> str:
 # -- the row layout, as far as it can be known without weights ----------------------------------------------------
 
 
-class _Run(RowLayouts):
-    """A run that has a model and arguments and no trainer yet, for the trainer's own words."""
-
-    def __init__(self, model: Any, args: Any) -> None:
-        self.model, self.args = model, args
-
-    def reason(self) -> str | None:
-        causal = base_model(self.model)
-        return self._reason_of_run() or name_eager_attention(causal) or known_reason(causal)
-
-    def shares(self) -> bool:
-        return not self._drops()
-
-
 def choose_layout(
     objects: RunObjects, model: Any, fake: FakeTensorMode, cuda: bool, notes: list[str]
 ) -> tuple[str, bool]:
@@ -247,15 +233,15 @@ def choose_layout(
     wanted = objects.args.layout
     if wanted == "rows":
         return "rows", True
-    run = _Run(model, objects.args)
-    reason = run.reason()
+    causal = base_model(model)
+    reason = reason_of_run(model, objects.args) or name_eager_attention(causal) or known_reason(causal)
     if reason is None:
         register()
         reason = _refusal(model, fake)
     if reason is None:
         if cuda:
-            base_model(model).set_attn_implementation(_flash_stand_in())
-        share = run.shares()
+            causal.set_attn_implementation(_flash_stand_in())
+        share = not drops(model)
         if not share:
             notes.append(
                 "Dropout is on: chosen and rejected draw it apart, so each computes the prompt. "

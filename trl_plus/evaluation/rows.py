@@ -70,13 +70,12 @@ def held_out_rows(objects: RunObjects, processor: Any, rows: int | None, by: str
     Raises:
         DataError: nothing is held out, no row is left, or there is no such column.
     """
-    import trl_plus
+    from trl_plus.trainers.rows import tokenize
 
     found, train = _load(objects, processor, rows)
-    trainer = getattr(trl_plus, objects.recipe.method.trainer)
     try:
         with quiet_maps():
-            tokenized = trainer.tokenized_rows(objects.args, processor, found, "eval")
+            tokenized = tokenize(objects.args, processor, found, "eval")
     except ValueError as error:
         raise DataError(str(error)) from error
     twice = not objects.recipe.method.paired and "chosen" in found.column_names

@@ -13,15 +13,16 @@ import functools
 import logging
 import types
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+from transformers.utils import ModelOutput
 
 from trl_plus.forward import head_proof
 from trl_plus.forward.layout_proof import evaluating
-from trl_plus.forward.log_probs import HeadOutput, of_logits, placed
 
 logger = logging.getLogger("trl_plus")
 
@@ -33,6 +34,18 @@ TRANSFORMED_LOGITS = (
 )  # fmt: skip
 # Ways to log-probabilities: our head, TRL's, TRL's with the loss of a router, the model's own logits
 COMPLETIONS, FUSED, ROUTED, OWN = "completions", "fused", "routed", "own"
+
+
+@dataclass
+class HeadOutput(ModelOutput):
+    """As TRL's fused output: each (B, T - 1), zero where no label asks for the token; statistics without gradient."""
+
+    log_probs: Tensor | None = None
+    entropy: Tensor | None = None
+    mean_logits: Tensor | None = None
+    is_top1: Tensor | None = None
+    log_sum_sq_probs: Tensor | None = None
+    aux_loss: Tensor | None = None
 
 
 class CompletionHead:
@@ -139,23 +152,33 @@ class CompletionHead:
     ) -> tuple[str | None, dict[str, Any], Tensor, bool, Tensor]:
         """Why the model's own forward is of no use, or None; a row as of `rows_to_try`, and its own logits."""
         row, targets, twice, reason = kwargs, labels, False, "it takes no row without cached states"
-        for row, targets, twice in head_proof.rows_to_try(kwargs, labels):
-            try:
-                logits = head_proof.own_logits(self._upstream, row)[0]
-            except Exception as error:
-                if isinstance(error, torch.OutOfMemoryError):
-                    raise
-                reason = f"its own forward fails on a row ({_short(error)})"
+        for candidate in head_proof.rows_to_try(kwargs, labels):
+            # Where weights are cut across processes, all make the same passes
+            reason = self.agree(None if candidate is not None else "no completion of its rows has three tokens")
+            if candidate is None or reason is not None:
                 continue
-            rows, width = targets.shape
-            if len(logits) != rows or logits.size(1) < width:
-                shape = ", ".join(map(str, logits.shape))
-                reason = f"its logits of {rows} rows of {width} tokens have the shape ({shape})"
-            elif int(targets.max()) >= logits.size(2):
-                reason = f"a row has the token id {int(targets.max())}, and its logits have {logits.size(2)} entries"
-            else:
+            row, targets, twice = candidate
+            reason, logits = self._own_logits_of(row, targets)
+            reason = self.agree(reason)
+            if reason is None:
                 return None, row, targets, twice, logits
         return reason, row, targets, twice, torch.empty(0)
+
+    def _own_logits_of(self, row: dict[str, Any], targets: Tensor) -> tuple[str | None, Tensor]:
+        """Why the model's own forward does not score a row, or None; its logits."""
+        try:
+            logits = head_proof.own_logits(self._upstream, row)[0]
+        except Exception as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            return f"its own forward fails on a row ({_short(error)})", torch.empty(0)
+        rows, width = targets.shape
+        if len(logits) != rows or logits.size(1) < width:
+            shape = ", ".join(map(str, logits.shape))
+            return f"its logits of {rows} rows of {width} tokens have the shape ({shape})", logits
+        if int(targets.max()) >= logits.size(2):
+            return f"a row has the token id {int(targets.max())}, and its logits have {logits.size(2)} entries", logits
+        return None, logits
 
     def _loud(self, module: Any, row: dict[str, Any], logits: Tensor) -> tuple[float, Tensor]:
         """A factor for the backbone's states, and the model's own logits with it.
@@ -294,3 +317,21 @@ def completion_log_probs(
 
 def _chunk(hidden: Tensor, targets: Tensor, head: torch.nn.Linear, statistics: bool) -> tuple[Tensor | None, ...]:
     return of_logits(head(hidden), targets, statistics)
+
+
+def placed(parts: tuple[Tensor | None, ...], mask: Tensor) -> HeadOutput:
+    """The output whose fields, (N,) each, stand at the N places of a mask (B, T - 1)."""
+    return HeadOutput(*(None if x is None else x.new_zeros(mask.shape).masked_scatter(mask, x) for x in parts))
+
+
+def of_logits(logits: Tensor, targets: Tensor, statistics: bool, squares: bool = False) -> tuple[Tensor | None, ...]:
+    """Log-probability, entropy, mean logit, top-1 hit and (`squares`) log(sum p^2) of logits (N, V), each (N,)."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    log_probs = logits.log_softmax(-1)
+    chosen = log_probs.gather(1, targets[:, None])[:, 0]
+    with torch.no_grad():
+        summed = (2 * log_probs).logsumexp(-1) if squares else None
+        if not statistics:
+            return chosen, None, None, None, summed
+        entropy = -(log_probs.exp() * log_probs).sum(-1)
+        return chosen, entropy, logits.mean(-1), logits.argmax(-1) == targets, summed

@@ -170,7 +170,7 @@ class Planner:
         """The plan of a batch, and (N,) the flat indices into `labels[:, 1:]` of the tokens that they ask for.
 
         Args:
-            ids, mask, labels: (R, L). `mark_labels` says of which mask the labels are.
+            ids, mask, labels: (R, L). `score.mark_labels` says of which mask the labels are.
 
         Returns None for rows that are not padded on the right. Waits for the device only if batch or labels are new.
         """
@@ -194,37 +194,6 @@ class Planner:
         candidates = [self._prepared.get(id(ids)) if self._setting == setting else None]
         candidates.append(self._last[1] if self._last[0] == setting else None)
         return next((known for known in candidates if known is not None and known.has(ids, mask)), None)
-
-
-def mark_labels(labels: Tensor, of: Tensor) -> Tensor:
-    """`labels` (R, L), with the mask whose tokens they hold, (R, L): who has counted that knows their number."""
-    labels.of = of
-    return labels
-
-
-class MarksLabels:
-    """A model whose labels are those of a batch's completion tokens, for TRL's reference pass, which makes them.
-
-    The first labels are compared, so that others, of another TRL, would be counted instead of taken for the same.
-
-    Args:
-        compared: what was found, kept by the trainer.
-    """
-
-    def __init__(self, model: Any, batch: dict[str, Any], compared: dict[str, bool]) -> None:
-        self._model, self._batch, self._compared = model, batch, compared
-
-    def __call__(self, **kwargs: Any) -> Any:
-        labels, mask = kwargs.get("labels"), self._batch.get("completion_mask")
-        if labels is not None and kwargs.get("input_ids") is self._batch["input_ids"]:
-            if "same" not in self._compared:
-                self._compared["same"] = torch.equal(labels != -100, mask.bool())
-            if self._compared["same"]:
-                mark_labels(labels, mask)
-        return self._model(**{"use_cache": False} | kwargs)  # TRL's pass for KTO would keep keys and values
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
 
 
 def labelled_at(labels: Tensor, count: int) -> Tensor:

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trl_plus.forward.planning import mark_labels
 from trl_plus.objectives import Completions
 
 # Keys of a micro-batch that describe rows and are not arguments of a model
@@ -73,3 +72,34 @@ def score(
         is_top1=last(out.is_top1),
         aux_loss=out.aux_loss if router else None,
     )
+
+
+def mark_labels(labels: Tensor, of: Tensor) -> Tensor:
+    """`labels` (R, L), with the mask whose tokens they hold, (R, L): who has counted that knows their number."""
+    labels.of = of
+    return labels
+
+
+class MarksLabels:
+    """A model whose labels are those of a batch's completion tokens, for TRL's reference pass, which makes them.
+
+    The first labels are compared, so that others, of another TRL, would be counted instead of taken for the same.
+
+    Args:
+        compared: what was found, kept by the trainer.
+    """
+
+    def __init__(self, model: Any, batch: dict[str, Any], compared: dict[str, bool]) -> None:
+        self._model, self._batch, self._compared = model, batch, compared
+
+    def __call__(self, **kwargs: Any) -> Any:
+        labels, mask = kwargs.get("labels"), self._batch.get("completion_mask")
+        if labels is not None and kwargs.get("input_ids") is self._batch["input_ids"]:
+            if "same" not in self._compared:
+                self._compared["same"] = torch.equal(labels != -100, mask.bool())
+            if self._compared["same"]:
+                mark_labels(labels, mask)
+        return self._model(**{"use_cache": False} | kwargs)  # TRL's pass for KTO would keep keys and values
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)

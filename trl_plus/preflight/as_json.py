@@ -6,8 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from trl_plus.evaluation.intervals import Estimate
-from trl_plus.preflight.findings import Example, Finding, Lengths, Preview, Result, Severity, Split, Token
-from trl_plus.preflight.shortcuts import Shortcut, Trait
+from trl_plus.preflight.findings import (
+    Example,
+    Finding,
+    Lengths,
+    Preview,
+    Result,
+    Severity,
+    Shortcut,
+    Split,
+    Token,
+    Trait,
+)
 
 SCHEMA_VERSION = 1  # rises when a key goes or changes its meaning; keys may be added within a version
 _SCHEMA = Path(__file__).with_name("preflight.schema.json")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from trl_plus.data.formats import prepare
-from trl_plus.data.surface import measure, stock_keys
+from trl_plus.data.surface import read_responses
 from trl_plus.data.token_ids import no_row, unknown_token
 from trl_plus.errors import DataError
 from trl_plus.preflight import checks  # noqa: F401  (registers them)
@@ -123,10 +123,11 @@ def _surface(rows: list[Row], sides: list[str]) -> dict[str, np.ndarray]:
     asked = [message_text(row.turns[-1]) if row.turns else row.prompt for row in rows]
     said = [[row.said(side) for row in rows] for side in sides]
     weights = [row.raw.get("weight") for row in rows]
+    measured, keys = read_responses(said, asked)
     return {
         "position": np.array([row.index for row in rows], np.int64),
-        "surface": np.stack([measure(texts, asked) for texts in said], 1).astype(np.float16),
-        "stock": np.stack([stock_keys(texts) for texts in said], 1),
+        "surface": measured.astype(np.float16),
+        "stock": keys,
         "weight": np.array([1.0 if weight is None else float(weight) for weight in weights]),
     }
 

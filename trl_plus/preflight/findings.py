@@ -4,10 +4,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from trl_plus.preflight.shortcuts import Shortcut
+from trl_plus.evaluation.intervals import Estimate
 
 EXAMPLES = 3  # rows shown per finding
 EXCERPT = 160  # characters of an example
+WORTH = 0.65  # accuracy from which a shortcut is reported
 
 
 class Severity(StrEnum):
@@ -124,6 +125,73 @@ class Preview:
     sides: dict[str, list[Token]]
     label: bool | None = None
     dropped: str = ""
+
+
+@dataclass(frozen=True)
+class Trait:
+    """What the rule makes of one feature, or of all features of length together ("length").
+
+    Attributes:
+        weight: standard deviation of what it adds to the log-odds; negative if less is preferred.
+        alone: weighted share of pairs whose preferred side has more of it, ties counted half; of labelled rows the
+            chance that a wanted one has more than another.
+    """
+
+    name: str
+    words: str
+    weight: float
+    alone: float
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """A row that the rule judges wrong: its place among the rows looked at, and which features mislead it, in words."""
+
+    row: int
+    words: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """What surface features alone reach.
+
+    Attributes:
+        rows, prompts: looked at.
+        accuracy: cross-fitted, with its interval.
+        length, other: the same by features of length only, and by all others only.
+        wrong: rows that are judged wrong.
+        traits: the strongest first.
+        examples: rows that are judged wrong with most confidence.
+        edges, counts: histogram of the cross-fitted scores (log-odds of the preferred side; of labelled rows of the
+            label that the row has): below 0 the rule is wrong. The outer bins hold what lies beyond.
+    """
+
+    rows: int
+    prompts: int
+    accuracy: Estimate
+    length: Estimate
+    other: Estimate
+    wrong: int
+    traits: tuple[Trait, ...]
+    examples: tuple[Wrong, ...]
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+    paired: bool
+
+    @property
+    def found(self) -> bool:
+        """Surface features tell the preferred side better than chance, and by more than a little."""
+        return worth(self.accuracy)
+
+    @property
+    def length_only(self) -> bool:
+        """The features that are not of length would not be reported by themselves."""
+        return not worth(self.other)
+
+
+def worth(accuracy: Estimate) -> bool:
+    """Whether an accuracy is above chance, and by more than a little."""
+    return accuracy.low > 0.5 and accuracy.value >= WORTH
 
 
 @dataclass

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil, floor, log10
 
-from trl_plus.preflight.findings import Lengths
-from trl_plus.preflight.shortcuts import Shortcut
+from trl_plus.preflight.findings import Lengths, Shortcut
 
 WIDTH, HEIGHT = 320.0, 112.0  # of the bars; the templates add room for the axis
 BINS = 16  # of the difference plot, on either side of zero

@@ -9,94 +9,21 @@ p (1 - p) / v, with v the variance of the share from the sums of residuals of ea
 Judges of different folds share rows, so accuracies of label shuffles scatter about `SPREAD` times as wide as those of
 independent judges (benchmarks/shortcuts.py measures it); the number is divided by the square of that.
 
-**Finding.** A shortcut is found if the lower end lies above 0.5 and the accuracy is at least `WORTH`.
+**Finding.** A shortcut is found if the lower end lies above 0.5 and the accuracy is at least `findings.WORTH`.
 
 Imports only numpy.
 """
-
-from dataclasses import dataclass
 
 import numpy as np
 
 from trl_plus.data.shortcut_rule import SEED, SIZE, Examples, Floats, Ints, Rule, cross_fitted, fit, right
 from trl_plus.data.surface import FEATURES
 from trl_plus.evaluation.intervals import Estimate, wilson_interval
+from trl_plus.preflight.findings import Shortcut, Trait, Wrong
 
 MOST = 20_000  # rows from which more make the interval no narrower than 0.02
 SPREAD = 1.25  # of accuracies under label shuffles, as a multiple of that of independent judges
-WORTH, STRONG = 0.6, 0.65  # accuracies from which a shortcut is reported, and warned of
 BINS = 24  # of the histogram of scores
-
-
-@dataclass(frozen=True)
-class Trait:
-    """What the rule makes of one feature, or of all features of length together ("length").
-
-    Attributes:
-        weight: standard deviation of what it adds to the log-odds; negative if less is preferred.
-        alone: weighted share of pairs whose preferred side has more of it, ties counted half; of labelled rows the
-            chance that a wanted one has more than another.
-    """
-
-    name: str
-    words: str
-    weight: float
-    alone: float
-
-
-@dataclass(frozen=True)
-class Wrong:
-    """A row that the rule judges wrong: its place among the rows looked at, and which features mislead it, in words."""
-
-    row: int
-    words: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Shortcut:
-    """What surface features alone reach.
-
-    Attributes:
-        rows, prompts: looked at.
-        accuracy: cross-fitted, with its interval.
-        length, other: the same by features of length only, and by all others only.
-        wrong: rows that are judged wrong.
-        traits: the strongest first.
-        examples: rows that are judged wrong with most confidence.
-        edges, counts: histogram of the cross-fitted scores (log-odds of the preferred side; of labelled rows of the
-            label that the row has): below 0 the rule is wrong. The outer bins hold what lies beyond.
-    """
-
-    rows: int
-    prompts: int
-    accuracy: Estimate
-    length: Estimate
-    other: Estimate
-    wrong: int
-    traits: tuple[Trait, ...]
-    examples: tuple[Wrong, ...]
-    edges: tuple[float, ...]
-    counts: tuple[int, ...]
-    paired: bool
-
-    @property
-    def found(self) -> bool:
-        """Surface features tell the preferred side better than chance, and by more than a little."""
-        return worth(self.accuracy)
-
-    @property
-    def strong(self) -> bool:
-        return self.found and self.accuracy.value >= STRONG
-
-    @property
-    def length_only(self) -> bool:
-        """The features that are not of length would not be reported by themselves."""
-        return not worth(self.other)
-
-
-def worth(accuracy: Estimate) -> bool:
-    """Whether an accuracy is above chance, and by more than a little."""
-    return accuracy.low > 0.5 and accuracy.value >= WORTH
 
 
 def accuracy(hits: Floats, examples: Examples, spread: float = SPREAD) -> Estimate:

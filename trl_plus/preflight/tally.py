@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from trl_plus.data.shortcut_rule import Examples, of_labels, of_pairs
-from trl_plus.data.surface import Stock, complete
-from trl_plus.preflight.findings import EXAMPLES, Example, Preview, Severity
+from trl_plus.data.surface import TOKENS, with_stock
+from trl_plus.preflight.findings import EXAMPLES, Example, Preview, Severity, Shortcut
 from trl_plus.preflight.rows import SOURCE, SOURCE_ROW
-from trl_plus.preflight.shortcuts import Shortcut, audit
+from trl_plus.preflight.shortcuts import audit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -137,8 +137,10 @@ class Summary:
         if "surface" not in self.text:
             return None
         measured, keys = self.text["surface"], self.text["stock"]
-        stock = Stock.of(keys.reshape(-1, 2)).common(keys.reshape(-1, 2), own=True).reshape(keys.shape)
-        whole = complete(measured.astype(np.float32), stock, self._token_counts(measured.shape[1]))
+        whole, _ = with_stock(measured.astype(np.float32), keys)
+        tokens = self._token_counts(measured.shape[1])
+        if tokens is not None:
+            whole[..., TOKENS] = np.log1p(tokens)
         prompts, weights = self.text["prompt"], self.text["weight"]
         if "label" in self.text:
             return of_labels(whole[:, 0], self.text["label"], prompts, weights)

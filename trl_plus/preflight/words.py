@@ -2,8 +2,7 @@
 
 from statistics import median
 
-from trl_plus.preflight.findings import EXCERPT, Example, Finding, Result, Severity, Split
-from trl_plus.preflight.shortcuts import Shortcut
+from trl_plus.preflight.findings import EXCERPT, Example, Finding, Result, Severity, Shortcut, Split
 from trl_plus.ui.console import clipped
 
 DETAIL = 4 * EXCERPT  # characters shown of an example: a check may put excerpts of two sides into one

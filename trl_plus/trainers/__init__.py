@@ -5,11 +5,11 @@ from typing import Any
 import trl_plus.upstream.compat  # noqa: F401  checks the versions
 
 _PUBLIC = {
-    "DPOTrainer": "trl_plus.trainers.paired",
-    "SimPOTrainer": "trl_plus.trainers.paired",
-    "ORPOTrainer": "trl_plus.trainers.paired",
-    "CPOTrainer": "trl_plus.trainers.paired",
-    "KTOTrainer": "trl_plus.trainers.unpaired",
+    "DPOTrainer": "trl_plus.trainers.dpo",
+    "SimPOTrainer": "trl_plus.trainers.simpo",
+    "ORPOTrainer": "trl_plus.trainers.orpo",
+    "CPOTrainer": "trl_plus.trainers.cpo",
+    "KTOTrainer": "trl_plus.trainers.kto",
 }
 
 __all__ = list(_PUBLIC)

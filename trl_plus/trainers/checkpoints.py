@@ -8,8 +8,8 @@ import logging
 import os
 import random
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ import torch
 from trl_plus.runs import checkpoint_files as files
 from trl_plus.runs.model_card import is_ours
 from trl_plus.step.meters import UNSAVED
-from trl_plus.trainers.card import CARD
+from trl_plus.trainers.card import CARD, write_card
+from trl_plus.upstream.engines import check_fsdp2
+from trl_plus.upstream.models import is_peft
 
 logger = logging.getLogger("trl_plus")
 PROGRESS = "trl_plus_state.json"
@@ -53,154 +55,184 @@ def refuse_evaluation_alone(trainer: Any) -> None:
         )
 
 
-class SafeCheckpoints:
-    """Mixed in before a trainer and above `upstream.Seams`, whose hooks it overrides."""
+class Checkpoints:
+    """The checkpoints of a trainer: how one is saved, and how a run goes on from one.
 
-    _resume_from: str | None = None  # until the first window of a resumed run has been drawn
+    Args:
+        trainer: written and read are its model, states and files, by `Seams`' names of TRL's methods.
 
-    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """transformers' `train`. `resume_from_checkpoint=True` takes the newest complete checkpoint, with a warning
-        that says why each incomplete one was passed over."""
-        if resume_from_checkpoint is True and os.path.isdir(self.args.output_dir):
-            found = files.find(Path(self.args.output_dir))
+    Attributes:
+        resume_from: a checkpoint, until the rows of the first step have been drawn.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+        self.resume_from: str | None = None
+
+    def begin_training(self, resume_from: Any) -> Any:
+        """What transformers' `train` is to resume from. True is the newest complete checkpoint of the output folder,
+        with a warning that says why each incomplete one was passed over."""
+        trainer = self._trainer
+        if getattr(trainer.accelerator, "is_fsdp2", False):
+            kind = getattr(trainer.accelerator.state.fsdp_plugin, "state_dict_type", None)
+            check_fsdp2(is_peft(trainer.model), getattr(kind, "name", None) == "SHARDED_STATE_DICT")
+        if resume_from is True and os.path.isdir(trainer.args.output_dir):
+            found = files.find(Path(trainer.args.output_dir))
             for reason in found.passed_over:
                 logger.warning("Passed over %s.", reason)
             if found.newest is not None:
-                resume_from_checkpoint = str(found.newest)
-        self.forget_engine()
-        self.random_state_is_loaded = False
-        self._resume_from = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None
-        output = super().train(resume_from_checkpoint, *args, **kwargs)
-        self.use_weights(averaged=True)
-        return output
-
-    def forget_engine(self) -> None:
-        """DeepSpeed's engine of an earlier `evaluate` or `train`: transformers would train with it, and it cannot."""
-        if self.is_deepspeed_enabled and self.deepspeed is not None:
-            self.deepspeed.destroy()
-            self.model_wrapped, self.deepspeed = self.model, None
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        if not self.is_in_train:
-            refuse_evaluation_alone(self)
-        with untouched_random_state():
-            return super().evaluate(*args, **kwargs)
+                resume_from = str(found.newest)
+        forget_engine(trainer)
+        trainer.random_state_is_loaded = False
+        self.resume_from = resume_from if isinstance(resume_from, str) else None
+        return resume_from
 
     # -- saving -------------------------------------------------------------------------------------------------------
 
-    def save_whole(self, folder: str, step: int) -> None:
+    def save(self, folder: str, step: int) -> None:
         """Saves `checkpoint-<step>` in `folder` under a temporary name, and renames it when every process is done."""
+        trainer, args = self._trainer, self._trainer.args
+        wait = trainer.accelerator.wait_for_everyone
         root, name = Path(folder), f"checkpoint-{step}"
         part, final = root / files.UNFINISHED / name, root / name
-        if self.args.local_process_index == 0:  # of every machine: each may have a disk of its own
+        if args.local_process_index == 0:  # of every machine: each may have a disk of its own
             for left in files.clear_unfinished(root):
                 logger.warning("Deleted %s, which a killed run left half-written.", root / files.UNFINISHED / left)
-        self.accelerator.wait_for_everyone()
-        best = self.best_after_saving(root)
-        self.write_checkpoint(str(part.parent))
-        self.state.best_model_checkpoint = best
-        progress = self.progress()  # a collective call
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            self.state.save_to_json(str(part / files.STATE))  # with the final name of the best checkpoint
+        wait()
+        best = self._best_after_saving(root)
+        trainer.write_checkpoint(str(part.parent))
+        trainer.state.best_model_checkpoint = best
+        progress = self._progress()  # a collective call
+        wait()
+        if args.should_save:
+            trainer.state.save_to_json(str(part / files.STATE))  # with the final name of the best checkpoint
             (part / PROGRESS).write_text(json.dumps(progress) + "\n", encoding="utf-8")
             files.put_in_place(part, final)
-        self.accelerator.wait_for_everyone()
-        if self.args.local_process_index == 0 and part.is_dir():  # another machine's disk, with its random states
+        wait()
+        if args.local_process_index == 0 and part.is_dir():  # another machine's disk, with its random states
             files.put_in_place(part, final)
-        if self.args.push_to_hub:
-            self.push_checkpoint(str(final))
-        if self.args.should_save:
-            files.rotate(root, final, best, self.args.save_total_limit)
+        if args.push_to_hub:
+            trainer.push_checkpoint(str(final))
+        if args.should_save:
+            files.rotate(root, final, best, args.save_total_limit)
 
-    def best_after_saving(self, root: Path) -> str | None:
+    def _best_after_saving(self, root: Path) -> str | None:
         """Where the best checkpoint is once this one has its name; transformers' rule."""
-        best = self.state.best_global_step
-        if self.args.save_strategy != "no" and best:
+        state = self._trainer.state
+        best = state.best_global_step
+        if self._trainer.args.save_strategy != "no" and best:
             path = root / f"checkpoint-{best}"
-            if best == self.state.global_step or path.is_dir():
+            if best == state.global_step or path.is_dir():
                 return str(path)
-        return self.state.best_model_checkpoint
+        return state.best_model_checkpoint
 
-    def best_model_is_loaded(self) -> None:
+    def keep_best_only(self) -> None:
         """With a limit of 1 transformers then deletes all checkpoints but the best, file by file; here as wholes."""
-        if self.args.save_total_limit != 1:
+        trainer = self._trainer
+        if trainer.args.save_total_limit != 1:
             return
-        if self.args.should_save:
-            for path in files.checkpoints(Path(self.args.output_dir)):
-                if path.resolve() != Path(self.state.best_model_checkpoint).resolve():
+        if trainer.args.should_save:
+            for path in files.checkpoints(Path(trainer.args.output_dir)):
+                if path.resolve() != Path(trainer.state.best_model_checkpoint).resolve():
                     files.remove(path)
-        self.accelerator.wait_for_everyone()  # each process lists the checkpoints next
+        trainer.accelerator.wait_for_everyone()  # each process lists the checkpoints next
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save as transformers does, with two differences.
-
-        A schedule-free optimizer's averaged weights are saved, which are those that are evaluated. Under FSDP the model
-        is saved whole, also if checkpoints are saved in shards: transformers would write nothing then.
-        """
-        self.use_weights(averaged=True)
-        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled and not _internal_call else None
+    @contextmanager
+    def whole_model(self) -> Iterator[None]:
+        """Under FSDP the model is saved whole, also if checkpoints are saved in shards, as transformers would not."""
+        trainer = self._trainer
+        plugin = trainer.accelerator.state.fsdp_plugin if trainer.is_fsdp_enabled else None
         kind = plugin.state_dict_type if plugin is not None else None
         if kind is None or kind.name == "FULL_STATE_DICT":
-            return super().save_model(output_dir, _internal_call)
+            yield
+            return
         plugin.set_state_dict_type("FULL_STATE_DICT")
         try:
-            return super().save_model(output_dir, _internal_call)
+            yield
         finally:
             plugin.set_state_dict_type(kind.name)
 
-    def save_files(self, folder: str, write: Any) -> None:
+    @property
+    def ends_in_shards(self) -> bool:
+        """True if DeepSpeed leaves the weights of the finished model in shards. An adapter is gathered in any case."""
+        trainer = self._trainer
+        if not trainer.is_deepspeed_enabled or trainer.deepspeed is None or is_peft(trainer.model):
+            return False
+        cut = trainer.deepspeed.zero_optimization_partition_weights()
+        return cut and not trainer.deepspeed.zero_gather_16bit_weights_on_model_save()
+
+    def save_shards(self, folder: Path) -> None:
+        """Shards of DeepSpeed, written elsewhere and then moved, as whole models are. Every process calls it."""
+        trainer, args = self._trainer, self._trainer.args
+        wait = trainer.accelerator.wait_for_everyone
+        part, first = folder / files.UNFINISHED / "model", args.local_process_index == 0
+        if first:  # of every machine, as in `save`
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True, exist_ok=True)
+        wait()
+        trainer.write_model(str(part))
+        wait()
+        if args.should_save:
+            self._put_card(part, folder)
+            files.merge_into(part, folder)
+        wait()
+        if first:
+            if part.is_dir():  # another machine's disk
+                files.merge_into(part, folder)
+            with suppress(OSError):  # it holds something else, or another process was faster
+                part.parent.rmdir()
+        wait()
+
+    def save_files(self, folder: str, write: Callable[[str], None]) -> None:
         """A model saved beside other files: each of its files is written elsewhere and then moved."""
         part = Path(folder) / files.UNFINISHED / "model"
-        if self.args.should_save:
+        saves = self._trainer.args.should_save
+        if saves:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
         write(str(part))
-        if self.args.should_save:
-            self.card_is_due(part, Path(folder))
+        if saves:
+            self._put_card(part, Path(folder))
             files.merge_into(part, Path(folder))
             if not any(part.parent.iterdir()):
                 part.parent.rmdir()
 
-    def checkpoint_is_written(self, folder: str) -> None:
-        self.write_card(Path(folder))
-
-    def card_is_due(self, part: Path, folder: Path) -> None:
+    def _put_card(self, part: Path, folder: Path) -> None:
         """The card goes beside the model, in the place of PEFT's, unless somebody else has written one there."""
         if is_ours(folder / CARD):
-            self.write_card(part)
+            write_card(self._trainer, part)
         else:
             (part / CARD).unlink(missing_ok=True)
 
     # -- going on -----------------------------------------------------------------------------------------------------
 
-    def progress(self) -> dict[str, Any]:
+    def _progress(self) -> dict[str, Any]:
         """What transformers does not save: the metrics since the last log, over all ranks, and the token count."""
-        sums = self._meters["train"].read(self.accelerator)
+        trainer = self._trainer
+        sums = trainer.meters["train"].read(trainer.accelerator)
         meters = {name: [r.total, r.weight] for name, r in sums.items() if name not in UNSAVED}
-        return {"meters": meters, **self.logging_state(), **self.skips()}
+        return {"meters": meters, **trainer.logging_state(), **trainer.nonfinite.counts()}
 
     def go_on(self) -> None:
         """Before the first window of a resumed run is looked at.
 
         transformers restores the random state only after that window was drawn, KTO's pass over it included.
         """
-        checkpoint, self._resume_from = self._resume_from, None
-        if checkpoint is None:
-            return
-        self.load_random_state(checkpoint)  # nothing where transformers has, at the beginning of an epoch
+        trainer = self._trainer
+        checkpoint, self.resume_from = self.resume_from, None
+        trainer.load_random_state(checkpoint)  # nothing where transformers has, at the beginning of an epoch
         path = Path(checkpoint) / PROGRESS
         if path.is_file():
             saved = json.loads(path.read_text(encoding="utf-8"))
-            mine = float(self.accelerator.is_main_process)  # the sums are of all ranks
+            mine = float(trainer.accelerator.is_main_process)  # the sums are of all ranks
             for name, (total, weight) in saved["meters"].items():
-                self._meters["train"].restore(name, mine * total, mine * weight, self.args.device)
-            self.restore_logging_state(saved)
-            self.restore_skips(saved)
+                trainer.meters["train"].restore(name, mine * total, mine * weight, trainer.args.device)
+            trainer.restore_logging_state(saved)
+            trainer.nonfinite.restore(saved)
 
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
-        at_its_end = 0 < self.state.max_steps <= self.state.global_step
-        if at_its_end or self.control.should_training_stop:  # resumed there: transformers would make a step
-            self.control.should_training_stop = True
-            return [], None
-        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+def forget_engine(trainer: Any) -> None:
+    """DeepSpeed's engine of an earlier `evaluate` or `train`: transformers would train with it, and it cannot."""
+    if trainer.is_deepspeed_enabled and trainer.deepspeed is not None:
+        trainer.deepspeed.destroy()
+        trainer.model_wrapped, trainer.deepspeed = trainer.model, None

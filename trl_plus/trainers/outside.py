@@ -7,10 +7,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from torch import Tensor
 
 from trl_plus.trainers.adapters import adapter_weights
-from trl_plus.trainers.own_reference import OwnReference, counted
+from trl_plus.trainers.reference import OwnReference, counted
 from trl_plus.upstream.models import adapter_file, is_peft
 
 logger = logging.getLogger("trl_plus")
@@ -48,69 +49,65 @@ def read(model: Any, folder: str | Path) -> None:
 
 
 class OutsideWeights:
-    """Mixed in before `SafeCheckpoints`: such weights stay out of the reference, and are saved and read again."""
+    """The weights of a run that are trained outside its adapter: kept out of the reference, saved and read again.
 
-    own_reference: OwnReference | None = None  # of a PEFT model without a `ref_model`
-    _outside: tuple[str, ...] = ()
+    Args:
+        model: the policy.
+        own_reference: the policy as its own reference, if it is that.
+    """
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        if self.own_reference is not None:  # what was unfrozen since the trainer was built still has its first values
-            self.own_reference.keep()
-        self.check_outside()
-        return super().train(*args, **kwargs)
+    def __init__(self, model: Any, own_reference: OwnReference | None, args: Any, accelerator: Accelerator) -> None:
+        self._model, self._reference, self._args, self._accelerator = model, own_reference, args, accelerator
+        self._names: tuple[str, ...] = ()
+        self.check()
 
-    def check_outside(self) -> None:
+    def begin_training(self) -> None:
+        """What was unfrozen since the trainer was built still has its first values."""
+        if self._reference is not None:
+            self._reference.keep()
+        self.check()
+
+    def check(self) -> None:
         """Refuses what cannot be kept apart from the reference, and says which weights PEFT does not save."""
-        if not is_peft(self.model):
+        if not is_peft(self._model):
             return
-        kept = list(self.own_reference.first) if self.own_reference is not None else []
+        kept = list(self._reference.first) if self._reference is not None else []
         if kept and self.shards_weights():
             raise ValueError(
                 f"FSDP and DeepSpeed ZeRO-3 shard the weights, so the first values of {counted(kept)} cannot be put "
                 "back for the reference. Fix: a LoRA adapter with `bias='none'` and nothing unfrozen outside it "
                 "(`modules_to_save` trains whole modules), a `ref_model`, or DDP or ZeRO-2."
             )
-        names = tuple(unsaved(self.model))
-        if names and names != self._outside and self.accelerator.is_main_process:
+        names = tuple(unsaved(self._model))
+        if names and names != self._names and self._accelerator.is_main_process:
             logger.warning(
                 "PEFT does not save %s outside the adapter: they are written to %s beside it, which `PeftModel` does "
                 "not read. Name their modules in `modules_to_save` to have them in the adapter's file.",
                 counted(list(names)),
                 FILE,
             )
-        self._outside = names
+        self._names = names
 
     def shards_weights(self) -> bool:
         """Whether the engine cuts each weight into parts."""
-        plugin = self.args.deepspeed_plugin
-        return self.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3)
+        plugin = self._args.deepspeed_plugin
+        fsdp = getattr(self._accelerator.state, "fsdp_plugin", None) is not None
+        return fsdp or (plugin is not None and plugin.zero_stage == 3)
 
-    def write_outside(self, folder: str | Path) -> None:
+    def write(self, folder: str | Path) -> None:
         """Writes FILE beside the adapter in `folder`, if there is anything to write."""
         from safetensors.torch import save_file
 
-        if self._outside and not self.shards_weights():
-            tensors = {n: p.detach().cpu().contiguous().clone() for n, p in unsaved(self.model).items()}
+        if self._names and not self.shards_weights():
+            tensors = {n: p.detach().cpu().contiguous().clone() for n, p in unsaved(self._model).items()}
             save_file(tensors, Path(folder) / FILE)
 
-    def checkpoint_is_written(self, folder: str) -> None:
-        super().checkpoint_is_written(folder)
-        self.write_outside(folder)
-
-    def save_files(self, folder: str, write: Any) -> None:
-        def with_outside(part: str) -> None:
-            write(part)
-            if self.args.should_save:
-                self.write_outside(part)
-
-        super().save_files(folder, with_outside)
-
-    def weights_are_loaded(self, folder: str) -> None:
-        super().weights_are_loaded(folder)
-        if self._outside and not self.shards_weights():
+    def read(self, folder: str | Path) -> None:
+        """Puts the weights of a checkpoint's FILE into the model. Raises a ValueError if it is needed and missing."""
+        if self._names and not self.shards_weights():
             if not (Path(folder) / FILE).is_file():
                 raise ValueError(
-                    f"{folder} does not hold {counted(list(self._outside))} outside the adapter, so the run cannot go "
+                    f"{folder} does not hold {counted(list(self._names))} outside the adapter, so the run cannot go "
                     f"on from it: {FILE} is missing. Fix: start anew, or freeze them."
                 )
-            read(self.model, folder)
+            read(self._model, folder)

@@ -1,13 +1,13 @@
-"""Trainers on pairs: DPOTrainer with a reference, SimPOTrainer, ORPOTrainer and CPOTrainer without.
+"""The loss of a micro-batch of pairs, for every method on pairs, and the constructor of those without a reference.
 
-Each is TRL's DPOTrainer: its constructor, tokenization, fused LM head, PEFT and distributed setup. Ours are the loss
-of a micro-batch, as its exact share of the optimizer step, and the metrics.
+Each trainer is TRL's DPOTrainer: its constructor, tokenization, fused LM head, PEFT and distributed setup. Ours are the
+loss of a micro-batch, as its exact share of the optimizer step, and the metrics.
 """
 
-import logging
 from typing import Any
 
 import torch
+import trl
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from peft import PeftConfig
 from torch import Tensor
@@ -20,112 +20,99 @@ from transformers import (
     TrainerCallback,
 )
 
-from trl_plus import objectives
 from trl_plus.data.forms import without_empty_images
 from trl_plus.objectives import Completions
-from trl_plus.step.exact_step import row_weights, without_weightless_pairs
-from trl_plus.trainers.configs import CPOConfig, DPOConfig, ORPOConfig, SimPOConfig
+from trl_plus.step.exact_step import row_weights
+from trl_plus.trainers.base import OBJECTIVE, PreferenceTrainer
 from trl_plus.trainers.construction import no_reference_model, own_reference_adapter
-from trl_plus.trainers.losses import computed_here, pair_losses, refuse_ignored
-from trl_plus.trainers.pairs import PairedTrainer
-from trl_plus.trainers.reference import StartCheck
-from trl_plus.upstream.compat import TRLDPOConfig
 
-logger = logging.getLogger("trl_plus")
 Rows = Dataset | IterableDataset
 EvalRows = Rows | DatasetDict | IterableDatasetDict | dict[str, Rows] | None
 
 
-class DPOTrainer(StartCheck, PairedTrainer):
-    """TRL's DPOTrainer with exact steps, cDPO, example weights, and the policy itself as the reference.
+class PairedTrainer(PreferenceTrainer, trl.DPOTrainer):
+    """The loss of a micro-batch of pairs: a mean of per-pair losses, plus a token-mean NLL of the chosen side."""
 
-    Constructor arguments, losses and metrics are TRL's. What differs: `label_smoothing` works under `sigmoid`;
-    `ipo_reduction`; the step's gradient does not depend on micro-batches; a `weight` column is honoured; without a
-    `ref_model` the reference of a model given as an instance is a copy of that instance.
-    """
+    # -- what a method defines ----------------------------------------------------------------------------------------
 
-    config_class = DPOConfig
-    accepted_configs = (TRLDPOConfig,)
+    def pair_losses(self, chosen: Completions, rejected: Completions) -> Tensor:
+        """(B,): the loss of each pair, without an NLL term. With `margin_scale`, a third argument `margin`, (B,)."""
+        raise NotImplementedError
 
-    def __init__(
-        self,
-        model: str | PreTrainedModel | Any,
-        ref_model: PreTrainedModel | None = None,
-        args: DPOConfig | None = None,
-        data_collator: DataCollator | None = None,
-        train_dataset: Rows | None = None,
-        eval_dataset: EvalRows = None,
-        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
-        compute_metrics: Any = None,
-        callbacks: list[TrainerCallback] | None = None,
-        optimizers: tuple[Any, Any] = (None, None),
-        quantization_config: BitsAndBytesConfig | None = None,
-        peft_config: PeftConfig | None = None,
-    ):
-        args = self._begin(model, args, train_dataset, data_collator, ref_model)
-        train_dataset = without_empty_images(train_dataset)
-        refuse_ignored(args)
-        self._row_wise = self.own_head = computed_here(args)
-        self.reference_is_given = ref_model is not None
-        if ref_model is None and not args.precompute_ref_log_probs:
-            ref_model = self.copy_as_reference(model, peft_config, args)
-        with own_reference_adapter(model, reference=True, given=ref_model):
-            super().__init__(
-                model=model,
-                ref_model=ref_model,
-                args=args,
-                data_collator=data_collator,
-                train_dataset=train_dataset,
-                eval_dataset=eval_dataset,
-                processing_class=processing_class,
-                compute_metrics=compute_metrics,
-                callbacks=callbacks,
-                optimizers=optimizers,
-                quantization_config=quantization_config,
-                peft_config=peft_config,
-            )
-        self._finish()
-        self.name_reference()
-        if not self._row_wise:
-            self._explain_upstream_loss()
-        factors = dict(zip(self.loss_types, self.loss_weights, strict=True))
-        self.nll_weight = factors.get("sft", 0.0) if self._row_wise else 0.0
+    def logged_logps(self, side: Completions) -> Tensor:
+        """(B,): what `logps/chosen` and `logps/rejected` show."""
+        return side.total
 
-    def _explain_upstream_loss(self) -> None:
-        """Says once what TRL's own loss, weighed by the micro-batch's share of the rows, cannot do."""
-        if self.has_column("weight"):
-            raise ValueError(
-                f"A `weight` column does not work with loss_type {self.loss_types} and these options "
-                "(f_divergence_type, ld_alpha, use_weighting): remove the column, or choose a plain loss type."
-            )
-        if {"aot", "aot_unpaired", "sft"} & set(self.loss_types):
-            logger.warning(
-                "loss_type %s: this mix sorts rows or takes a token mean inside each micro-batch, so its gradient "
-                "depends on per_device_train_batch_size; every other loss type is exact.",
-                self.loss_types,
-            )
+    nll_weight: float = 0.0
+    nll_on_prompt: bool = False
+    nll_per_row: bool = False  # mean over rows of each row's token mean, instead of a mean over all tokens
+
+    def reference(self, inputs: dict[str, Any]) -> tuple[Tensor | None, Tensor | None]:
+        """The reference's summed log-probabilities of both sides, (B,) each."""
+        return None, None
+
+    # -- the loss -----------------------------------------------------------------------------------------------------
+
+    def loss_parts(self) -> dict[str, float]:
+        return super().loss_parts() | {"nll_loss": self.nll_weight}
+
+    def nll_tokens(self, batch: dict[str, Any]) -> Tensor:
+        if not self.nll_weight:
+            return super().nll_tokens(batch)
+        # the first token of a row has no predecessor that could predict it
+        return self.nll_mask(batch)[:, 1:].sum(-1)
+
+    def nll_mask(self, batch: dict[str, Any]) -> Tensor:
+        """(B, T): the tokens of the NLL term, on the chosen half of the batch."""
+        mask = batch["completion_mask"]
+        if self.nll_on_prompt:
+            # not the first token of a row, which nothing attended to could predict, wherever the padding is
+            attended = batch["attention_mask"]
+            mask = torch.cat([torch.zeros_like(attended[:, :1]), attended[:, 1:] * attended[:, :-1]], dim=1)
+        return mask[: len(mask) // 2]
 
     def micro_batch_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        if self._row_wise:
-            return super().micro_batch_loss(model, inputs)
-        inputs = without_weightless_pairs(inputs)  # TRL's mean knows no weights
-        with self.ungathered():
-            loss = self.shared_upstream_loss(model, inputs)
-        self.note_tokens(inputs, row_weights(inputs))
-        return loss
+        weights, pairs = row_weights(inputs), len(inputs["input_ids"]) // 2
+        scored = None
+        if self.nll_weight and self.nll_on_prompt:
+            rejected_mask = inputs["completion_mask"][pairs:]
+            scored = torch.cat([self.nll_mask(inputs), rejected_mask])
+        scores = self.score(model, inputs, scored)
+        ref_chosen, ref_rejected = self.reference(inputs)
+        chosen = scores.rows(slice(None, pairs), ref_chosen)
+        rejected = scores.rows(slice(pairs, None), ref_rejected)
 
-    def reference(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        if self.precompute_ref_logps:
-            return inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
-        return self.reference_log_probs(inputs)
+        scale = getattr(self.args, "margin_scale", 0.0)
+        margin = (scale * inputs["margin"],) if scale else ()
+        losses = self.pair_losses(chosen, rejected, *margin)
+        self.nonfinite.watch_rows(losses)
+        self.note(OBJECTIVE, losses, weights)
+        loss = self.totals.share(losses, weights)
+        if self.nll_weight:
+            loss = loss + self.nll_weight * self.nll(chosen, inputs, weights)
+        self.note_pairs(chosen, rejected, weights)
+        self.note_statistics(scores, {"chosen": slice(None, pairs), "rejected": slice(pairs, None)}, weights)
+        self.note_tokens(inputs, weights)
+        return self.add_router_loss(loss, scores, weights)
 
-    def pair_losses(self, chosen: Completions, rejected: Completions, margin: Tensor | None = None) -> Tensor:
-        sides = (chosen, rejected)
-        self.check_start(torch.cat([side.log_ratio for side in sides]), torch.cat([side.length for side in sides]))
-        return pair_losses(chosen, rejected, self.loss_types, self.loss_weights, self.args, margin)
+    def nll(self, chosen: Completions, inputs: dict[str, Any], weights: Tensor) -> Tensor:
+        """This micro-batch's part of the negative log-likelihood of the chosen side."""
+        over = Completions(chosen.logps, self.nll_mask(inputs)[:, 1:])
+        self.nonfinite.watch_rows(over.total)
+        if self.nll_per_row:
+            self.note("nll_loss", -over.mean, weights)
+            return self.totals.share(-over.mean, weights)
+        self.note("nll_loss", -over.mean, weights * over.length)
+        return self.totals.token_share(-over.total, weights)
 
-    def rewards(self, side: Completions) -> Tensor:
-        return self.beta * side.log_ratio
+    @torch.no_grad()
+    def note_pairs(self, chosen: Completions, rejected: Completions, weights: Tensor) -> None:
+        """TRL's metrics of a batch of pairs."""
+        rewards = {"chosen": self.rewards(chosen), "rejected": self.rewards(rejected)}
+        for name, side in (("chosen", chosen), ("rejected", rejected)):
+            self.note(f"rewards/{name}", rewards[name], weights)
+            self.note(f"logps/{name}", self.logged_logps(side), weights)
+        self.note("rewards/accuracies", (rewards["chosen"] > rewards["rejected"]).float(), weights)
 
 
 class ReferenceFreeTrainer(PairedTrainer):
@@ -162,94 +149,3 @@ class ReferenceFreeTrainer(PairedTrainer):
                 peft_config=peft_config,
             )
         self._finish()
-
-
-class SimPOTrainer(ReferenceFreeTrainer):
-    """SimPO (https://huggingface.co/papers/2405.14734): length-normalised reward, target margin, no reference."""
-
-    config_class = SimPOConfig
-    accepted_configs = (SimPOConfig,)
-    method_name = "SimPO"
-
-    @property
-    def nll_weight(self) -> float:
-        return self.args.sft_weight
-
-    def pair_losses(self, chosen: Completions, rejected: Completions, margin: Tensor | None = None) -> Tensor:
-        return objectives.simpo(
-            chosen,
-            rejected,
-            margin=margin,
-            beta=self.args.beta,
-            gamma=self.args.target_margin,
-            label_smoothing=self.args.label_smoothing,
-            loss_type=self.args.loss_type[0],
-        )
-
-    def rewards(self, side: Completions) -> Tensor:
-        return self.args.beta * side.mean
-
-    def logged_logps(self, side: Completions) -> Tensor:
-        return side.mean
-
-
-class CPOTrainer(ReferenceFreeTrainer):
-    """CPO (https://huggingface.co/papers/2401.08417): likelihood difference plus NLL of the chosen side."""
-
-    config_class = CPOConfig
-    accepted_configs = (CPOConfig,)
-    method_name = "CPO"
-
-    @property
-    def nll_weight(self) -> float:
-        return self.args.cpo_alpha
-
-    def pair_losses(self, chosen: Completions, rejected: Completions) -> Tensor:
-        return objectives.cpo(
-            chosen,
-            rejected,
-            beta=self.args.beta,
-            label_smoothing=self.args.label_smoothing,
-            loss_type=self.args.loss_type[0],
-        )
-
-    def rewards(self, side: Completions) -> Tensor:
-        return self.args.beta * self.logged_logps(side)
-
-    def logged_logps(self, side: Completions) -> Tensor:
-        return side.mean if self.args.loss_type == ["ipo"] else side.total
-
-
-class ORPOTrainer(ReferenceFreeTrainer):
-    """ORPO (https://huggingface.co/papers/2403.07691): NLL of the chosen side plus the odds-ratio term."""
-
-    config_class = ORPOConfig
-    accepted_configs = (ORPOConfig,)
-    method_name = "ORPO"
-
-    nll_weight = 1.0
-
-    @property
-    def nll_on_prompt(self) -> bool:
-        return self.args.nll_scope == "full"
-
-    @property
-    def nll_per_row(self) -> bool:
-        return self.args.nll_reduction == "sequence"
-
-    def pair_losses(self, chosen: Completions, rejected: Completions) -> Tensor:
-        return objectives.odds_ratio(chosen, rejected, beta=self.args.beta, odds=self.args.odds)
-
-    def rewards(self, side: Completions) -> Tensor:
-        return self.args.beta * side.mean
-
-    def logged_logps(self, side: Completions) -> Tensor:
-        return side.mean
-
-    @torch.no_grad()
-    def note_pairs(self, chosen: Completions, rejected: Completions, weights: Tensor) -> None:
-        super().note_pairs(chosen, rejected, weights)
-        ratio = objectives.log_odds_ratio(chosen, rejected, odds=self.args.odds)
-        self.note("log_odds_chosen", ratio, weights)
-        # Kept for a release, and read by the report page. In TRL this name is the mean of the ratio's logsigmoid
-        self.note("log_odds_ratio", ratio, weights)

@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +25,8 @@ from torch import Tensor
 
 from trl_plus.data.digests import rows_digest
 from trl_plus.trainers.adapters import REF, adapter_weights
-from trl_plus.trainers.own_reference import OwnReference
+from trl_plus.trainers.given_reference import given_rows
+from trl_plus.trainers.reference import OwnReference
 from trl_plus.upstream.models import base_model, is_peft
 
 logger = logging.getLogger("trl_plus")
@@ -133,20 +134,28 @@ def folder() -> Path:
     return Path(datasets.config.HF_DATASETS_CACHE) / "trl_plus" / "reference"
 
 
-class KeptReference:
-    """Mixed in before TRL's trainers: with `precompute_ref_log_probs`, nothing is computed twice, nor believed wrongly.
+class ReferenceCache:
+    """With `precompute_ref_log_probs`, no log-probability is computed twice, nor taken from a wrong file.
 
     TRL's own file is named by the dataset's fingerprint, which not every option that changes a log-probability enters,
     and rows in memory have one that only the process which wrote it finds. So TRL computes into a new folder that all
     processes share, and what is kept has a name made of contents.
+
+    Args:
+        trainer: its models, `own_reference`, collator, tokenizer, `args` and `accelerator` are read.
     """
 
-    own_reference: OwnReference | None = None  # of a PEFT model without a `ref_model`
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
 
-    def reference_rows(self, dataset: Any, name: str, compute: Any) -> Any:
+    def rows(self, dataset: Any, name: str, compute: Callable[[Any], Any]) -> Any:
+        """Rows with columns of reference log-probabilities: given, read, or computed by TRL's `compute(dataset)`."""
+        given = given_rows(self._trainer, dataset, name, lambda rows: self._compute_columns(rows, compute))
+        if given is not None:
+            return given
         if not isinstance(dataset, datasets.Dataset):
             return compute(dataset)  # TRL refuses streams
-        main, where = self.accelerator.is_main_process, folder()
+        main, where = self._trainer.accelerator.is_main_process, folder()
         try:
             where.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -154,8 +163,8 @@ class KeptReference:
                 f"Reference log-probabilities cannot be kept in {where} ({error}): set HF_DATASETS_CACHE to a folder "
                 "that can be written to, or precompute_ref_log_probs: false."
             ) from None
-        path = where / f"{self.reference_key(dataset)}.safetensors"
-        columns = self._from_main(read(path, len(dataset)) if main else None)
+        path = where / f"{self.key(dataset)}.safetensors"
+        columns = from_main(read(path, len(dataset)) if main else None)
         if main and columns is not None:
             logger.warning(
                 "Reference log-probabilities of the %s dataset: read from %s.", name, path, extra={"note": True}
@@ -167,22 +176,23 @@ class KeptReference:
         values = datasets.Dataset.from_dict({column: values.numpy() for column, values in columns.items()})
         return datasets.concatenate_datasets([dataset, values], axis=1)
 
-    def reference_batch_size(self, dataset: Any, batch_size: int) -> int:
+    def batch_size(self, dataset: Any, batch_size: int) -> int:
         """Rows scored at once: `precompute_ref_batch_size`, or more than a training micro-batch has."""
-        if self.args.precompute_ref_batch_size or not isinstance(dataset, datasets.Dataset):
+        args, budget = self._trainer.args, self._trainer.budget
+        if args.precompute_ref_batch_size or not isinstance(dataset, datasets.Dataset):
             return batch_size
-        if not self.tokens_per_device:
+        if budget is None:
             return WITHOUT_GRADIENT * batch_size
-        return max(1, WITHOUT_GRADIENT * self.tokens_per_device // longest_row(dataset, self.args.max_length))
+        return max(1, WITHOUT_GRADIENT * budget.tokens // longest_row(dataset, args.max_length))
 
-    def reference_key(self, dataset: Any) -> str:
+    def key(self, dataset: Any) -> str:
         """What log-probabilities depend on: weights, rows, collation, precision and versions. Same on all ranks."""
-        model, args = self.accelerator.unwrap_model(self.model if self.ref_model is None else self.ref_model), self.args
-        own = self.own_reference
+        trainer, args, own = self._trainer, self._trainer.args, self._trainer.own_reference
+        model = trainer.accelerator.unwrap_model(trainer.model if trainer.ref_model is None else trainer.ref_model)
         with own.active() if own is not None else nullcontext():
             shards = gather_object([digest_of(reference_tensors(model, own))])
         config = {k: v for k, v in model.config.to_dict().items() if not k.startswith("_")}  # not its path
-        collator = getattr(self.data_collator, "collator", self.data_collator)
+        collator = getattr(trainer.data_collator, "collator", trainer.data_collator)
         known = type(collator).__module__.startswith("trl.")  # another may read any column
         columns = [c for c in dataset.column_names if not known or c.endswith(("_ids", "_mask", "_context"))]
         options = ("max_length", "truncation_mode", "padding_free", "ld_alpha", "bf16", "fp16")
@@ -190,35 +200,36 @@ class KeptReference:
             list(dict.fromkeys(shards)),  # copies count once
             sorted(config.items(), key=str),
             reference_adapter(model, own),
-            getattr(self, "calculate_KL", False),
-            rows_digest(dataset, columns) if self.accelerator.is_main_process else None,
-            Hasher.hash(self.data_collator),
-            self.tokenizer.pad_token_id,
+            getattr(trainer, "calculate_KL", False),
+            rows_digest(dataset, columns) if trainer.accelerator.is_main_process else None,
+            Hasher.hash(trainer.data_collator),
+            trainer.tokenizer.pad_token_id,
             [(option, getattr(args, option, None)) for option in options],
-            str(self.accelerator.mixed_precision),
+            str(trainer.accelerator.mixed_precision),
             [version(package) for package in ("trl", "transformers", "torch")],
         ]
-        return self._from_main(hashlib.sha256(repr(parts).encode()).hexdigest())
+        return from_main(hashlib.sha256(repr(parts).encode()).hexdigest())
 
     def _compute_columns(self, dataset: Any, compute: Any) -> dict[str, Tensor]:
         """TRL's columns, (rows,) each, by way of a file that no other run knows."""
-        main = self.accelerator.is_main_process
-        part = self._from_main(tempfile.mkdtemp(dir=folder(), prefix="computing-") if main else None)
+        main = self._trainer.accelerator.is_main_process
+        part = from_main(tempfile.mkdtemp(dir=folder(), prefix="computing-") if main else None)
         rows = copy.copy(dataset)
         # a file for each fingerprint: filtered rows are written out before columns are put beside them
         rows._get_cache_file_path = lambda fingerprint: str(Path(part) / f"{fingerprint}.arrow")
         try:
             found = compute(rows).with_format("torch")
             columns = {c: found[c][:].clone() for c in found.column_names if c not in dataset.column_names}
-            self.accelerator.wait_for_everyone()
+            self._trainer.accelerator.wait_for_everyone()
         finally:
             if main:
                 shutil.rmtree(part, ignore_errors=True)
         return columns
 
-    def _from_main(self, value: Any) -> Any:
-        """Rank 0's value, on every rank."""
-        return broadcast_object_list([value], from_process=0)[0]
+
+def from_main(value: Any) -> Any:
+    """Rank 0's value, on every rank."""
+    return broadcast_object_list([value], from_process=0)[0]
 
 
 def keep(path: Path, columns: dict[str, Tensor], name: str) -> None:

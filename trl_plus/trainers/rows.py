@@ -1,20 +1,25 @@
 """The rows of both trainers: last assistant turn as the response, lengths reported, weights carried along."""
 
-import json
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import trl
 from accelerate import PartialState
 
 from trl_plus.data.checks import refuse_labels, refuse_margins, refuse_nulls, refuse_weights, with_margins
 from trl_plus.data.collators import EXTRA_COLUMNS, RowExtras
+from trl_plus.data.formats import conversational_prompt
 from trl_plus.data.forms import FORM, in_form, is_formed, refuse_faults
 from trl_plus.data.lengths import LengthReport, apply_overlong, lengths, row_fits
+from trl_plus.data.refusals import refuse_rows
 from trl_plus.data.responses import is_conversation, is_plain, sides_of, split_batch, split_response, unpaired_batch
-from trl_plus.data.templates import Needs, fitted, needs_of, tokenize_messages
+from trl_plus.data.templates import Needs, fitted, needs_of, template_arguments, tokenize_messages
 from trl_plus.data.token_ids import no_row, refuse_unknown_tokens, unknown_token, vocabulary_of
 from trl_plus.errors import NoRowLeft
+from trl_plus.trainers.seams import upstream_tokenize
+from trl_plus.upstream.compat import TRLKTOConfig
 from trl_plus.upstream.models import base_model
 from trl_plus.upstream.tokens import common_prefix
 
@@ -25,64 +30,50 @@ ID_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids", "completion_ids")
 
 
 class PreferenceRows:
-    """Mixed in before a trainer. `length_reports` says what `max_length` did to each dataset, by name."""
+    """Makes rows of a dataset: in one form before TRL tokenizes them, marked and within `max_length` afterwards.
 
-    @property
-    def length_reports(self) -> dict[str, LengthReport]:
-        return self.__dict__.setdefault("_length_reports", {})
+    Args:
+        args: the training configuration.
+        unpairs: the trainer makes two rows of each pair (KTO).
+        owner: the name of the trainer, for messages.
 
-    def has_column(self, name: str) -> bool:
-        """Whether any training or evaluation set has this column."""
-        evaluation = self.eval_dataset
-        sets = [self.train_dataset, *(evaluation.values() if isinstance(evaluation, dict) else [evaluation])]
-        return any(name in (getattr(dataset, "column_names", None) or ()) for dataset in sets)
+    Attributes:
+        reports: what `max_length` did to each dataset, by name.
+    """
 
-    def check_best_metric(self) -> None:
-        """Raises a ValueError for a best model by the loss of one of several evaluation sets that is not named."""
-        sets, metric = self.eval_dataset, self.args.metric_for_best_model
-        if isinstance(sets, dict) and metric in ("loss", "eval_loss") and self.args.eval_strategy != "no":
-            names = " or ".join(f"eval_{name}_loss" for name in sets)
-            raise ValueError(
-                f"`metric_for_best_model` is {metric}, which every evaluation set has. Fix: set it to {names}."
-            )
+    def __init__(self, args: Any, unpairs: bool, owner: str) -> None:
+        self._args, self._unpairs, self._owner = args, unpairs, owner
+        self.reports: dict[str, LengthReport] = {}
 
-    @property
-    def data_collator(self) -> Any:
-        """The collator that was given, with `RowExtras` round it; also one that is set later."""
-        return self._data_collator
-
-    @data_collator.setter
-    def data_collator(self, collator: Any) -> None:
+    def collator(self, collator: Any) -> Any:
+        """A collator with `RowExtras` round it, unless it has that."""
         wrapped = type(collator) is RowExtras  # `isinstance` sees the class of what it wraps
-        self._data_collator = collator if wrapped else self._with_extras(collator)
+        return collator if wrapped else RowExtras(collator, self._args.length_column_name, self._reads_margin)
 
-    unpairs = False  # whether TRL makes two rows of each pair
+    @property
+    def extra_columns(self) -> tuple[str, ...]:
+        """Columns that the collator reads and TRL's would not."""
+        margin = ("margin",) if self._reads_margin else ()
+        return (*EXTRA_COLUMNS, *margin, self._args.length_column_name)
 
-    def count_rows(self, dataset: Any) -> int | None:
-        rows = super().count_rows(dataset)
-        paired = rows is not None and self.unpairs and "chosen" in dataset.column_names
-        return 2 * rows if paired else rows
+    @property
+    def _reads_margin(self) -> bool:
+        return bool(getattr(self._args, "margin_scale", 0.0))
 
-    def check_rows(self, dataset: Any, name: str) -> None:
-        """Raises a ValueError for rows that no step could use; it names the first of them."""
-        columns = getattr(dataset, "column_names", None) or list(next(iter(dataset)))
-        needed = ("completion", "label") if self.unpairs and "chosen" not in columns else ("chosen", "rejected")
-        missing = [column for column in needed if column not in columns]
-        if missing:
-            raise ValueError(
-                f"The {name} dataset has the columns {', '.join(columns)}; {type(self).__name__} needs "
-                f"{' and '.join(needed)}."
-            )
-        label = f"the {name} dataset"
-        refuse_nulls(dataset, ["prompt", *needed], label)
-        refuse_faults(dataset, label)
-        refuse_weights(dataset, label)
-        if self._reads_margin:
-            refuse_margins(dataset, label)
-        if self.unpairs:
-            refuse_labels(dataset, label)
+    def make(self, dataset: Any, name: str, tokenize: Callable[[Any], Any], processing_class: Any) -> Any:
+        """The rows of a dataset as a trainer takes them; `tokenize` is TRL's."""
+        dataset = self.prepare(dataset, name, processing_class)
+        before = self.count(dataset)
+        return self.finish(tokenize(dataset), name, before, processing_class)
 
-    def prepare_rows(self, dataset: Any, name: str) -> Any:
+    def count(self, dataset: Any) -> int | None:
+        """Rows that TRL will tokenize; None for a stream."""
+        if not hasattr(dataset, "__len__"):
+            return None
+        return len(dataset) * (2 if self._unpairs and "chosen" in dataset.column_names else 1)
+
+    def prepare(self, dataset: Any, name: str, processing_class: Any) -> Any:
+        """Rows before TRL tokenizes them. Raises a ValueError for rows that no step could use."""
         first = next(iter(dataset), None)
         if first is None:
             raise ValueError(f"The {name} dataset is empty: check its path, split and filters.")
@@ -90,169 +81,224 @@ class PreferenceRows:
             dataset = in_form(dataset, name)
             dataset = with_margins(dataset) if self._reads_margin else dataset
         first = next(iter(dataset))
-        self.check_rows(dataset, name)
+        self._check(dataset, name)
         sides = sides_of(list(first))
         if not is_conversation(first.get(sides[0])):
             return dataset
-        if isinstance(first.get("prompt"), str):
-            raise ValueError(
-                f"The {name} dataset has a text `prompt` next to conversations: remove that column where the "
-                "conversations hold the prompt (UltraFeedback), or make it a list with one user message."
-            )
         with PartialState().main_process_first():
-            return self._unpaired(self._fitted(self._split(dataset, sides, name), sides, name), name)
+            if isinstance(first.get("prompt"), str):
+                dataset = conversational_prompt(dataset)
+            dataset = fit_to_template(split_sides(dataset, sides, name), sides, name, needs_of(processing_class))
+            return unpaired(dataset, name) if self._unpairs else dataset
 
-    def _split(self, dataset: Any, sides: tuple[str, ...], name: str) -> Any:
-        """Conversations as a prompt and the response of each side."""
-        if not hasattr(dataset, "__len__"):
-            return dataset.map(split_response, fn_kwargs={"sides": sides})
-        known = [name for name in ("prompt", *sides) if name in dataset.column_names]
-        if "prompt" in known and all(is_plain(row, sides) for row in dataset.select_columns(known)):
-            return dataset
-        types = dataset.features.copy()
-        types.setdefault("prompt", types[sides[0]])
-        return dataset.map(
-            split_batch,
-            fn_kwargs={"sides": sides},
-            batched=True,
-            with_indices=True,
-            features=types,
-            desc=f"Finding the response in {name} dataset",
-        )
+    def _check(self, dataset: Any, name: str) -> None:
+        """Raises a ValueError for rows that no step could use; it names the first of them."""
+        columns = getattr(dataset, "column_names", None) or list(next(iter(dataset)))
+        needed = ("completion", "label") if self._unpairs and "chosen" not in columns else ("chosen", "rejected")
+        missing = [column for column in needed if column not in columns]
+        if missing:
+            raise ValueError(
+                f"The {name} dataset has the columns {', '.join(columns)}; {self._owner} needs {' and '.join(needed)}."
+            )
+        label = f"the {name} dataset"
+        refuse_nulls(dataset, ["prompt", *needed], label)
+        refuse_faults(dataset, label)
+        refuse_weights(dataset, label)
+        refuse_rows(dataset, name)
+        if self._reads_margin:
+            refuse_margins(dataset, label)
+        if self._unpairs:
+            refuse_labels(dataset, label)
 
-    def _fitted(self, dataset: Any, sides: tuple[str, ...], name: str) -> Any:
-        """Messages as the chat template takes them, if it does not take them in the usual form."""
-        needs = needs_of(self.processing_class_for_rows)
-        if not needs:
-            return dataset
-        columns = ("prompt", *sides)
-        if not hasattr(dataset, "__len__"):
-            return dataset.map(fitted_row, fn_kwargs={"columns": columns, "needs": needs})
-        from datasets import Json, List
+    def finish(self, dataset: Any, name: str, rows_before: int | None, processing_class: Any) -> Any:
+        """Rows after TRL tokenized them: earlier turns are marked, `overlong` applied, and the report made.
 
-        types = dataset.features.copy()
-        types.update({column: List(Json(id=FORM)) for column in columns})
-        return dataset.map(
-            fitted_row,
-            fn_kwargs={"columns": columns, "needs": needs},
-            features=types,
-            desc=f"Fitting {name} dataset to the chat template",
-        )
+        Args:
+            rows_before: rows that TRL tokenized; None for a stream.
 
-    def _unpaired(self, dataset: Any, name: str) -> Any:
-        """Two completions of each pair, as TRL makes them. TRL's table would fill messages with keys of other rows."""
-        if not self.unpairs or not hasattr(dataset, "__len__") or not is_formed(dataset.features.get("chosen")):
-            return dataset
-        from datasets import Value
-
-        types = dataset.features.copy()
-        types["completion"], types["label"] = types.pop("chosen"), Value("bool")
-        types.pop("rejected")
-        return dataset.map(
-            unpaired_batch,
-            batched=True,
-            remove_columns=["chosen", "rejected"],
-            features=types,
-            desc=f"Unpairing {name} dataset",
-        )
-
-    def finish_rows(self, dataset: Any, name: str, rows_before: int | None) -> Any:
-        max_length, overlong = self.args_for_rows.max_length, getattr(self.args_for_rows, "overlong", "truncate")
+        Raises:
+            NoRowLeft: no row is left.
+        """
+        max_length, overlong = self._args.max_length, getattr(self._args, "overlong", "truncate")
         if rows_before is None:
-            return self._finish_stream(dataset, max_length, overlong)
+            return finish_stream(dataset, max_length, overlong, processing_class)
         if rows_before and not len(dataset):
             raise NoRowLeft(
                 f"All {rows_before} rows of the {name} dataset were dropped: every prompt fills max_length "
                 f"{max_length}. Raise max_length."
             )
-        sides = sides_of(dataset.column_names)
+        sides, end_is_cut = sides_of(dataset.column_names), self._cuts_the_end
         with PartialState().main_process_first():
-            dataset = self._mark_contexts(dataset, sides, name)
-        if getattr(self, "model", None) is not None:  # a set for a later evaluation
-            self.refuse_tokens(dataset, name)
-        if max_length is None:
-            return self._with_lengths(dataset, sides)
-        dataset, report = apply_overlong(dataset, sides, max_length, overlong, rows_before)
-        self.length_reports[name] = report
-        end_is_cut = getattr(self.args_for_rows, "truncation_mode", "keep_start") == "keep_start"
-        sentence = report.sentence(name, max_length, end_is_cut)
-        if sentence and PartialState().is_main_process:
-            logger.warning(sentence)
+            dataset = mark_contexts(dataset, sides, name, processing_class, end_is_cut)
+        if max_length is not None:
+            dataset, report = apply_overlong(dataset, sides, max_length, overlong, rows_before)
+            self.reports[name] = report
+            sentence = report.sentence(name, max_length, end_is_cut)
+            if sentence and PartialState().is_main_process:
+                logger.warning(sentence)
         return self._with_lengths(dataset, sides)
 
-    def refuse_unknown_tokens(self) -> None:
-        """Raises a ValueError if a training or evaluation row holds a token that the model has no row for."""
-        sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
-        for name, dataset in {"train": self.train_dataset, **sets}.items():
-            if hasattr(dataset, "__len__") and getattr(dataset, "column_names", None):
-                self.refuse_tokens(dataset, name)
-
-    def refuse_tokens(self, dataset: Any, name: str) -> None:
-        columns = [column for column in ID_COLUMNS if column in dataset.column_names]
-        vocabulary = vocabulary_of(base_model(self.model))
-        refuse_unknown_tokens(dataset, columns, vocabulary, f"the {name} dataset", self.tokenizer)
-
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
-        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if not hasattr(self.train_dataset, "__len__"):  # the rows of a stream are seen here for the first time
-            rows = vocabulary_of(base_model(self.model)).embeddings
-            for batch in batches:
-                ids = batch["input_ids"].flatten().cpu().numpy()
-                place = unknown_token(ids, rows)
-                if place is not None and rows is not None:
-                    raise ValueError(f"A row of the stream holds {no_row(int(ids[place]), rows, self.tokenizer)}")
-        return batches, count
+    @property
+    def _cuts_the_end(self) -> bool:
+        return getattr(self._args, "truncation_mode", "keep_start") == "keep_start"
 
     def _with_lengths(self, dataset: Any, sides: tuple[str, ...]) -> Any:
         """A column of lengths for `group_by_length`, which transformers cannot infer from rows without `input_ids`."""
-        if self.args_for_rows.train_sampling_strategy != "group_by_length":
+        if self._args.train_sampling_strategy != "group_by_length":
             return dataset
         size = lengths(dataset, ["prompt_ids", *(f"{side}_ids" for side in sides)])
         longest = size["prompt_ids"] + np.max([size[f"{side}_ids"] for side in sides], axis=0)
-        column = self.args_for_rows.length_column_name
+        column = self._args.length_column_name
         kept = dataset.remove_columns([name for name in dataset.column_names if name == column])
         return kept.add_column(column, longest)
 
-    @property
-    def extra_columns(self) -> tuple[str, ...]:
-        margin = ("margin",) if self._reads_margin else ()
-        return (*EXTRA_COLUMNS, *margin, self.args_for_rows.length_column_name)
 
-    @property
-    def _reads_margin(self) -> bool:
-        return bool(getattr(self.args_for_rows, "margin_scale", 0.0))
+def tokenize(
+    args: Any, processing_class: Any, dataset: Any, name: str = "preflight", *, paired: bool | None = None
+) -> Any:
+    """The rows that the trainer of a configuration would make of a dataset, without that trainer or a model.
 
-    def _with_extras(self, collator: Any) -> RowExtras:
-        return RowExtras(collator, self.args_for_rows.length_column_name, self._reads_margin)
+    Args:
+        args: a configuration of ours or of TRL's.
+        processing_class: tokenizer or processor.
+        name: the dataset's name in messages.
+        paired: the rows are pairs (as for DPOTrainer) or single completions (KTOTrainer); None for what `args` says.
 
-    def _mark_contexts(self, dataset: Any, sides: tuple[str, ...], name: str) -> Any:
-        """Adds `<side>_context` where sides have histories of their own in front of the response."""
-        texts = [dataset[0].get(side) for side in sides]
-        if not all(map(is_conversation, texts)) or all(
-            len(row[side]) == 1 for row in dataset.select_columns(list(sides)) for side in sides
-        ):
-            return dataset
-        if getattr(self.args_for_rows, "truncation_mode", "keep_start") != "keep_start":
-            raise ValueError(
-                f"Sides of the {name} dataset have different histories, which truncation_mode keep_end cannot mask: "
-                "use keep_start."
-            )
-        return dataset.map(
-            context_tokens,
-            fn_kwargs={"sides": sides, "processing_class": self.processing_class_for_rows},
-            desc=f"Masking earlier turns in {name} dataset",
+    Raises:
+        ValueError: rows that no step could use.
+        NoRowLeft: no row is left.
+    """
+    paired = not isinstance(args, TRLKTOConfig) if paired is None else paired
+    kind = trl.DPOTrainer if paired else trl.KTOTrainer
+    family = getattr(args, "family", None)
+    own = family is not None and family.paired == paired
+    rows = PreferenceRows(args, not paired, family.trainer if own else kind.__name__)
+    return rows.make(
+        dataset, name, lambda found: upstream_tokenize(kind, args, processing_class, found, name), processing_class
+    )
+
+
+def split_sides(dataset: Any, sides: tuple[str, ...], name: str) -> Any:
+    """Conversations as a prompt and the response of each side."""
+    if not hasattr(dataset, "__len__"):
+        return dataset.map(split_response, fn_kwargs={"sides": sides})
+    known = [name for name in ("prompt", *sides) if name in dataset.column_names]
+    if "prompt" in known and all(is_plain(row, sides) for row in dataset.select_columns(known)):
+        return dataset
+    types = dataset.features.copy()
+    types.setdefault("prompt", types[sides[0]])
+    return dataset.map(
+        split_batch,
+        fn_kwargs={"sides": sides},
+        batched=True,
+        with_indices=True,
+        features=types,
+        desc=f"Finding the response in {name} dataset",
+    )
+
+
+def fit_to_template(dataset: Any, sides: tuple[str, ...], name: str, needs: Needs) -> Any:
+    """Messages as the chat template takes them, if it does not take them in the usual form."""
+    if not needs:
+        return dataset
+    columns = ("prompt", *sides)
+    if not hasattr(dataset, "__len__"):
+        return dataset.map(fitted_row, fn_kwargs={"columns": columns, "needs": needs})
+    from datasets import Json, List
+
+    types = dataset.features.copy()
+    types.update({column: List(Json(id=FORM)) for column in columns})
+    return dataset.map(
+        fitted_row,
+        fn_kwargs={"columns": columns, "needs": needs},
+        features=types,
+        desc=f"Fitting {name} dataset to the chat template",
+    )
+
+
+def unpaired(dataset: Any, name: str) -> Any:
+    """Two completions of each pair, as TRL makes them. TRL's table would fill messages with keys of other rows."""
+    if not hasattr(dataset, "__len__") or not is_formed(dataset.features.get("chosen")):
+        return dataset
+    from datasets import Value
+
+    types = dataset.features.copy()
+    types["completion"], types["label"] = types.pop("chosen"), Value("bool")
+    types.pop("rejected")
+    return dataset.map(
+        unpaired_batch,
+        batched=True,
+        remove_columns=["chosen", "rejected"],
+        features=types,
+        desc=f"Unpairing {name} dataset",
+    )
+
+
+def mark_contexts(dataset: Any, sides: tuple[str, ...], name: str, processing_class: Any, end_is_cut: bool) -> Any:
+    """Adds `<side>_context` where sides have histories of their own in front of the response."""
+    texts = [dataset[0].get(side) for side in sides]
+    if not all(map(is_conversation, texts)) or all(
+        len(row[side]) == 1 for row in dataset.select_columns(list(sides)) for side in sides
+    ):
+        return dataset
+    if not end_is_cut:
+        raise ValueError(
+            f"Sides of the {name} dataset have different histories, which truncation_mode keep_end cannot mask: "
+            "use keep_start."
         )
+    return dataset.map(
+        context_tokens,
+        fn_kwargs={"sides": sides, "processing_class": processing_class},
+        desc=f"Masking earlier turns in {name} dataset",
+    )
 
-    def _finish_stream(self, dataset: Any, max_length: int | None, overlong: str) -> Any:
-        """The same for rows that come one at a time; nothing can be counted before it has passed."""
-        first = next(iter(dataset))
-        sides = sides_of(list(first))
-        if is_conversation(first.get(sides[0])):
-            kwargs = {"sides": sides, "processing_class": self.processing_class_for_rows}
-            dataset = dataset.map(context_tokens, fn_kwargs=kwargs)
-        if max_length is None or overlong == "truncate":
-            return dataset
-        return dataset.filter(row_fits, fn_kwargs={"sides": sides, "max_length": max_length, "overlong": overlong})
+
+def finish_stream(dataset: Any, max_length: int | None, overlong: str, processing_class: Any) -> Any:
+    """As `PreferenceRows.finish`, for rows that come one at a time; nothing can be counted before it has passed."""
+    first = next(iter(dataset))
+    sides = sides_of(list(first))
+    if is_conversation(first.get(sides[0])):
+        kwargs = {"sides": sides, "processing_class": processing_class}
+        dataset = dataset.map(context_tokens, fn_kwargs=kwargs)
+    if max_length is None or overlong == "truncate":
+        return dataset
+    return dataset.filter(row_fits, fn_kwargs={"sides": sides, "max_length": max_length, "overlong": overlong})
+
+
+def check_known_tokens(model: Any, dataset: Any, name: str, tokenizer: Any) -> None:
+    """Raises a ValueError if a row of a tokenized dataset holds a token that the model has no row for."""
+    columns = [column for column in ID_COLUMNS if column in dataset.column_names]
+    refuse_unknown_tokens(dataset, columns, vocabulary_of(base_model(model)), f"the {name} dataset", tokenizer)
+
+
+def check_known_in_stream(model: Any, batches: list[dict[str, Any]], tokenizer: Any) -> None:
+    """The same for micro-batches of a stream, whose rows are seen there for the first time."""
+    rows = vocabulary_of(base_model(model)).embeddings
+    for batch in batches:
+        ids = batch["input_ids"].flatten().cpu().numpy()
+        place = unknown_token(ids, rows)
+        if place is not None and rows is not None:
+            raise ValueError(f"A row of the stream holds {no_row(int(ids[place]), rows, tokenizer)}")
+
+
+def sets_of(train: Any, held_out: Any) -> dict[str, Any]:
+    """Training and evaluation sets by name; None where there is none."""
+    return {"train": train, **(held_out if isinstance(held_out, dict) else {"eval": held_out})}
+
+
+def has_column(sets: dict[str, Any], name: str) -> bool:
+    """Whether any of the sets has this column."""
+    return any(name in (getattr(dataset, "column_names", None) or ()) for dataset in sets.values())
+
+
+def check_best_metric(args: Any, held_out: Any) -> None:
+    """Raises a ValueError for a best model by the loss of one of several evaluation sets that is not named."""
+    metric = args.metric_for_best_model
+    if isinstance(held_out, dict) and metric in ("loss", "eval_loss") and args.eval_strategy != "no":
+        names = " or ".join(f"eval_{name}_loss" for name in held_out)
+        raise ValueError(
+            f"`metric_for_best_model` is {metric}, which every evaluation set has. Fix: set it to {names}."
+        )
 
 
 def fitted_row(row: dict[str, Any], columns: tuple[str, ...], needs: Needs) -> dict[str, Any]:
@@ -262,11 +308,7 @@ def fitted_row(row: dict[str, Any], columns: tuple[str, ...], needs: Needs) -> d
 
 def context_tokens(row: dict[str, Any], sides: tuple[str, ...], processing_class: Any) -> dict[str, int]:
     """How many leading tokens of each `<side>_ids` are earlier turns rather than the last assistant message."""
-    tools = row.get("tools")
-    kwargs = {
-        "tools": json.loads(tools) if isinstance(tools, str) else tools,
-        **(row.get("chat_template_kwargs") or {}),
-    }
+    kwargs = template_arguments(row)
     found = {}
     for side in sides:
         if len(row[side]) == 1:

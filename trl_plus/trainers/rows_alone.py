@@ -16,6 +16,7 @@ from trl_plus.forward.layout_proof import TOLERANCE, TOLERANCE_16_BIT, in_16_bit
 from trl_plus.forward.packing import unknown_inputs
 from trl_plus.forward.score import model_inputs, score
 from trl_plus.trainers.checkpoints import untouched_random_state
+from trl_plus.trainers.layouts import drops
 from trl_plus.trainers.reference import ROUNDING_16_BIT
 from trl_plus.upstream.models import base_model, without_checkpointing
 
@@ -23,60 +24,54 @@ logger = logging.getLogger("trl_plus")
 SHORT = 64  # tokens of the row that is scored in different company
 
 
-class RowsAlone:
-    """Mixed in before a trainer, below `TokenBudget`: looks at the rows of the first micro-batch of each `train`."""
+def warn_if_rows_depend(trainer: Any, model: Any, inputs: dict[str, Any]) -> None:
+    """Looks at the first micro-batch that a trainer computes, before anything has left a state in the model."""
+    why = why_rows_depend(trainer, model, inputs)
+    if why is not None and trainer.accelerator.is_main_process:
+        logger.warning(
+            "Steps are not exact with this model: %s. Gradients, eval_loss and reference log-probabilities "
+            "depend on how rows are batched; keep per_device_train_batch_size, per_device_eval_batch_size and "
+            "gradient_accumulation_steps fixed between runs that you compare.",
+            why,
+        )
 
-    _rows_were_alone: bool | None = None  # None: not looked at yet
 
-    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        if self._rows_were_alone is None:  # before anything has left a state in the model
-            why = self.why_rows_depend(model, inputs)
-            self._rows_were_alone = why is None
-            if why is not None and self.accelerator.is_main_process:
-                logger.warning(
-                    "Steps are not exact with this model: %s. Gradients, eval_loss and reference log-probabilities "
-                    "depend on how rows are batched; keep per_device_train_batch_size, per_device_eval_batch_size and "
-                    "gradient_accumulation_steps fixed between runs that you compare.",
-                    why,
-                )
-        return super().training_step(model, inputs, num_items_in_batch)
+@torch.no_grad()
+def why_rows_depend(trainer: Any, model: Any, inputs: dict[str, Any]) -> str | None:
+    """The reason, as the rest of a sentence; None if rows are independent or that cannot be asked.
 
-    @torch.no_grad()
-    def why_rows_depend(self, model: Any, inputs: dict[str, Any]) -> str | None:
-        """The reason, as the rest of a sentence; None if rows are independent or that cannot be asked.
-
-        Leaves no trace: random numbers and buffers are put back.
-        """
-        rows = short_and_long(inputs)
-        if rows is None or self._drops() or self.args.neftune_noise_alpha:
-            return None
-        with (
-            kept_buffers(self.model),
-            untouched_random_state(),
-            self.compute_loss_context_manager(),
-            without_checkpointing(self.model, self.args),
-            self.without_statistics(),
-            self.without_layouts(),
-        ):
-            first = score(model, cut(rows, 1)).logps[0]
-            before = random_state(self.args.device)
-            again = score(model, cut(rows, 1)).logps[0]
-            if not before.equal(random_state(self.args.device)):
-                return "it draws random numbers in training (noise in a router or a layer)"
-            beside = score(model, rows).logps[0, : len(first)]
-            after = score(model, cut(rows, 1)).logps[0]
-            half = in_16_bits(base_model(self.model))
-        allowed = max(TOLERANCE_16_BIT, ROUNDING_16_BIT / len(first) ** 0.5) if half else TOLERANCE
-        for other, why in (
-            (again, "it keeps a state from one forward to the next, which changes a row by {:.2g} nats"),
-            (after, "a longer row leaves a state behind, which changes the next row by {:.2g} nats"),
-            (beside, "a longer row in the same batch changes a row by {:.2g} nats"),
-        ):
-            gap = (first - other).abs().float()
-            found = float(gap.mean() if half else gap.max())
-            if not found <= allowed:
-                return why.format(found)
+    Leaves no trace: random numbers and buffers are put back.
+    """
+    rows = short_and_long(inputs)
+    if rows is None or drops(trainer.model) or trainer.args.neftune_noise_alpha:
         return None
+    with (
+        kept_buffers(trainer.model),
+        untouched_random_state(),
+        trainer.compute_loss_context_manager(),
+        without_checkpointing(trainer.model, trainer.args),
+        trainer.without_statistics(),
+        trainer.layouts.off(),
+    ):
+        first = score(model, cut(rows, 1)).logps[0]
+        before = random_state(trainer.args.device)
+        again = score(model, cut(rows, 1)).logps[0]
+        if not before.equal(random_state(trainer.args.device)):
+            return "it draws random numbers in training (noise in a router or a layer)"
+        beside = score(model, rows).logps[0, : len(first)]
+        after = score(model, cut(rows, 1)).logps[0]
+        half = in_16_bits(base_model(trainer.model))
+    allowed = max(TOLERANCE_16_BIT, ROUNDING_16_BIT / len(first) ** 0.5) if half else TOLERANCE
+    for other, why in (
+        (again, "it keeps a state from one forward to the next, which changes a row by {:.2g} nats"),
+        (after, "a longer row leaves a state behind, which changes the next row by {:.2g} nats"),
+        (beside, "a longer row in the same batch changes a row by {:.2g} nats"),
+    ):
+        gap = (first - other).abs().float()
+        found = float(gap.mean() if half else gap.max())
+        if not found <= allowed:
+            return why.format(found)
+    return None
 
 
 def short_and_long(inputs: dict[str, Any]) -> dict[str, Tensor] | None:

@@ -4,13 +4,25 @@
 the hooks and never a private method.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from trl_plus.forward.score import model_inputs
+
+
+def upstream_tokenize(trl_trainer: type, args: Any, processing_class: Any, dataset: Any, name: str) -> Any:
+    """What a TRL trainer's own `_prepare_dataset` makes of a dataset, without that trainer."""
+    read = SimpleNamespace(  # what it reads of `self`
+        _tokenizer=getattr(processing_class, "tokenizer", processing_class),
+        calculate_KL=False,  # KTO's fixed mismatched rows, which ours do without
+        desirable_weight=getattr(args, "desirable_weight", 1.0),
+        undesirable_weight=getattr(args, "undesirable_weight", 1.0),
+    )
+    return trl_trainer._prepare_dataset(read, dataset, processing_class, args, name)
 
 
 class Seams:
@@ -31,9 +43,17 @@ class Seams:
         """`micro_batch_loss`, with what it needs to know of the step."""
         return self.micro_batch_loss(model, inputs)
 
-    def prepare_rows(self, dataset: Any, name: str) -> Any:
-        """Rows before TRL tokenizes them."""
-        return dataset
+    def save_whole(self, folder: str, step: int) -> None:
+        """Saves `checkpoint-<step>` in `folder`, by `write_checkpoint`."""
+        self.write_checkpoint(folder)
+
+    def save_files(self, folder: str, write: Callable[[str], None]) -> None:
+        """Saves the model in `folder` by transformers' `write(folder)`, outside of a checkpoint."""
+        write(folder)
+
+    def prepare_rows(self, dataset: Any, name: str, tokenize: Callable[[Any], Any], processing_class: Any) -> Any:
+        """Rows of a dataset, which TRL's `tokenize(dataset)` tokenizes."""
+        return tokenize(dataset)
 
     def reference_rows(self, dataset: Any, name: str, compute: Any) -> Any:
         """Rows with columns of reference log-probabilities, which TRL's `compute(dataset)` adds."""
@@ -42,14 +62,6 @@ class Seams:
     def reference_batch_size(self, dataset: Any, batch_size: int) -> int:
         """Rows of a batch of `reference_rows`; `batch_size` is TRL's."""
         return batch_size
-
-    def count_rows(self, dataset: Any) -> int | None:
-        """Rows that TRL will tokenize; None for a stream."""
-        return len(dataset) if hasattr(dataset, "__len__") else None
-
-    def finish_rows(self, dataset: Any, name: str, rows_before: int | None) -> Any:
-        """Rows after TRL tokenized them; `rows_before` is None for a stream."""
-        return dataset
 
     def before_step(self, model: Any) -> None:
         """The gradients of an optimizer step are complete, and neither clipped nor applied."""
@@ -60,15 +72,6 @@ class Seams:
     def metric_means(self, mode: str) -> dict[str, float]:
         """Our metrics since the last call, by TRL's names; `mode` is "train" or "eval"."""
         return {}
-
-    @classmethod
-    def tokenized_rows(cls, args: Any, processing_class: Any, dataset: Any, name: str = "preflight") -> Any:
-        """What the trainer would make of a dataset, without a model: found, tokenized, filtered and marked rows."""
-        trainer = object.__new__(cls)
-        trainer.args_for_rows = args
-        trainer._tokenizer = getattr(processing_class, "tokenizer", processing_class)
-        trainer.calculate_KL = False  # KTO's fixed mismatched rows, which ours do without
-        return trainer._prepare_dataset(dataset, processing_class, args, name)
 
     # -- TRL's and transformers' private names ------------------------------------------------------------------------
 
@@ -128,6 +131,14 @@ class Seams:
         self._part_folder = folder
         try:
             super()._save_checkpoint(self.model, None)
+        finally:
+            self._part_folder = None
+
+    def write_model(self, folder: str) -> None:
+        """Their `save_model` into `folder`, with no upload. Every process calls it."""
+        self._part_folder = folder
+        try:
+            super().save_model(folder, True)
         finally:
             self._part_folder = None
 
@@ -206,11 +217,10 @@ class Seams:
             return loss, model(**model_inputs(inputs), use_cache=False)
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
-        self.processing_class_for_rows = processing_class
-        dataset = self.prepare_rows(dataset, dataset_name)
-        rows_before = self.count_rows(dataset)
-        dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-        return self.finish_rows(dataset, dataset_name, rows_before)
+        prepare = super()._prepare_dataset
+        return self.prepare_rows(
+            dataset, dataset_name, lambda rows: prepare(rows, processing_class, args, dataset_name), processing_class
+        )
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 from trl_plus.data.balance import balance
 from trl_plus.preflight.checks.lengths import length_bias
+from trl_plus.preflight.findings import Shortcut
 from trl_plus.preflight.registry import INFO, WARNING, summary_check
-from trl_plus.preflight.shortcuts import Shortcut, audit
+from trl_plus.preflight.shortcuts import audit
 from trl_plus.preflight.tally import Summary, Verdict
 from trl_plus.preflight.target import Target
 
@@ -33,7 +34,7 @@ def surface_shortcut(summary: Summary, target: Target) -> Verdict | None:
     sentences = [reached(found), told(found), _beside(found, length)]
     if evened is not None:
         sentences.append(f"With the weights of `balance: true` it reaches {evened.accuracy.value:.1%}.")
-    mild = length or not found.strong or (evened is not None and not evened.found)
+    mild = length or (evened is not None and not evened.found)
     return Verdict(" ".join(filter(None, sentences)), examples=examples, severity=INFO if mild else None)
 
 

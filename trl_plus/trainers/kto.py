@@ -23,16 +23,18 @@ from transformers import (
 
 from trl_plus import objectives
 from trl_plus.data.forms import without_empty_images
+from trl_plus.forward.score import score
 from trl_plus.forward.transfer import to_device
 from trl_plus.objectives import Completions
-from trl_plus.step.exact_step import StepTotals, row_weights
-from trl_plus.step.mismatched import MismatchedRows
-from trl_plus.step.partners import mismatched_partners, read_batches, rows_of
+from trl_plus.step.exact_step import StepTotals, row_weights, without_repeats
+from trl_plus.step.mismatched import Z_REF, KLRow, Pass, kl_passes, mismatched_partners, read_batches, rows_of
 from trl_plus.trainers.base import OBJECTIVE, PreferenceTrainer
 from trl_plus.trainers.configs import KTOConfig
 from trl_plus.trainers.construction import no_fixed_kl_rows, own_reference_adapter
-from trl_plus.trainers.reference import StartCheck
+from trl_plus.trainers.given_reference import use_given, without, without_unused
+from trl_plus.trainers.reference import copy_as_reference
 from trl_plus.upstream.compat import TRLKTOConfig
+from trl_plus.upstream.models import is_peft, without_checkpointing
 
 logger = logging.getLogger("trl_plus")
 Rows = Dataset | IterableDataset
@@ -60,7 +62,7 @@ class FirstOf:
         return iter(self._loader)
 
 
-class KTOTrainer(MismatchedRows, StartCheck, PreferenceTrainer, trl.KTOTrainer):
+class KTOTrainer(PreferenceTrainer, trl.KTOTrainer):
     """TRL's KTOTrainer with exact steps: z_ref over the whole effective batch, drawn from rows of other prompts.
 
     Constructor arguments, losses and metrics are TRL's (`kl` is also logged as `z_ref`). What differs: rows are
@@ -70,8 +72,9 @@ class KTOTrainer(MismatchedRows, StartCheck, PreferenceTrainer, trl.KTOTrainer):
     """
 
     config_class = KTOConfig
-    unpairs = True
     accepted_configs = (TRLKTOConfig,)
+    has_reference = True
+    unpairs = True
 
     def __init__(
         self,
@@ -102,7 +105,11 @@ class KTOTrainer(MismatchedRows, StartCheck, PreferenceTrainer, trl.KTOTrainer):
             # TRL's own configuration knows no other order for this loss, so it says nothing about what is wanted
             logger.warning("Rows are shuffled: `sequential` of trl.KTOConfig is what TRL's fixed KL rows need.")
             args.train_sampling_strategy = "random"
-        self.reference_is_given = ref_model is not None
+        if args.loss_type == "kto" and not (peft_config or is_peft(model)):
+            train_dataset, eval_dataset = without_unused(train_dataset), without(eval_dataset)
+        self.reference_in_data = use_given(args, train_dataset, ref_model, paired=False)
+        if not args.precompute_ref_log_probs:
+            eval_dataset = without(eval_dataset)
         if ref_model is None:
             ref_model = self._own_reference(model, peft_config, args)
         fixed_rows = nullcontext() if self._upstream_kl else no_fixed_kl_rows(args)
@@ -125,7 +132,7 @@ class KTOTrainer(MismatchedRows, StartCheck, PreferenceTrainer, trl.KTOTrainer):
         if self._upstream_kl and self.has_column("weight"):
             raise ValueError("A `weight` column does not work with images under KTO: remove the column.")
         self._finish()
-        self.name_reference()
+        self.start_check.announce()
 
     def _own_reference(self, model: Any, peft_config: Any, args: Any) -> Any:
         """The reference to hand to TRL, or None where TRL's own choice is right."""
@@ -138,10 +145,11 @@ class KTOTrainer(MismatchedRows, StartCheck, PreferenceTrainer, trl.KTOTrainer):
             args.precompute_ref_log_probs = False
         if args.precompute_ref_log_probs and args.loss_type != "kto":
             return None
-        return self.copy_as_reference(model, peft_config, args)
+        return copy_as_reference(model, peft_config)
 
     # -- the reference point ------------------------------------------------------------------------------------------
 
+    _step_z_ref: Tensor | None = None  # of the step in progress
     _eval_z_ref: Tensor | None = None  # of the whole evaluation set, while an evaluation runs
 
     @property
@@ -154,15 +162,15 @@ class KTOTrainer(MismatchedRows, StartCheck, PreferenceTrainer, trl.KTOTrainer):
             self.note_one_label(batches)
         if not self.needs_z_ref:
             return totals
-        if local:
-            # a training micro-batch that the totals did not reach still has its step's reference point
-            step = self._window_totals if self.model.training else None
-            known = self._eval_z_ref if step is None else step.z_ref
-            return replace(totals, z_ref=self.z_ref(batches, local=True) if known is None else known)
-        return replace(totals, z_ref=self.z_ref(batches, keep_reference=not self.precompute_ref_logps))
+        if not local:
+            self._step_z_ref = self.z_ref(batches, keep_reference=not self.precompute_ref_logps)
+            return replace(totals, z_ref=self._step_z_ref)
+        # a training micro-batch that the totals did not reach still has its step's reference point
+        known = self._step_z_ref if self.model.training else self._eval_z_ref
+        return replace(totals, z_ref=self.z_ref(batches, local=True) if known is None else known)
 
     def plan_step(self, batches: list[dict[str, Any]]) -> None:
-        if not self.needs_z_ref:  # whose pass over the same rows plans them
+        if not self.needs_z_ref or not self.layouts.plans_ahead:  # otherwise the pass over the same rows plans them
             super().plan_step(batches)
 
     def note_one_label(self, batches: list[dict[str, Any]]) -> None:
@@ -184,10 +192,10 @@ class KTOTrainer(MismatchedRows, StartCheck, PreferenceTrainer, trl.KTOTrainer):
         micro-batch of the list gets them as `ref_logps`.
         """
         # A row of weight zero is no row: it is neither scored nor a partner
-        ahead = not local and isinstance(batches, list) and self.plans_ahead
+        ahead = not local and isinstance(batches, list) and self.layouts.plans_ahead
         if ahead:
-            read, flags = read_batches(batches, self.failures())
-            ahead = not self.see_failures(flags)
+            read, flags = read_batches(batches, self.layouts.failures())
+            ahead = not self.layouts.see_failures(flags)
         else:
             batches = batches if keep_reference else iter(batches)
             read = [read_batches([batch])[0][0] for batch in batches]
@@ -205,7 +213,16 @@ class KTOTrainer(MismatchedRows, StartCheck, PreferenceTrainer, trl.KTOTrainer):
         # Every rank makes the same number of passes, as sharded models need: a rank with fewer rows fills up
         filler = [(replace(pairs[0][0], weight=0.0), pairs[0][1])] * (max(counts) - counts[rank])
         mine = pairs[first : first + counts[rank]] + filler
-        passes = self.kl_passes(mine, keep_reference, list(zip(batches, read, strict=True)) if ahead else None)
+        ahead = (self.layouts.planner, self.row_layouts[0], list(zip(batches, read, strict=True))) if ahead else None
+        passes = kl_passes(
+            mine,
+            self.kl_parts(mine),
+            own=keep_reference,
+            pad_token_id=self.tokenizer.pad_token_id,
+            max_length=self.args.max_length,
+            device=self.args.device,
+            ahead=ahead,
+        )
         sums, reference = self.kl_sums(passes, keep_reference)
         if keep_reference:
             for batch, rows in zip(batches, by_batch, strict=True):
@@ -219,10 +236,36 @@ class KTOTrainer(MismatchedRows, StartCheck, PreferenceTrainer, trl.KTOTrainer):
             sums = self.accelerator.reduce(sums, reduction="sum")
         return objectives.reference_point(sums[0], sums[1])
 
+    def kl_sums(self, passes: list[Pass], own: bool) -> tuple[Tensor, Tensor | None]:
+        """(2,): the weighted sum of log-ratios over mismatched rows, and the sum of their weights.
+
+        And with `own`, (R,): the reference's log-probabilities of the rows' own completions.
+        """
+        sums, kept = torch.zeros(2, device=self.args.device), []
+        for weights, mismatched, both in passes:
+            with self.compute_loss_context_manager(), without_checkpointing(self.model, self.args):
+                with self.without_statistics():
+                    scores = score(self.model_wrapped, mismatched)
+                reference = self.reference_log_probs(both)[0]
+                scored = scores.rows(slice(None), reference[-len(weights) :])
+                ratio = scored.log_ratio
+                self.start_check.look(ratio, scored.length, Z_REF)
+            kept.append(reference[: len(weights)])
+            sums += torch.stack([(ratio * weights).sum(), weights.sum()])
+        return sums, torch.cat(kept) if own else None
+
+    def kl_parts(self, pairs: list[tuple[KLRow, KLRow]]) -> list[list[int]]:
+        """Which of the pairs go into one pass."""
+        if self.model.training and self.budget is not None:
+            costs = [len(row.prompt) + len(row.completion) + len(partner.completion) for row, partner in pairs]
+            return self.budget.cut_rows(costs, self.accelerator.num_processes)
+        size = self.args.per_device_train_batch_size if self.model.training else self.args.per_device_eval_batch_size
+        return [list(range(start, min(start + size, len(pairs)))) for start in range(0, len(pairs), size)]
+
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         def measure_z_ref() -> None:
             self.model.eval()
-            self._eval_z_ref = self.z_ref(self.without_repeats(batch) for batch in dataloader)
+            self._eval_z_ref = self.z_ref(without_repeats(batch, self.accelerator) for batch in dataloader)
 
         try:
             rows = FirstOf(dataloader, measure_z_ref) if self.needs_z_ref else dataloader
@@ -239,7 +282,7 @@ class KTOTrainer(MismatchedRows, StartCheck, PreferenceTrainer, trl.KTOTrainer):
         scores = self.score(model, inputs)
         ref = inputs["ref_logps"] if "ref_logps" in inputs else self.reference_log_probs(inputs)[0]
         rows = scores.rows(slice(None), ref)
-        self.check_start(rows.log_ratio * (weights > 0), rows.length)
+        self.start_check.look(rows.log_ratio * (weights > 0), rows.length)
         kwargs = {
             "beta": self.beta,
             "desirable_weight": self.desirable_weight,
@@ -249,12 +292,16 @@ class KTOTrainer(MismatchedRows, StartCheck, PreferenceTrainer, trl.KTOTrainer):
             losses = objectives.kto(rows, label, self.totals.z_ref, **kwargs)
         else:
             losses = objectives.apo_zero_unpaired(rows, label, **kwargs)
-        self.watch_rows(rows.log_ratio)  # z_ref is every row's: a row at fault is one whose own log-ratio is
+        self.nonfinite.watch_rows(rows.log_ratio)  # z_ref is every row's: a row at fault is one whose own log-ratio is
         self.note(OBJECTIVE, losses, weights)
         self.note_rows(rows, label, weights)
         self.note_statistics(scores, {"chosen": label, "rejected": ~label}, weights)
         self.note_tokens(inputs, weights)
         return self.add_router_loss(self.totals.share(losses, weights), scores, weights)
+
+    @staticmethod
+    def reward_of(args: Any) -> Callable[[Completions], Tensor]:
+        return lambda side: args.beta * side.log_ratio
 
     def rewards(self, side: Completions) -> Tensor:
         return self.beta * side.log_ratio
