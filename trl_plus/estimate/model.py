@@ -220,7 +220,9 @@ def _flash_stand_in() -> str:
 # -- the row layout, as far as it can be known without weights ----------------------------------------------------
 
 
-def choose(objects: RunObjects, model: Any, fake: FakeTensorMode, cuda: bool, notes: list[str]) -> tuple[str, bool]:
+def choose_layout(
+    objects: RunObjects, model: Any, fake: FakeTensorMode, cuda: bool, notes: list[str]
+) -> tuple[str, bool]:
     """The layout, and whether common beginnings are kept once. The model's attention is made ready for it.
 
     `auto` is taken to be proved right unless a setting, the model's configuration or its attention rules it out.
