@@ -238,7 +238,9 @@ class Seams:
     def _save(self, output_dir=None, state_dict=None):
         if (save := super()._save) and self._part_folder is not None:
             save(output_dir, state_dict)
-            return self.checkpoint_is_written(output_dir)
+            if self.args.should_save:  # transformers calls this in every process
+                self.checkpoint_is_written(output_dir)
+            return None
         return self.save_files(output_dir or self.args.output_dir, lambda part: save(part, state_dict))
 
     def _load_rng_state(self, checkpoint):
