@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from trl_plus.data.messages import looks_listed, parsed
+from trl_plus.data.messages import looks_listed, message_fault, parsed
 from trl_plus.data.responses import is_conversation, sides_of
 from trl_plus.data.unused import PROMPT_PARTS, texts_in, unused
 
@@ -101,6 +101,10 @@ def row_fault(row: Mapping[str, Any]) -> str | None:
             f"`{text}` holds messages as JSON text. Fix: make it a list of {{role, content}} messages, as `json.loads` "
             "does."
         )
+    faults = (message_fault(row[column], column) for column in columns if is_conversation(row[column]))
+    fault = next((fault for fault in faults if fault is not None), None)
+    if fault is not None:
+        return f"{fault}. Fix: write its text, or remove the row."
     if tools_fault(row.get("tools")):
         return f"`tools` is {row['tools']!r:.60}. Fix: make it a list of JSON schemas, or JSON text of one."
     if all(is_conversation(row.get(side)) for side in sides) and repeats_prompt(row, sides):
