@@ -6,6 +6,9 @@
 Stages come in the order of what their answers are worth. Each has a process and a time limit, so a crash costs one
 stage. Every result is a JSON line in `cells.jsonl`, written at once; at the end they are printed as a table. Models are
 random, in the shapes of Qwen2.5, both sides in the same dtype, and none is written to disk.
+
+A stage that lacks time or a package is printed as skipped. The exit code is 1 if a result is wrong or a stage failed.
+A run with `--tiny` shows that all stages work, so it fails if one was skipped.
 """
 
 import argparse
@@ -39,12 +42,16 @@ TINY = [
     ("speed:tiny:qlora:4:64:0.5:DPO", 200),
 ]
 LEAST = 25  # seconds without which a stage is not begun
+SECONDS = 520  # of the whole run; with --tiny as many as its stages may take
+NO_TIME = "no time left"
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--seconds", type=float, default=520, help="of the whole run")
+    parser.add_argument(
+        "--seconds", type=float, help=f"of the whole run: {SECONDS}, or what all stages of --tiny may take"
+    )
     parser.add_argument("--tiny", action="store_true", help="a tiny model on a CPU")
     parser.add_argument("--only", default="", help="stages whose name holds this")
     parser.add_argument("--stage", help=argparse.SUPPRESS)  # of a child process
@@ -85,6 +92,18 @@ def table(cells: list[dict]) -> str:
     return "\n".join([json.dumps(cell) for cell in cells if "s_per_step" not in cell] + lines)
 
 
+def skipped(cells: list[dict]) -> list[str]:
+    """List the stages that were not run, and why."""
+    found = [f"{cell['stage']}: {NO_TIME}" for cell in cells if cell.get("code") == NO_TIME]
+    return found + [f"{cell['speed']}: {cell['skipped']}" for cell in cells if "skipped" in cell]
+
+
+def exit_code(cells: list[dict], tiny: bool) -> int:
+    """Return 1 if a result is wrong or a stage failed. With `tiny` also if one was skipped."""
+    wrong = any(cell.get("ok") is False or cell.get("code", 0) not in (0, NO_TIME) for cell in cells)
+    return int(wrong or (tiny and bool(skipped(cells))))
+
+
 def main() -> int:
     options = parse(sys.argv[1:])
     if options.stage:
@@ -95,18 +114,23 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     cells = options.out / "cells.jsonl"
     cells.write_text("", encoding="utf-8")
-    end = time.monotonic() + options.seconds
-    for name, limit in TINY if options.tiny else STAGES:
-        if options.only not in name:
-            continue
+    stages = [(name, limit) for name, limit in (TINY if options.tiny else STAGES) if options.only in name]
+    if not stages:
+        print(f"--only: no stage is named like {options.only}", file=sys.stderr)
+        return 2
+    seconds = options.seconds or (sum(limit for _, limit in stages) if options.tiny else SECONDS)
+    end = time.monotonic() + seconds
+    for name, limit in stages:
         left = end - time.monotonic()
         if left < LEAST:
-            write(options.out, stage=name, code="no time left", seconds=0)
+            write(options.out, stage=name, code=NO_TIME, seconds=0)
             continue
         run_stage(name, min(limit, left), options)
     found = [json.loads(line) for line in cells.read_text(encoding="utf-8").splitlines()]
     print(table(found))
-    return int(any(cell.get("ok") is False or cell.get("code", 0) not in (0, "no time left") for cell in found))
+    for text in skipped(found):
+        print(f"skipped: {text}")
+    return exit_code(found, options.tiny)
 
 
 if __name__ == "__main__":

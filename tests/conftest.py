@@ -13,6 +13,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from filelock import FileLock
+from hypothesis import HealthCheck, settings
+
+# Other processes may use the cores at the same time, so no example is too slow
+settings.register_profile("trl_plus", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("trl_plus")
 
 # A cache of this session's own: what an earlier one kept there would be read instead of computed
 _CACHE = tempfile.mkdtemp(prefix="trl_plus_tests_")
@@ -190,14 +196,27 @@ class Quickstart(NamedTuple):
 
 @pytest.fixture(scope="session")
 def quickstart(tmp_path_factory):
-    """Trained once, since it takes half a minute. Tests must leave the folder as it is."""
-    work = tmp_path_factory.mktemp("quickstart")
+    """Trained once, since it takes half a minute. Tests must leave the folder as it is.
+
+    The processes of pytest-xdist share the one that the first of them trains; each has a copy.
+    """
     words = ["train", "recipes/quickstart.yaml"]
-    command = [sys.executable, "-m", "trl_plus.cli", *words]
-    start = cpu_time_of_children()
-    done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return Quickstart(work / "runs" / "quickstart", done.stdout + done.stderr, cpu_time_of_children() - start, words)
+    parallel = "PYTEST_XDIST_WORKER" in os.environ
+    shared = tmp_path_factory.getbasetemp().parent if parallel else tmp_path_factory.mktemp("quickstart")
+    trained, note = shared / "quickstart-trained", shared / "quickstart.json"
+    with FileLock(shared / "quickstart.lock"):
+        if not note.exists():
+            shutil.rmtree(trained, ignore_errors=True)  # of a process that failed here
+            trained.mkdir()
+            command = [sys.executable, "-m", "trl_plus.cli", *words]
+            start = cpu_time_of_children()
+            done = subprocess.run(command, cwd=trained, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr[-2000:]
+            note.write_text(json.dumps([done.stdout + done.stderr, cpu_time_of_children() - start]), encoding="utf-8")
+    output, seconds = json.loads(note.read_text(encoding="utf-8"))
+    work = tmp_path_factory.mktemp("quickstart")
+    shutil.copytree(trained, work, dirs_exist_ok=True)
+    return Quickstart(work / "runs" / "quickstart", output, seconds, words)
 
 
 @pytest.fixture(scope="session")

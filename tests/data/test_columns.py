@@ -47,6 +47,19 @@ def test_held_out_rows_of_another_dataset_may_have_the_names_already(write):
     assert data.eval["prompt"][:] == ["a"]
 
 
+SCORES = [{"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": 4.5, "score_rejected": r} for r in (1, None)]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_difference_of_two_columns(write, kind):
+    columns = {"margin": "score_chosen - score_rejected"}
+    rows = load(request(write(f"rows.{kind}", SCORES), columns=columns)).train
+    assert rows["margin"][:] == [3.5, None]
+    assert rows["score_chosen"][:] == [4.5, 4.5]
+    with pytest.raises(DataError, match="difference of 'a' and 'b', which are no numbers"):
+        load(request(write(f"text.{kind}", SCORES), columns={"margin": "chosen - rejected"}))
+
+
 @pytest.mark.parametrize(
     "columns, words",
     [

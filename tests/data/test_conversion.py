@@ -32,7 +32,7 @@ def request(path, converter, paired=True, **keys):
         (HH, "alpaca", True, "needs `instruction`: use `converter: hh`"),
         (HH, "ultrafeedback", True, "needs `prompt`: use `converter: hh`"),
         ({"instruction": "i", "output": "o"}, "alpaca", False, "needs `kto_tag` or `label`: rename the columns"),
-        ({"instruction": "i", "output": ["a", "b"]}, "alpaca", True, "needs `chosen` and `rejected`: make them"),
+        ({"instruction": "i", "output": ["a", "b", "c"]}, "alpaca", True, "`output` must be a list of two texts"),
         ({"instruction": "i", "output": "o"}, "alpaca", True, "needs `chosen` and `rejected`: rename the columns"),
         ({"text": "x"}, "openai", True, "docs/data.md"),
         ({"chosen": [USER, GOOD], "rejected": [USER, BAD]}, "hh", True, "`chosen` must be text, but is a list of mes"),

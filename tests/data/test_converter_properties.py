@@ -1,7 +1,7 @@
 """Whatever a row holds: rows come out of it, or it is counted, or the converter says what is wrong."""
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from trl_plus.data.conversion import convert_rows
@@ -87,6 +87,7 @@ def datasets_of(converter):
 def test_no_row_vanishes_uncounted(converter, paired):
     """Of every row that a shape allows, rows come out, or it is one of those that the note counts."""
 
+    @settings(deadline=None)
     @given(datasets_of(converter))
     def check(rows):
         from datasets import Dataset

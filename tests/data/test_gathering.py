@@ -85,3 +85,28 @@ def test_refused(write, rows, streaming, words):
 def test_trees_are_named(write):
     with pytest.raises(DataError, match="set `converter: trees`"):
         load(request(write("rows.jsonl", TREE), None))
+
+
+def test_answers_that_give_no_pair_are_counted_with_their_reason(write):
+    (note,) = load(request(write("rows.jsonl", [*TREE, message("plain", "q", "assistant")]), "trees")).notes
+    assert (note.rows, note.of) == (4, 11)
+    assert note.first == {
+        7: "a message before the answer is missing",
+        8: "a message before the answer is missing",
+        9: "the answer is the only one with a rank",
+    }
+    assert "4 answers are left out (2: a message before the answer is missing; 1: " in note
+    assert "the answer has no rank" in note
+
+
+def test_groups_count_what_they_leave_out(write):
+    scores = [("p", 4), ("p", 1), ("p", 2), ("q", 2), ("q", 2), ("r", 1), ("s", None)]
+    rows = [{"prompt": prompt, "response": f"answer {n}", "score": score} for n, (prompt, score) in enumerate(scores)]
+    (note,) = load(request(write("rows.jsonl", rows), "groups")).notes
+    assert note.first == {
+        3: "all completions have the same score, 2",
+        4: "all completions have the same score, 2",
+        5: "the prompt has no second answer with a score",
+    }
+    assert (note.rows, note.of) == (4, 7)
+    assert "1: the answer has no score" in note

@@ -55,6 +55,13 @@ SAME = _matrix() | {
 }
 # One rank's proof of the packed layout fails
 FAILING = {f"DPO-fail-{how}": {"method": "DPO", "other_reference": True, "fail": how} for how in ("layer", "before")}
+# Every rank takes the model's own logits: no fused head is right for the model, or one rank finds that none is
+OWN_LOGITS = {
+    "DPO-own-logits": {"method": "DPO", "kind": "Transformed"},
+    "SimPO-own-logits-lora": {"method": "SimPO", "kind": "Transformed", "lora": True},
+    "SimPO-head-differs": {"method": "SimPO", "fail": "head differs"},
+    "KTO-head-fails": {"method": "KTO", "other_reference": True, "fail": "head fails"},
+}
 POISONED = {
     "DPO-stop": {"method": "DPO", "other_reference": True, "do": "nonfinite", "config": {"max_steps": 4}},
     "DPO-gradient": {"method": "DPO", "do": "nonfinite", "gradient": True},
@@ -77,14 +84,16 @@ RECIPES = {
         "gather": False,
     },
 }
-CELLS = SAME | FAILING | POISONED | RESUMED | RECIPES
+# A kernel of one rank fails after its proof. The last run: under sharded weights that rank ends, and with it the group
+LATE = {"DPO-late": {"method": "DPO", "other_reference": True, "do": "late", "config": {"max_steps": 3}}}
+CELLS = SAME | FAILING | OWN_LOGITS | POISONED | RESUMED | RECIPES | LATE
 
 QUICK = {
     "DPO", "DPO-path", "KTO", "KTO-path", "SimPO", "CPO-path", "ORPO", "DPO-lora", "KTO-lora-path", "SimPO-lora-path",
     "CPO-lora", "ORPO-lora", "DPO-adamw-tied", "KTO-lora-adamw", "DPO-edited", "DPO-precomputed", "DPO-own-loss",
     "DPO-lora-and-head", "KTO-evaluated-first", "DPO-ram", "KTO-ram-instance", "DPO-fail-layer", "DPO-fail-before",
     "DPO-stop", "DPO-gradient", "SimPO-skip", "resume-DPO", "resume-KTO-lora", "resume-SimPO-shards", "recipe-DPO",
-    "recipe-SimPO-lora", "recipe-SimPO-shards",
+    "recipe-SimPO-lora", "recipe-SimPO-shards", "DPO-own-logits", "SimPO-head-differs", "KTO-head-fails", "DPO-late",
 }  # fmt: skip
 
 

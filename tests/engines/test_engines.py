@@ -92,7 +92,7 @@ def launch(engine, specs, folder):
 def result(request, tmp_path_factory, models):
     """result(engine, name) -> what that run ended with; only runs that were selected are made."""
     chosen = {(p["engine"], p["name"]) for p in map(_params, request.session.items) if "engine" in p}
-    chosen |= {("single", name) for _, name in chosen if cells.CELLS[name].get("do") in (None, "nonfinite")}
+    chosen |= {("single", name) for _, name in chosen if cells.CELLS[name].get("do") in (None, "nonfinite", "late")}
     order, folders, printed = list(cells.CELLS), {}, {}
 
     def of(engine, name):
@@ -105,7 +105,7 @@ def result(request, tmp_path_factory, models):
         assert path.exists(), printed[engine]
         found = torch.load(path, weights_only=False)
         assert "error" not in found, found["error"]
-        return found
+        return {"folder": str(folders[engine])} | found
 
     return of
 
@@ -118,7 +118,7 @@ def gap(several, one, name, models):
     """The distance of two updates, over the length of one."""
     cell = cells.CELLS[name]
     start = one["start"]
-    if not cell.get("lora"):
+    if not cell.get("lora") and not cell.get("kind"):
         start = load_file(models["tied" if cell.get("tied") else "model"] + "/model.safetensors")
     compared = [n for n in one["weights"] if n in start]
     assert compared
@@ -166,6 +166,31 @@ def test_all_ranks_fall_back_where_one_fails_its_proof(engine, name, result, mod
     several = result(engine, name)
     assert set(several["layouts"]) == {"rows"}
     assert gap(several, result("single", name), name, models) < EXACT
+
+
+@pytest.mark.parametrize("engine, name", table(cells.OWN_LOGITS))
+def test_all_ranks_take_the_models_own_logits(engine, name, result, models):
+    """Whether every rank finds the fused head wrong or one does; one process takes the head where it is right."""
+    several, one = result(engine, name), result("single", name)
+    alone = "fail" in cells.CELLS[name]
+    assert all((reason is None) == alone for head in one["reasons"][0] for reason in head.values())
+    for rank in several["reasons"]:
+        assert all(reason is not None for head in rank for reason in head.values())
+    assert set(several["layouts"]) == {"packed"}
+    assert gap(several, one, name, models) < EXACT
+
+
+@pytest.mark.parametrize("engine, name", table(cells.LATE))
+def test_a_kernel_that_fails_later_on_one_rank(engine, name, result, models):
+    """All take plain rows, or the run ends in words: other ranks wait for the shards of one that starts anew."""
+    several = result(engine, name)
+    if engine == "zero2":
+        assert several["layouts"] == [["rows", "rows"]] * 2
+        assert gap(several, result("single", name), name, models) < EXACT
+        return
+    said = Path(several["folder"], f"{name}.1.txt").read_text()
+    assert re.fullmatch(r"The packed layout does not work here: .*no kernel on this rank.* Set `layout: rows`\.", said)
+    assert several["said"]  # that a process is gone
 
 
 @pytest.mark.parametrize("engine, name", table(cells.POISONED))
@@ -222,8 +247,11 @@ def test_what_a_recipe_saved_is_evaluated_and_merged(engine, name, result, tmp_p
         else:
             from deepspeed.utils.zero_to_fp32 import convert_zero_checkpoint_to_fp32_state_dict
 
-            convert_zero_checkpoint_to_fp32_state_dict(str(places[1]), str(places[1]), safe_serialization=True)
-            places = places[1:]
+            with pytest.raises(RecipeError, match=r"in shards of DeepSpeed\. Fix: "):
+                open_run(str(folder))
+            assert not (folder / UNFINISHED).exists()
+            for place in places:
+                convert_zero_checkpoint_to_fp32_state_dict(str(place), str(place), safe_serialization=True)
     for place in places:
         recipe, weights = open_run(str(place))
         tuned = evaluate(recipe, weights, None, None, lambda *_: None).pairs.models["tuned"]["reward"]

@@ -24,6 +24,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, set_seed
 
 import trl_plus
+from tests import odd_models
 from tests.conftest import make_pairs, make_unpaired
 from trl_plus.step.nonfinite import NonFiniteError
 
@@ -47,6 +48,10 @@ def begin_engine() -> None:
         PartialState(cpu=True)
     if STAGE:
         os.environ |= {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_DEEPSPEED": "true"}
+        import deepspeed
+
+        # DeepSpeed would compile it, which takes minutes. All that it has is a faster reduction than gloo's
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         PartialState(backend="gloo")
 
 
@@ -112,6 +117,8 @@ def make_trainer(cell: dict, folder: str, cls=None, **extra):
     set_seed(3)
     args = make_args(cell, folder)
     model = cell["model"] if cell.get("path") else load(cell["model"])
+    if cell.get("kind"):
+        model = odd_models.build(getattr(odd_models, cell["kind"]), len(AutoTokenizer.from_pretrained(cell["model"])))
     if cell.get("edited"):  # in memory: no checkpoint holds these weights
         with gathered(model), torch.no_grad():
             for parameter in model.parameters():
@@ -178,28 +185,61 @@ def train(cell: dict) -> dict:
     return {
         "weights": weights_of(trainer, cell), "start": start, "logs": logs_of(trainer),
         "evaluation": evaluation, "before": before, "layouts": [layout.layout for layout in trainer.row_layouts],
-        "sharded": is_sharded(trainer),
+        "sharded": is_sharded(trainer), "reasons": of_all_ranks([head._reasons for head in trainer._heads]),
     }  # fmt: skip
+
+
+def of_all_ranks(value) -> list:
+    found = [None] * WORLD
+    if WORLD == 1:
+        return [value]
+    torch.distributed.all_gather_object(found, value)
+    return found
+
+
+def failing(*args, **kwargs):
+    raise RuntimeError("no kernel on this rank")
 
 
 @contextmanager
 def fail_proof(how: str):
-    """One rank's proof fails: in a layer in the middle of a pass, before any pass, or by a wrong result."""
+    """One rank's proof fails: that of the layout in a layer or before any pass, or that of the LM head."""
     import trl_plus.forward.layout_proof as proof
+    from trl_plus.forward import head_proof, lm_head
     from trl_plus.forward.attention import interface
 
-    def failing(*args, **kwargs):
-        raise RuntimeError("no kernel on this rank")
-
-    kept = interface.backend, proof.plan_rows
-    if how == "layer":
-        interface.backend = failing
-    else:
-        proof.plan_rows = lambda *args: None
+    places = {
+        "layer": (interface, "backend", failing),
+        "before": (proof, "plan_rows", lambda *args: None),
+        "head fails": (lm_head, "_chunk", lambda hidden, targets, head, *args: failing(head(hidden))),
+        "head differs": (head_proof, "difference", lambda *args: torch.ones(1)),
+    }
+    module, name, instead = places[how]
+    kept = getattr(module, name)
+    setattr(module, name, instead)
     try:
         yield
     finally:
-        interface.backend, proof.plan_rows = kept
+        setattr(module, name, kept)
+
+
+def late(cell: dict) -> dict:
+    """A kernel of rank 1 fails after the first step. What an error printed, if there was one, on every rank."""
+    from trl_plus.forward.attention import interface
+
+    trainer, kernel, said = make_trainer(cell, cell["out"] + ".run"), interface.backend, ""
+    interface.backend = lambda *args: (failing if RANK and trainer.state.global_step else kernel)(*args)
+    try:
+        trainer.train()
+    except Exception as error:
+        said = str(error)
+        Path(f"{cell['out']}.{RANK}.txt").write_text(said)
+        if RANK:
+            os._exit(1)
+    finally:
+        interface.backend = kernel
+    return {"said": said, "layouts": [] if said else of_all_ranks([layout.layout for layout in trainer.row_layouts]),
+            "weights": {} if said else weights_of(trainer, cell), "start": {}}  # fmt: skip
 
 
 class Poison:

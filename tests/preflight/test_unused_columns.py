@@ -1,10 +1,14 @@
 """Columns that belong to the prompt and are not used, and arguments that are not JSON."""
 
 import pytest
+from datasets import Dataset
 
 from tests.conftest import user
+from trl_plus.preflight import checks  # noqa: F401  (registers them)
+from trl_plus.preflight.findings import Severity
 from trl_plus.preflight.registry import TEXT
 from trl_plus.preflight.rows import kind_of, read_row
+from trl_plus.preflight.unused import unused_columns
 
 
 def assistant(text, **more):
@@ -54,3 +58,60 @@ def test_all_of_them_are_named():
 def test_arguments(arguments, found):
     calls = [{"type": "function", "function": {"name": "f", "arguments": arguments}}]
     assert (detail("D213", {**CHAT, "chosen": [assistant("", tool_calls=calls)]}) is not None) == found
+
+
+DIALOGUE = [{"input": "Why?", "output": "It was said long ago."}]
+
+
+@pytest.mark.parametrize(
+    "value, used",
+    [
+        (DIALOGUE, True),  # the last answer is no part of the prompt
+        ([*DIALOGUE, *DIALOGUE], False),
+        ([user("Why?"), assistant("It was said long ago.")], True),
+        ([user("Why not?"), assistant("It melts.")], False),
+    ],
+)
+def test_the_last_answer_of_a_dialogue(value, used):
+    assert (detail("D112", {**CHAT, "conversation": value}) is None) == used
+
+
+@pytest.mark.parametrize(
+    "prompt, found",
+    [
+        ("### Instruction:\nWhy?\n\n### Response:\n", True),
+        ("Human: Why?\nAssistant:", True),
+        ("User: Why?\nBot: ", True),
+        ("What does `### Response:` mean?", False),
+        ("Complete the line\nAssistant: Hello", False),
+        ("Which one is right? Answer:", False),
+    ],
+)
+def test_the_opening_of_an_answer(prompt, found):
+    assert (detail("D214", {**CHAT, "prompt": [user(prompt)]}) is not None) == found
+    assert detail("D214", {**TEXTS, "prompt": prompt}) is None  # text is trained on as it stands
+
+
+PROSE = "Two people stand at a lake in May."
+
+
+@pytest.mark.parametrize("row", [TEXTS, CHAT])
+@pytest.mark.parametrize(
+    "columns, severity, named",
+    [
+        ({"scenario": PROSE, "source": "web"}, Severity.WARNING, "`scenario`, `source`"),
+        ({"source": "a crawl of many pages in 2020"}, Severity.INFO, "`source`"),
+        ({"topic": "lakes", "source": "web"}, None, ""),
+        ({"場面": "二人が五月の湖のほとりに立っている。"}, Severity.WARNING, "`場面`"),
+        ({"all_generated_responses": ["It melts.", "It may well be that ice melts in May."]}, Severity.INFO,
+         "`all_generated_responses`"),
+        ({"turns": [{"role": "user", "content": PROSE}]}, Severity.WARNING, "`turns`"),
+        ({"again": "It melts."}, None, ""),
+        ({"empty": "", "none": None, "number": 3, "score_chosen": 4.0}, None, ""),
+    ],
+)  # fmt: skip
+def test_columns_of_no_known_meaning(row, columns, severity, named):
+    found = list(unused_columns("train", Dataset.from_list([{**row, **columns}] * 3), kind_of(row)))
+    assert [finding.severity for finding in found] == ([severity] if severity else [])
+    assert [finding.sentence for finding in found] == [f"The text of {named} is not trained on."] * len(found)
+    assert {finding.code for finding in found} <= {"D117"}

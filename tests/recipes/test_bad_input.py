@@ -4,7 +4,7 @@ import pytest
 
 from trl_plus.errors import RecipeError
 from trl_plus.methods import METHODS
-from trl_plus.recipes.keys import all_keys
+from trl_plus.recipes.keys import all_keys, owners
 from trl_plus.recipes.recipe import load_recipe
 from trl_plus.recipes.unknown_keys import REFUSED, RENAMED, REPLACED, explain
 
@@ -196,3 +196,43 @@ def test_old_keys_are_not_keys_of_today():
 def test_every_old_key_is_answered(method):
     for key in (*RENAMED, *REPLACED, *REFUSED):
         assert f"`{key}`" in explain(key, 1, METHODS[method])
+
+
+# the values that the keys of today are tried with; every other key takes a text
+SAMPLES = {
+    "eval_fraction": 0.2, "max_length": 512, "num_train_epochs": 2, "learning_rate": 1e-6, "beta": 0.2, "gamma": 0.4,
+    "per_device_train_batch_size": 2, "per_device_eval_batch_size": 2, "dataset_num_proc": 1, "lora_r": 8,
+    "desirable_weight": 1.5, "undesirable_weight": 1.5, "gradient_checkpointing": True, "use_cpu": True,
+    "lora_target_modules": ["q_proj"], "lora_modules_to_save": ["lm_head"], "lr_scheduler_type": "cosine",
+    "optim": "adamw_torch", "eval_strategy": "no", "loss_type": ["sigmoid"], "dtype": "bfloat16",
+    "attn_implementation": "sdpa",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key, new", RENAMED.items())
+def test_every_old_name_names_the_key_and_following_it_works(write, key, new):
+    import yaml
+
+    method = owners(new)[0] if owners(new) else "dpo"
+    value = SAMPLES.get(new, "name")
+    more = {"use_peft": True} if new.startswith("lora") else {}
+    more |= {"push_to_hub": True} if new.startswith("hub") else {}
+    text = message(write(method=method, **more, **{key: value}))
+    line = text.split(f"`{key}` is now `{new}`: write `")[1].split("`")[0]
+    recipe = load_recipe(write(**{"method": method, **more, **yaml.safe_load(line)}))
+    assert recipe[new] == value
+
+
+@pytest.mark.parametrize(
+    "key, value, line",
+    [
+        ("lora_target", "all", "lora_target_modules: all-linear"),
+        ("lora_target", "q_proj,v_proj", "lora_target_modules: [q_proj, v_proj]"),
+        ("attn_impl", "flash_attn", "attn_implementation: flash_attention_2"),
+        ("pref_loss", "simpo", "method: simpo"),
+        ("val_size", 100, "eval_fraction: 0.1"),
+        ("dataset", "pairs_one,pairs_two", "datasets: [{path: pairs_one}, {path: pairs_two}]"),
+    ],
+)
+def test_values_that_have_another_name_today(key, value, line):
+    assert f"write `{line}`" in explain(key, value, METHODS["dpo"])

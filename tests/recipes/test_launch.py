@@ -289,6 +289,30 @@ def test_ranks_of_the_second_machine():
     assert sorted(line for line in done.stdout.split("\n") if "rank" in line) == ["rank 2 0 ", "rank 3 1 "], done.stderr
 
 
+WATCHING = """
+import os, signal, sys, time
+def stop(number, frame):
+    time.sleep(0.2); os.write(1, b"saved\\n"); sys.exit(130)
+signal.signal(signal.SIGTERM, stop)
+from trl_plus.launch.processes import end_with_parent
+end_with_parent()
+os.write(1, b"ready\\n")
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="descriptors are passed on POSIX only")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGQUIT])
+def test_a_lost_parent_leaves_nothing_running(number):
+    """The pipe of their output closes when the last of them has ended."""
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, WATCHING], stdout=subprocess.PIPE, text=True)
+    assert [parent.stdout.readline().strip() for _ in range(2)] == ["ready", "ready"]
+    parent.send_signal(number)
+    out, _ = parent.communicate(timeout=30)
+    assert out.split() == ["saved", "saved"]
+    assert parent.returncode == -number
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_is_passed_on_and_waited_for(number):
     parent = subprocess.Popen([sys.executable, "-c", PARENT, SLOW_SAVE], stdout=subprocess.PIPE, text=True)

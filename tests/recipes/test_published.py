@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from trl_plus.cli import app
 from trl_plus.errors import RecipeError
+from trl_plus.methods import FAMILIES, METHODS
 from trl_plus.published import BETAS, RATES
 from trl_plus.recipes.keys import recipe_schema
 from trl_plus.recipes.package_data import find_recipe, published_names, recipe_names, recipe_path
@@ -93,9 +94,9 @@ def test_rows_of_the_table(row):
 
 def test_every_method_has_a_known_beta_near_its_default():
     """A default that was copied across losses of another scale would be far from every published value."""
-    from trl_plus.methods import METHODS
-
     known = {beta.loss for beta in BETAS}
+    assert known == {*FAMILIES["DPO"].losses, *FAMILIES} - {"sft", "DPO"}  # "sft" reads no beta
+    assert {rate.method for rate in RATES} == set(FAMILIES)
     for method in METHODS.values():
         recipe = load_recipe("dpo_full", [f"method={method.name}", "beta=null"])
         args = build(recipe).args

@@ -101,6 +101,33 @@ def test_a_save_killed_while_it_replaces_loses_nothing(tmp_path, monkeypatch):
     assert not (tmp_path / files.UNFINISHED).exists()
 
 
+@pytest.mark.parametrize("moved", range(6))
+def test_shards_are_named_when_all_of_them_are_there(tmp_path, moved, monkeypatch):
+    """A process that is killed while it moves DeepSpeed's shards into the folder of a run."""
+    run, part = tmp_path / "run", tmp_path / "run" / files.UNFINISHED / "model"
+    shards = {f"global_step4/{rank}.pt" for rank in range(3)} | {"zero_to_fp32.py"}
+    for name in {*shards, "latest"}:
+        (part / name).parent.mkdir(parents=True, exist_ok=True)
+        (part / name).write_text("global_step4")
+    (run / "model.safetensors").write_text("of an earlier model")
+    replace, calls = os.replace, []
+
+    def killed(source, target):
+        if len(calls) == moved:
+            raise KeyboardInterrupt
+        calls.append(replace(source, target))
+
+    monkeypatch.setattr(os, "replace", killed)
+    if moved < 5:
+        with pytest.raises(KeyboardInterrupt):
+            files.merge_into(part, run)
+        assert not (run / "latest").exists()
+        return
+    files.merge_into(part, run)
+    assert all((run / name).is_file() for name in {*shards, "latest"})
+    assert not (run / "model.safetensors").exists()  # it would be loaded instead of the shards
+
+
 def test_rotation_keeps_the_newest_and_the_best(tmp_path):
     folders = [checkpoint(tmp_path, step) for step in (2, 4, 6, 8)]
     for age, folder in enumerate(folders):

@@ -116,7 +116,9 @@ def test_weights_with_an_upstream_loss_are_refused(make_trainer, pair_rows):
         make_trainer("DPO", pair_rows(4), loss_type="aot", trainer={"eval_dataset": Dataset.from_list(rows)})
 
 
-def test_a_text_prompt_next_to_conversations_is_named(make_trainer, pair_rows):
-    rows = [row | {"prompt": "text"} for row in pair_rows(2)]
-    with pytest.raises(ValueError, match="text `prompt` next to conversations"):
-        make_trainer("SimPO", rows)
+def test_a_text_prompt_next_to_conversations_is_the_users_turn(make_trainer, pair_rows):
+    rows = [row | {"prompt": "amber copper"} for row in pair_rows(2)]
+    trainer = make_trainer("SimPO", rows)
+    text = trainer.processing_class.decode(trainer.train_dataset[0]["prompt_ids"])
+    whole = len(rows[0]["chosen"]) > 1  # conversations that hold the prompt themselves
+    assert text.count("amber copper") == (0 if whole else 1)

@@ -174,11 +174,14 @@ def test_every_process_asks_the_others_alike():
     assert asked[0] == asked[1]
 
     head = with_head(model := odd_models.build(odd_models.Odd, 300))
-    answers = iter([None, "another process finds it wrong", "it does not"])
+    # its row, the row's own logits, that no token sees ahead; then the fast head, and `logits_to_keep`
+    answers = iter([None, None, None, "another process finds it wrong", "it does not"])
     head.agree = lambda reason: next(answers)
-    model.lm_head.forward = None  # the fast head would call it
-    with pytest.raises(TypeError):
-        score(model, batch())
+    ways, own = [], head._on_own_logits
+    head._on_own_logits = lambda **kwargs: ways.append("own") or own(**kwargs)
+    score(model, batch())
+    assert ways == ["own"]
+    assert not list(answers)
 
 
 def test_rows_with_more_than_text_are_proved_on_a_completion():
@@ -195,6 +198,34 @@ def test_rows_with_more_than_text_are_proved_on_a_completion():
         logits = own(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"]).logits
     expected = logits[:, :-1].log_softmax(-1).gather(2, rows["input_ids"][:, 1:, None])[..., 0]
     assert (found - expected * rows["completion_mask"][:, 1:]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_no_process_tries_a_row_that_another_one_lacks(here):
+    """Rows of images whose completions have two tokens, here or in another process: both take the batch as it is."""
+    images = []
+
+    class Seeing(odd_models.Transformed):
+        def forward(self, input_ids=None, attention_mask=None, labels=None, pixel_values=None, **kwargs):
+            images.append(pixel_values is not None)
+            return super().forward(input_ids, attention_mask, **kwargs)
+
+    head = with_head(model := odd_models.build(Seeing, 300))
+    rows = batch() | {"pixel_values": torch.zeros(5, 3, 4, 4)}
+    if here:
+        places = rows["attention_mask"].cumsum(1)
+        ends = places.amax(1, keepdim=True)
+        rows["completion_mask"] = ((places > ends - 2) & rows["attention_mask"].bool()).long()
+    asked = []
+
+    def agree(reason):
+        asked.append(reason)
+        return reason if here or len(asked) > 1 else "another process finds that no completion has three tokens"
+
+    head.agree = agree
+    score(model, rows)
+    assert all(images)
+    assert (asked[0] is not None) == here
 
 
 @pytest.mark.parametrize("factor", [1.0, 3.0])

@@ -74,6 +74,9 @@ def train(
         _note_command(words, accelerate_config, num_processes)
         if (accelerate_config is not None or num_processes is not None) and not launched():
             raise typer.Exit(_start(loaded, words, accelerate_config, num_processes))
+        from trl_plus.launch.processes import end_with_parent
+
+        end_with_parent()
         from trl_plus.training.run import run
 
         with explained(loaded):

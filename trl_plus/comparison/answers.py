@@ -114,7 +114,8 @@ def as_text(tokenizer: Any, prompt: Prompt) -> str:
     if isinstance(prompt, str):
         return prompt
     messages = fitted(prompt, needs_of(tokenizer))
-    return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    arguments = getattr(prompt, "arguments", {})
+    return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **arguments))
 
 
 def seed_of(seed: int, text: str) -> int:

@@ -9,10 +9,24 @@ from rich.table import Table
 from rich.text import Text
 
 from trl_plus.data.files import as_path
+from trl_plus.data.folding import FOLDED, turns_of
+from trl_plus.data.forms import row_in_form
+from trl_plus.data.messages import listed, looks_listed, message_fault
 from trl_plus.data.responses import is_conversation, sides_of, split_response
+from trl_plus.data.templates import template_arguments
+from trl_plus.data.unused import PROMPT_PARTS, texts_in, unused
 from trl_plus.errors import DataError
 from trl_plus.runs.metrics import Sample
 from trl_plus.ui.console import printable
+
+
+class Conversation(list[dict[str, Any]]):
+    """Messages, with what else the chat template is given: `tools` and `chat_template_kwargs`."""
+
+    def __init__(self, messages: list[dict[str, Any]], arguments: dict[str, Any]):
+        super().__init__(messages)
+        self.arguments = arguments
+
 
 Prompt = str | list[dict[str, Any]]  # a text, or messages
 
@@ -45,7 +59,7 @@ def _spread(dataset: Any, count: int) -> Iterator[Any]:
 def _prompt(row: dict[str, Any]) -> Prompt:
     sides = sides_of(list(row))
     if is_conversation(row[sides[0]]):
-        return split_response(row, sides)["prompt"]
+        return Conversation(split_response(row, sides)["prompt"], template_arguments(row))
     if "prompt" in row:
         return row["prompt"]
     from trl import extract_prompt
@@ -57,10 +71,11 @@ def read_prompts(name: str, count: int | None) -> list[Prompt]:
     """The prompts of a file, at most `count` of them, each once.
 
     A name that ends in .jsonl holds a JSON object a line: `prompt`, a text or a list of messages, or `messages`, whose
-    last assistant turn is left out. Any other file holds a prompt a line; blank lines are passed over.
+    last assistant turn is left out; beside it `system`, `history`, `tools` and `chat_template_kwargs` as in training
+    data. Any other file holds a prompt a line; blank lines are passed over.
 
     Raises:
-        DataError: there is no such file, or a line is no prompt.
+        DataError: there is no such file, a line is no prompt, or a part of the prompt has no place in it.
     """
     path = as_path(name)
     if path.suffix.lower() in _NO_PROMPTS:
@@ -95,19 +110,36 @@ def _json_prompt(line: str, place: str) -> Prompt:
         value: Any = json.loads(line)
     except ValueError:
         raise DataError(f"{place} is no JSON: write an object a line, or name the file .txt for plain text.") from None
-    if isinstance(value, dict):
-        value = value["prompt"] if value.get("prompt") else value.get("messages")
-    if isinstance(value, list) and value and all(map(_is_message, value)):
+    row = value if isinstance(value, dict) else {"prompt": value}
+    value = row["prompt"] if row.get("prompt") else row.get("messages")
+    value = value if looks_listed(value) or not isinstance(value, str) or not _in_front(row) else [_asks(value)]
+    formed = row_in_form({**row, "prompt": listed(value), "completion": [{"role": "assistant", "content": ""}]}, {})
+    value = formed["prompt"]
+    if (isinstance(value, str) and value.strip()) or is_conversation(value):
+        gone = unused(formed, PROMPT_PARTS, texts_in(value))
+        if gone:
+            raise DataError(
+                f"{place}: the text of `{gone[0]}` is not in the prompt: write it into `prompt`, or remove `{gone[0]}`."
+            )
+    if is_conversation(value):
+        fault = message_fault(value, "prompt")
+        if fault is not None:
+            raise DataError(f"{place}: {fault}: correct it.")
         asked = value[:-1] if value[-1]["role"] == "assistant" else value
         if asked:
-            return [{"role": turn["role"], "content": turn["content"]} for turn in asked]
+            return Conversation(asked, template_arguments(formed))
     elif isinstance(value, str) and value.strip():
         return value
     raise DataError(f"{place} holds no prompt: give it `prompt`, a text or a list of messages, or `messages`.")
 
 
-def _is_message(turn: Any) -> bool:
-    return isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
+def _in_front(row: dict[str, Any]) -> bool:
+    """Whether a column stands for turns in front of the prompt."""
+    return any(row.get(name) and turns_of(name, row[name]) for name in FOLDED)
+
+
+def _asks(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": text}
 
 
 # -- answers to a few prompts, without loading torch before they are made -----------------------------------------
@@ -139,4 +171,9 @@ def prompt_text(prompt: Prompt) -> str:
     """A prompt as a person reads it."""
     if isinstance(prompt, str):
         return prompt
-    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
+    return "\n".join(f"{turn['role']}: {turn['content']}{_calls(turn)}" for turn in prompt)
+
+
+def _calls(turn: dict[str, Any]) -> str:
+    calls = turn.get("tool_calls")
+    return f" {json.dumps(calls, ensure_ascii=False)}" if calls else ""

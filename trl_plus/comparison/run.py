@@ -10,6 +10,7 @@ import torch
 from trl_plus.comparison.answers import Answer, Sampling, answers_of
 from trl_plus.comparison.prompts import Prompt, as_conversations, held_out_prompts, read_prompts
 from trl_plus.data.loading import load
+from trl_plus.data.refusals import refuse_rows
 from trl_plus.errors import DataError
 from trl_plus.evaluation.models import free, is_quantized, load_model, other_base, out_of_memory, put_adapter
 from trl_plus.recipes.recipe import Recipe
@@ -149,6 +150,10 @@ def _held_out(objects: RunObjects, count: int) -> list[Prompt]:
     if data.eval is None:
         why = "max_eval_rows is 0" if objects.data.max_eval_rows == 0 else f"{objects.data.label} has no held-out rows"
         raise DataError(f"{why}: name a file with --prompts.")
+    try:
+        refuse_rows(data.eval, "held-out")
+    except ValueError as error:
+        raise DataError(str(error)) from error
     return held_out_prompts(data.eval, count)
 
 

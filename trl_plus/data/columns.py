@@ -7,16 +7,19 @@ from typing import Any
 from trl_plus.data.numbering import user_columns
 from trl_plus.errors import DataError
 
+_MINUS = " - "
+
 
 def mapped(dataset: Any, columns: Mapping[str, str | None] | None, name: str) -> Any:
     """The dataset with its columns under other names.
 
     Args:
-        columns: new name -> column, or a value inside one with dots between the keys; None leaves a column out.
+        columns: new name -> column, a value inside one with dots between the keys, or the difference of two numbers,
+            as "score_chosen - score_rejected"; None leaves a column out.
         name: the dataset, as messages name it.
 
     Raises:
-        DataError: there is no such column or key.
+        DataError: there is no such column or key, or a difference is of other values than numbers.
     """
     if not columns:
         return dataset
@@ -24,16 +27,20 @@ def mapped(dataset: Any, columns: Mapping[str, str | None] | None, name: str) ->
     if first is None:
         return dataset
     for target, source in columns.items():
-        _look_up(first, source if source is not None else target, target, name)
+        for part in _parts(source if source is not None else target, first):
+            _look_up(first, part, target, name)
     taken = {source for source in columns.values() if source is not None}
     gone = [column for column in first if (column in columns or column in taken) and columns.get(column) != column]
     types = _types(dataset.features, columns, gone)
     wanted = {target: source for target, source in columns.items() if source is not None and source != target}
     if not wanted:
         return dataset.remove_columns(gone)
-    if hasattr(dataset, "__len__") and not any("." in source for source in wanted.values()):
+    if hasattr(dataset, "__len__") and all(source in first for source in wanted.values()):
         return _renamed(dataset, wanted, gone)
-    return dataset.map(_pick, fn_kwargs={"wanted": wanted}, remove_columns=gone, features=types)
+    try:
+        return dataset.map(_pick, fn_kwargs={"wanted": wanted}, remove_columns=gone, features=types)
+    except TypeError as error:
+        raise DataError(f"`columns` of {name}: {error}.") from error
 
 
 def _renamed(dataset: Any, wanted: Mapping[str, str], gone: list[str]) -> Any:
@@ -46,7 +53,24 @@ def _renamed(dataset: Any, wanted: Mapping[str, str], gone: list[str]) -> Any:
 
 
 def _pick(row: Mapping[str, Any], wanted: Mapping[str, str]) -> dict[str, Any]:
-    return {target: _value(row, source) for target, source in wanted.items()}
+    return {target: _wanted(row, source) for target, source in wanted.items()}
+
+
+def _parts(source: str, row: Mapping[str, Any]) -> list[str]:
+    """The two sides of a difference, or the source alone."""
+    return [source] if source in row else source.split(_MINUS, 1)
+
+
+def _wanted(row: Mapping[str, Any], source: str) -> Any:
+    """A value, or the difference of two; None if one of them is null."""
+    values = [_value(row, part) for part in _parts(source, row)]
+    if len(values) == 1:
+        return values[0]
+    if None in values:
+        return None
+    if not all(isinstance(value, (int, float)) for value in values):
+        raise TypeError(f"`{source}` is a difference of {values[0]!r:.40} and {values[1]!r:.40}, which are no numbers")
+    return float(values[0] - values[1])
 
 
 def _value(row: Mapping[str, Any], source: str) -> Any:
@@ -85,11 +109,14 @@ def _types(features: Any, columns: Mapping[str, str | None], gone: list[str]) ->
     """The types of the mapped columns; None if they are not known."""
     if features is None:
         return None
-    from datasets import Features
+    from datasets import Features, Value
 
     new = {column: kind for column, kind in features.items() if column not in gone}
     for target, source in columns.items():
         if source is None:
+            continue
+        if len(_parts(source, features)) > 1:
+            new[target] = Value("float64")
             continue
         kind: Any = features
         for key in [source] if source in features else source.split("."):

@@ -95,20 +95,17 @@ def _conversion(first: Row, converter: str, name: str, paired_method: bool) -> _
             "`converter: pairs_to_unpaired` makes labelled rows, but the method compares pairs: remove `converter`, or "
             "use `method: kto`."
         )
-    shape = shape_of(converter, list(first))
+    shape = shape_of(converter, list(first), first)
     if shape is None:
         fault = f"{name}, row 0 has the columns {', '.join(user_columns(first))}, but `converter: {converter}` needs "
         fault += " and ".join(_missing(converter, list(first), paired_method))
-        several = next((column for column in ("output", "outputs") if isinstance(first.get(column), list)), None)
-        if converter == "alpaca" and several is not None:
-            raise DataError(f"{fault}: make them of the answers in the list `{several}`.")
         raise _refusal(fault, first, paired_method)
     return _Conversion(converter, shape, name, paired_method, tuple(first))
 
 
 def _missing(converter: str, columns: list[str], paired_method: bool) -> list[str]:
     """The fields that are missing for the nearest shape of the converter that the method can train on."""
-    shapes = [shape for shape in CONVERTERS[converter] if not (paired_method and shape.labelled)]
+    shapes = [shape for shape in CONVERTERS[converter] if not ((paired_method and shape.labelled) or shape.holds)]
     fields = [[names for names in shape.needs if not set(names) & set(columns)] for shape in shapes]
     return [" or ".join(f"`{name}`" for name in names) for names in min(fields, key=len)]
 

@@ -1,5 +1,6 @@
 """Columns that stand for turns before the prompt: a system message, and earlier exchanges."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from trl_plus.data.responses import Message, is_conversation, split_response
@@ -7,7 +8,8 @@ from trl_plus.data.responses import Message, is_conversation, split_response
 SYSTEM = ("system", "system_prompt", "system_message")
 HISTORY = ("history",)
 FOLDED = (*SYSTEM, *HISTORY)
-_SPEAKERS = (("user", "assistant"), ("human", "assistant"), ("question", "answer"), ("query", "response"))
+_SPEAKERS = (("user", "assistant"), ("human", "assistant"), ("question", "answer"), ("query", "response"),
+             ("input", "output"), ("instruction", "output"), ("prompt", "response"))  # fmt: skip
 
 
 def fold(row: dict[str, Any]) -> dict[str, Any]:
@@ -42,8 +44,12 @@ def turns_of(column: str, value: Any) -> list[Message] | None:
     return [{"role": "system", "content": value}] if isinstance(value, str) else None
 
 
-def history_turns(value: Any) -> list[Message] | None:
-    """Earlier exchanges, [question, answer] or {user, assistant}, or messages, as messages; None for other values."""
+def history_turns(value: Any, open_end: bool = False) -> list[Message] | None:
+    """Earlier exchanges, [question, answer] or {user, assistant}, or messages, as messages; None for other values.
+
+    Args:
+        open_end: the answer of the last exchange may be null.
+    """
     if value is None or value == []:
         return []
     if not isinstance(value, list):
@@ -51,14 +57,23 @@ def history_turns(value: Any) -> list[Message] | None:
     if is_conversation(value) and all(isinstance(message, dict) and "role" in message for message in value):
         return [{key: part for key, part in message.items() if part is not None} for message in value]
     turns: list[Message] = []
-    for exchange in value:
+    for number, exchange in enumerate(value, start=1):
         if isinstance(exchange, dict):
-            keys = next((keys for keys in _SPEAKERS if set(keys) <= set(exchange)), None)
+            keys = speakers(exchange)
             exchange = [exchange[key] for key in keys] if keys else None
+        if open_end and number == len(value) and exchange and exchange[1:] == [None] and isinstance(exchange[0], str):
+            return [*turns, {"role": "user", "content": exchange[0]}]
         if not isinstance(exchange, list) or len(exchange) != 2 or not all(isinstance(part, str) for part in exchange):
             return None
         turns += [{"role": "user", "content": exchange[0]}, {"role": "assistant", "content": exchange[1]}]
     return turns
+
+
+def speakers(exchange: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The keys of an exchange that hold what the user says and what the assistant answers; None of other mappings."""
+    if "role" in exchange:
+        return None
+    return next((keys for keys in _SPEAKERS if set(keys) <= set(exchange)), None)
 
 
 def _in_front(row: dict[str, Any], sides: list[str], turns: list[Message]) -> dict[str, Any]:

@@ -139,7 +139,7 @@ def prepare(dataset: Any, name: str, paired_method: bool) -> tuple[Any, Format, 
     _refuse_mixed_rows(dataset, first, name, paired_method)
     notes = []
     if form.prompt == "text":
-        dataset = _conversational_prompt(dataset)
+        dataset = conversational_prompt(dataset)
         notes.append(
             f"{name}: the text column `prompt` is replaced by the conversations' own turns before the response."
         )
@@ -209,7 +209,7 @@ def _kind(value: Any, what: str, row: dict[str, Any], paired_method: bool) -> st
     raise DataError(f"{what} is {value!r} in the first row: {cure}.")
 
 
-def _conversational_prompt(dataset: Any) -> Any:
+def conversational_prompt(dataset: Any) -> Any:
     """Drop a text prompt where the sides hold the whole conversation; make it the user's turn where they do not."""
 
     def user_turn(row: dict[str, Any]) -> dict[str, Any]:

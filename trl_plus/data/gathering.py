@@ -1,14 +1,17 @@
 """Rows that are made of several rows of a table: trees of messages, and one scored answer a row."""
 
+from collections import Counter
 from typing import Any
 
 from trl_plus.data.converters import Shape, Unconvertible, WrongShape
 from trl_plus.data.features import features_of
+from trl_plus.data.left_out import LeftOut
 from trl_plus.errors import DataError
 
 
 def gathered(dataset: Any, shape: Shape, name: str, converter: str) -> tuple[Any, list[str]]:
-    """The rows that a shape with `gather` makes of a table, each beside the other columns of the row it comes from.
+    """The rows that a shape with `gather` makes of a table, each beside the other columns of the row it comes from;
+    and how many rows are left out, by reason.
 
     Raises:
         DataError: the dataset is a stream, its values are of the wrong type, or no row can be made.
@@ -19,9 +22,11 @@ def gathered(dataset: Any, shape: Shape, name: str, converter: str) -> tuple[Any
         raise DataError(f"{name}: `converter: {converter}` needs all rows at once: remove `dataset_streaming`.")
     columns = shape.columns(dataset.column_names) or {}
     try:
-        made = list(shape.gather({field: dataset[column][:] for field, column in columns.items()}))
+        found = list(shape.gather({field: dataset[column][:] for field, column in columns.items()}))
     except (WrongShape, Unconvertible) as error:
         raise DataError(f"{name}: `converter: {converter}`: {error}.") from error
+    made = [(index, row) for index, row in found if isinstance(row, dict)]
+    problems = dict(sorted((index, row) for index, row in found if isinstance(row, str)))
     if not made:
         raise DataError(
             f"{name}: `converter: {converter}` finds no prompt with two answers that differ in rank or score: choose "
@@ -33,4 +38,8 @@ def gathered(dataset: Any, shape: Shape, name: str, converter: str) -> tuple[Any
     if rest:
         new = concatenate_datasets([dataset.select_columns(rest).select([index for index, _ in made]), new], axis=1)
     note = f"{name}: `converter: {converter}`: {len(made)} pairs made of {len(dataset)} rows, best against worst"
-    return new, [f"{note}; prompts whose answers do not differ give none."]
+    if not problems:
+        return new, [f"{note}."]
+    reasons = "; ".join(f"{count}: {reason}" for reason, count in Counter(problems.values()).most_common())
+    text = f"{note}; {len(problems)} answers are left out ({reasons})."
+    return new, [LeftOut.of_rows(text, name, problems, len(dataset))]

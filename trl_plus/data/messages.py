@@ -4,10 +4,13 @@ Content blocks of text become text, JSON text of tool calls becomes what it stan
 with null are removed. A value that has no such form stays as it is; `message_fault` names it.
 """
 
+import ast
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
+from trl_plus.data.calls import flat_tool, with_calls
 from trl_plus.data.responses import Message, is_conversation
 
 _TEXT_BLOCKS = {None: "text", "text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
@@ -65,6 +68,28 @@ def parsed(text: Any) -> Any:
         return text
 
 
+_LISTED = re.compile(r"""\s*\[\s*\{\s*['"](role|content|from|value)['"]\s*:""")
+
+
+def looks_listed(value: Any) -> bool:
+    """Whether text begins as a list of messages that json.dumps or str wrote."""
+    return isinstance(value, str) and bool(_LISTED.match(value))
+
+
+def listed(value: Any) -> Any:
+    """The list of messages that JSON (or Python) text stands for; any other value unchanged."""
+    if not looks_listed(value):
+        return value
+    try:
+        found = json.loads(value)
+    except ValueError:
+        try:
+            found = ast.literal_eval(value)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return value
+    return found if isinstance(found, list) and all(isinstance(message, dict) for message in found) else value
+
+
 def messages_in_form(value: Any, blocks: bool = False) -> Any:
     """A list of messages in the one form; any other value unchanged.
 
@@ -73,7 +98,7 @@ def messages_in_form(value: Any, blocks: bool = False) -> Any:
     """
     if not is_conversation(value):
         return value
-    return [_message(message, blocks) if isinstance(message, dict) else message for message in value]
+    return [_message(message, blocks) if isinstance(message, dict) else message for message in with_calls(value)]
 
 
 def _message(message: Message, blocks: bool) -> Message:
@@ -131,6 +156,8 @@ def _call(call: Any) -> Any:
     new = {key: part for key, part in call.items() if part is not None}
     if isinstance(new.get("function"), dict):
         new["function"] = _call(new["function"])
+    elif "function" not in new and isinstance(new.get("name"), str):
+        new.setdefault("arguments", {})  # templates write them unasked
     given = new.get("arguments")
     if isinstance(given, str):
         value = parsed(given) if given.strip() else {}
@@ -141,12 +168,16 @@ def _call(call: Any) -> Any:
 def tools_in_form(value: Any) -> Any:
     """Tools as JSON text, which no table can fill with the keys of other rows; None if there are none."""
     if isinstance(value, str):
-        return value if value.strip() else None
+        tools = parsed(value)
+        foreign = isinstance(tools, list) and any(flat_tool(tool) != tool for tool in tools)
+        return (
+            json.dumps(list(map(flat_tool, tools)), ensure_ascii=False) if foreign else value if value.strip() else None
+        )
     if isinstance(value, dict):
         value = [value]
     if not isinstance(value, list) or not value:
         return None if value is None or value == [] else value
-    return json.dumps([parsed(tool) for tool in value], ensure_ascii=False)
+    return json.dumps([flat_tool(parsed(tool)) for tool in value], ensure_ascii=False)
 
 
 def message_fault(value: Any, name: str) -> str | None:

@@ -1,6 +1,7 @@
 """The forms that a chat template takes: content as text or blocks, arguments as mappings or JSON text."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -95,3 +96,12 @@ def _as_text(call: Any) -> Any:
 def tokenize_messages(processing_class: Any, messages: list[dict[str, Any]], **kwargs: Any) -> list[int]:
     """Token ids of a conversation, by the very function that TRL tokenizes rows with."""
     return tokenize(processing_class, fitted(messages, needs_of(processing_class)), **kwargs)
+
+
+def template_arguments(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a chat template is given of a row beside the messages: `tools` and `chat_template_kwargs`."""
+    tools = row.get("tools")
+    return {
+        "tools": json.loads(tools) if isinstance(tools, str) else tools,
+        **(row.get("chat_template_kwargs") or {}),
+    }

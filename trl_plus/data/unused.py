@@ -3,17 +3,21 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from trl_plus.data.folding import FOLDED
+from trl_plus.data.folding import FOLDED, speakers
 
 QUESTIONS = ("question", "instruction", "query", "input", "problem", "user_prompt", "user_input", "question_body")
-DIALOGUES = ("messages", "conversations", "conversation", "trajectory", "dialogue", "context")
+DIALOGUES = ("messages", "conversations", "conversation", "trajectory", "dialogue", "context", "context_messages",
+             "prompt_messages", "contents")  # fmt: skip
 PROMPT_PARTS = (*FOLDED, *QUESTIONS, *DIALOGUES, "passage", "document", "documents", "article", "background",
                 "initial_reason_steps", "response_prefix", "few_shot", "examples")  # fmt: skip
 _TEXT_KEYS = ("content", "value", "text")
+_ANSWERING = {"assistant", "gpt", "model"}
 
 
 def unused(row: Mapping[str, Any], names: Iterable[str], used: Iterable[str]) -> list[str]:
     """The columns among `names` whose text stands in none of the texts that are used. White space is not compared.
+
+    The last answer of a dialogue is no part of the prompt.
 
     Args:
         used: the prompt and the responses of the row.
@@ -22,7 +26,18 @@ def unused(row: Mapping[str, Any], names: Iterable[str], used: Iterable[str]) ->
     if not present:
         return []
     whole = _squeezed("\n".join(used))
-    return [name for name in present if not all(_squeezed(text) in whole for text in texts_in(row[name]))]
+    return [name for name in present if not all(_squeezed(text) in whole for text in texts_in(asked(row[name])))]
+
+
+def asked(value: Any) -> Any:
+    """A dialogue without its last answer; any other value unchanged."""
+    last = value[-1] if isinstance(value, list) and value else None
+    if not isinstance(last, Mapping):
+        return value
+    if last.get("role", last.get("from")) in _ANSWERING:
+        return value[:-1]
+    keys = speakers(last)
+    return value if keys is None else [*value[:-1], last[keys[0]]]
 
 
 def texts_in(value: Any) -> list[str]:

@@ -205,8 +205,7 @@ def _rows(planned: Plan, notes: list[str]) -> Rows:
     sample = []
     if planned.data is not None:
         processor = load_processor(planned.objects)
-        unpair = planned.data.format.paired and not method.paired
-        sample = sampled(planned.data.train, processor, args.max_length, args.seed, unpair)
+        sample = sampled(planned.objects, planned.data.train, processor)
     if not sample:
         if args.max_length is None:
             raise RecipeError(

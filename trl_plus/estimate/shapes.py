@@ -8,8 +8,11 @@ from typing import Any
 
 import torch
 
-from trl_plus.data.responses import is_conversation, sides_of, split_response
+from trl_plus.data.refusals import refuse_rows
+from trl_plus.errors import DataError, NoRowLeft
 from trl_plus.forward.layouts import Plan, make_plan
+from trl_plus.preflight.tokens import trainer_rows
+from trl_plus.setup.objects import RunObjects
 
 DRAWS = 200
 Lengths = tuple[int, int]  # tokens of a sequence with its prompt, and of its completion
@@ -166,42 +169,42 @@ class Rows:
 SAMPLE = 1000
 
 
-def sampled(data: Any, processor: Any, max_length: int | None, seed: int, unpair: bool) -> list[Row]:
-    """The lengths of a random sample of the training rows.
+def sampled(objects: RunObjects, data: Any, processor: Any) -> list[Row]:
+    """The lengths of a random sample of the training rows, as the trainer makes them.
 
     Args:
         data: training rows as `trl_plus.data.loading.load` gives them; a stream's first rows are taken.
-        unpair: pairs are trained on as single rows.
+
+    Raises:
+        DataError: the trainer would refuse the rows.
     """
-    if hasattr(data, "__len__"):
-        rows = [data[i] for i in sorted(random.Random(seed).sample(range(len(data)), min(SAMPLE, len(data))))]
-    else:
-        rows = list(data.take(SAMPLE))
-    found: list[Row] = []
-    for row in rows:
-        measured = _measured(row, processor, max_length)
-        if all(completion > 0 for _, completion in measured.sides):  # prompts that fill `max_length` are dropped
-            found += [Row((side,)) for side in measured.sides] if unpair else [measured]
-    return found
+    args, rows = objects.args, _sample(data, objects.args.seed)
+    images = [column for column in ("image", "images") if column in rows.column_names]
+    if images:  # their tokens depend on the images, so only the text is counted
+        rows, processor = rows.remove_columns(images), getattr(processor, "tokenizer", processor)
+    try:
+        refuse_rows(rows, "train")
+        made = trainer_rows(rows, args, processor, args.max_length)
+    except NoRowLeft:
+        return []
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    sides = [side for side in ("chosen", "rejected", "completion") if f"{side}_ids" in made.column_names]
+    tokens = made.select_columns(["prompt_ids", *(f"{side}_ids" for side in sides)])
+    return [_measured(row, sides, args.max_length) for row in tokens]
 
 
-def _measured(row: dict[str, Any], processor: Any, max_length: int | None) -> Row:
-    from trl import apply_chat_template, extract_prompt
+def _sample(data: Any, seed: int) -> Any:
+    from datasets import Dataset
 
-    tokenizer = getattr(processor, "tokenizer", processor)
-    sides = sides_of(list(row))
-    if is_conversation(row[sides[0]]):
-        texts = apply_chat_template({**split_response(row, sides)}, tokenizer)
-    else:
-        texts = row if "prompt" in row else extract_prompt(row)
-        texts = {**texts, **{side: texts[side] + tokenizer.eos_token for side in sides}}
+    if not hasattr(data, "__len__"):
+        return Dataset.from_list(list(data.take(SAMPLE)))
+    return data.select(sorted(random.Random(seed).sample(range(len(data)), min(SAMPLE, len(data)))))
 
-    def tokens(text: str) -> list[int]:
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    prompt = tokens(texts["prompt"])
-    # TRL takes as a completion what comes after as many tokens as the prompt has alone
-    ids = [(prompt + tokens(texts["prompt"] + texts[side])[len(prompt) :])[:max_length] for side in sides]
+def _measured(row: dict[str, Any], sides: list[str], max_length: int | None) -> Row:
+    prompt = row["prompt_ids"]
+    ids = [[*prompt, *row[f"{side}_ids"]][:max_length] for side in sides]
     common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids[0], ids[-1], strict=False)))
     lengths = tuple((len(side), max(0, len(side) - len(prompt))) for side in ids)
     return Row(lengths, common if len(ids) > 1 else 0)

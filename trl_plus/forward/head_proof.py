@@ -102,8 +102,10 @@ def accepts(forward: Callable, name: str) -> bool:
     return name in parameters or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
 
 
-def rows_to_try(kwargs: Mapping[str, Any], labels: Tensor) -> Iterator[tuple[dict[str, Any], Tensor, bool]]:
+def rows_to_try(kwargs: Mapping[str, Any], labels: Tensor) -> Iterator[tuple[dict[str, Any], Tensor, bool] | None]:
     """Yield a short row of a batch without padding, its targets, and True if it stands there twice.
+
+    None stands for a row that another process may have and this one does not, so that all try rows of the same kind.
 
     Every token of the row is a target. Its second copy ends with another token, which a causal model must not notice.
     Rows with more than text (images, states of a cache) cannot be taken apart. Of these the completion alone is a row;
@@ -126,8 +128,8 @@ def rows_to_try(kwargs: Mapping[str, Any], labels: Tensor) -> Iterator[tuple[dic
         lengths = (labels != -100).sum(1)
         row = int(torch.where(lengths >= 3, lengths, lengths.max() + 1).argmin())
         text = ids[row : row + 1, (labels[row] != -100).nonzero()[:TOKENS, 0]]
-        if text.size(1) >= 3:
-            yield _twice({"input_ids": text, "attention_mask": torch.ones_like(text), "use_cache": False})
+        alone = {"input_ids": text, "attention_mask": torch.ones_like(text), "use_cache": False}
+        yield _twice(alone) if text.size(1) >= 3 else None
     if kwargs.get(CACHED) is None:
         yield dict(kwargs), labels, False
 

@@ -152,23 +152,33 @@ class CompletionHead:
     ) -> tuple[str | None, dict[str, Any], Tensor, bool, Tensor]:
         """Why the model's own forward is of no use, or None; a row as of `rows_to_try`, and its own logits."""
         row, targets, twice, reason = kwargs, labels, False, "it takes no row without cached states"
-        for row, targets, twice in head_proof.rows_to_try(kwargs, labels):
-            try:
-                logits = head_proof.own_logits(self._upstream, row)[0]
-            except Exception as error:
-                if isinstance(error, torch.OutOfMemoryError):
-                    raise
-                reason = f"its own forward fails on a row ({_short(error)})"
+        for candidate in head_proof.rows_to_try(kwargs, labels):
+            # Where weights are cut across processes, all make the same passes
+            reason = self.agree(None if candidate is not None else "no completion of its rows has three tokens")
+            if candidate is None or reason is not None:
                 continue
-            rows, width = targets.shape
-            if len(logits) != rows or logits.size(1) < width:
-                shape = ", ".join(map(str, logits.shape))
-                reason = f"its logits of {rows} rows of {width} tokens have the shape ({shape})"
-            elif int(targets.max()) >= logits.size(2):
-                reason = f"a row has the token id {int(targets.max())}, and its logits have {logits.size(2)} entries"
-            else:
+            row, targets, twice = candidate
+            reason, logits = self._own_logits_of(row, targets)
+            reason = self.agree(reason)
+            if reason is None:
                 return None, row, targets, twice, logits
         return reason, row, targets, twice, torch.empty(0)
+
+    def _own_logits_of(self, row: dict[str, Any], targets: Tensor) -> tuple[str | None, Tensor]:
+        """Why the model's own forward does not score a row, or None; its logits."""
+        try:
+            logits = head_proof.own_logits(self._upstream, row)[0]
+        except Exception as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            return f"its own forward fails on a row ({_short(error)})", torch.empty(0)
+        rows, width = targets.shape
+        if len(logits) != rows or logits.size(1) < width:
+            shape = ", ".join(map(str, logits.shape))
+            return f"its logits of {rows} rows of {width} tokens have the shape ({shape})", logits
+        if int(targets.max()) >= logits.size(2):
+            return f"a row has the token id {int(targets.max())}, and its logits have {logits.size(2)} entries", logits
+        return None, logits
 
     def _loud(self, module: Any, row: dict[str, Any], logits: Tensor) -> tuple[float, Tensor]:
         """A factor for the backbone's states, and the model's own logits with it.

@@ -9,14 +9,17 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 from trl_plus.launch.engines import launcher_arguments
 from trl_plus.launch.request import ENGINE, PROCESSES, Launch
 
 INTERRUPTED = 130
+PARENT = "TRL_PLUS_PARENT"  # a pipe's descriptor: the process that started this one holds the other end open
 _POLL = 0.1  # seconds
 _GRACE = 30.0  # seconds the others have after one process failed: they may wait for it forever
 
@@ -62,12 +65,15 @@ def start(launch: Launch, words: Sequence[str]) -> int:
         _send(processes, number)
 
     handlers = {number: signal.signal(number, pass_on) for number in stopping_signals()}
+    watched, held = os.pipe()  # `held` closes when this process ends, however it ends
+    watching: dict[str, Any] = {"pass_fds": [watched]} if os.name == "posix" else {}
+    shared |= {PARENT: str(watched)} if watching else {}
     try:
         for local in range(launch.local_processes):
             rank = launch.machine_rank * launch.local_processes + local
             numbered = shared | {"LOCAL_RANK": str(local), "RANK": str(rank)}
             # a session of its own: Ctrl-C reaches this process only, which passes it on once
-            processes.append(subprocess.Popen(command, env=numbered, start_new_session=True))
+            processes.append(subprocess.Popen(command, env=numbered, start_new_session=True, **watching))
         for number in received:  # came while they were being started
             _send(processes, number)
         return _wait(processes, received)
@@ -75,6 +81,8 @@ def start(launch: Launch, words: Sequence[str]) -> int:
         for process in processes:
             if process.poll() is None:
                 process.kill()
+        os.close(watched)
+        os.close(held)
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
@@ -133,3 +141,20 @@ def leave_terminal(number: int) -> None:
             if stat.S_ISCHR(os.fstat(stream).st_mode):  # neither a file nor a pipe
                 os.dup2(nowhere, stream)
     os.close(nowhere)
+
+
+def end_with_parent() -> None:
+    """Send this process SIGTERM when the one that started it is gone, also after SIGKILL, which nothing can pass on.
+
+    Do nothing in a process that `start` did not start.
+    """
+    descriptor = os.environ.pop(PARENT, None)
+    if descriptor is None:
+        return
+
+    def wait() -> None:
+        with suppress(OSError):
+            os.read(int(descriptor), 1)  # nothing is ever written: it returns when the other end is closed
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from trl_plus.data.refusals import row_fault
 from trl_plus.errors import DataError
 from trl_plus.preflight.examine import Batch, examine
 from trl_plus.preflight.findings import Preview
@@ -17,7 +18,7 @@ def preview_source(source: Source, split: str, count: int, row: int | None) -> l
     """Rows spread evenly over a split (of a stream its first ones), or the one with a number.
 
     Raises:
-        DataError: there are no such rows, or they cannot be tokenized.
+        DataError: there are no such rows, they cannot be tokenized, or every trainer refuses them.
     """
     if source.problem:
         raise DataError(source.problem)
@@ -33,6 +34,9 @@ def preview_source(source: Source, split: str, count: int, row: int | None) -> l
         last = f"the last is {len(splits[split]) - 1}" if hasattr(splits[split], "__len__") else "it is a stream"
         raise DataError(f"The {split} rows of {source.label} have no row {row}: they are counted from 0, {last}.")
     for position, raw in enumerate(rows):
+        fault = row_fault(raw)
+        if fault is not None:
+            raise DataError(f"Row {raw[SOURCE_ROW]} of the {split} rows: {fault}")
         raw[ROW] = position
     with quiet_maps():
         tally = examine(Batch(split, rows, previews=2 * len(rows)), source.target, near=False)

@@ -15,6 +15,7 @@ from trl_plus.preflight.source import Source, batches
 from trl_plus.preflight.statistics import split_statistics
 from trl_plus.preflight.tally import Found, Summary, Tally, joined
 from trl_plus.preflight.target import Target
+from trl_plus.preflight.unused import unused_columns
 from trl_plus.preflight.workers import examine_in_processes
 from trl_plus.setup.trainer import nothing_to_evaluate
 from trl_plus.ui.console import quiet_maps
@@ -76,6 +77,7 @@ def preflight(source: Source, extent: Extent, advance: Advance | None = None) ->
     summary = None
     with quiet_maps():
         for name, dataset in source.splits():
+            result.findings += unused_columns(name, dataset, replace(source.target.kind, images=False))
             summary = _one_split(name, dataset, source, extent, advance or _nothing, result, summary)
     result.findings.sort(
         key=lambda finding: (finding.severity.rank, finding.code != PLAIN_CODE, finding.code, finding.split)

@@ -133,32 +133,36 @@ def _as_trained(dataset: Any, target: Target) -> Any | None:
 
 
 def _trainer_rows(dataset: Any, target: Target, max_length: int | None) -> Any:
+    return trainer_rows(dataset, target.args, target.processor, max_length, target.paired_method)
+
+
+def trainer_rows(
+    dataset: Any, args: Any, processor: Any, max_length: int | None, paired: bool | None = None
+) -> Any:
+    """Prepared rows as a trainer makes them, but none is refused: rows that are too long are dropped, and what is wrong
+    with the others is a finding."""
     import copy
 
+    from trl_plus.data.refusals import unchecked
     from trl_plus.trainers.rows import tokenize
 
-    args = copy.copy(target.args)
+    args = copy.copy(args)
     args.max_length = max_length
     args.dataset_num_proc = None
     args.train_sampling_strategy = "random"  # no column of lengths
     if getattr(args, "overlong", None) == "error":
         args.overlong = "drop"  # what would stop the run is marked instead
-    return tokenize(args, target.processor, dataset)
+    with unchecked():
+        return tokenize(args, processor, dataset, paired=paired)
 
 
 def _refused(rows: list[Row], target: Target) -> dict[int, str]:
     """Rows that the chat template refuses, and why."""
-    import json
-
-    from trl_plus.data.templates import tokenize_messages
+    from trl_plus.data.templates import template_arguments, tokenize_messages
 
     failed = {}
     for row in rows:
-        tools = row.raw.get("tools")
-        kwargs = {
-            "tools": json.loads(tools) if isinstance(tools, str) else tools,
-            **(row.raw.get("chat_template_kwargs") or {}),
-        }
+        kwargs = template_arguments(row.raw)
         try:
             tokenize_messages(target.processor, row.turns, add_generation_prompt=True, **kwargs)
             for side, context in row.context.items():

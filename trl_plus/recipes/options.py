@@ -83,8 +83,9 @@ class RunOptions:
     )
     columns: dict | None = _key(  # noqa: RUF009
         None,
-        "Names of the data's columns: new name to column, or to a value inside one with dots, as "
-        "{prompt: question.text, chosen: a}; null leaves a column out.",
+        "Names of the data's columns: new name to column, to a value inside one with dots, as "
+        "{prompt: question.text, chosen: a}, or to a difference, as {margin: score_chosen - score_rejected}; null "
+        "leaves a column out.",
         excludes={"datasets": "give each entry of `datasets` that needs them its `columns`"},
     )
     plain_text: bool = _key(False, "Text is meant to be trained on without the turns of the model's chat template.")

@@ -35,7 +35,15 @@ def explain(name: str, value: Any, method: Method) -> str:
 
 
 def _renamed(name: str, value: Any, method: Method) -> str:
-    new = RENAMED[name]
+    new, value = RENAMED[name], value_today(name, value)
+    if new == "loss_type" and isinstance(value, str) and value in METHODS:
+        return f"`{name}: {value}` is a method: write `method: {value}`."
+    if new == "eval_fraction" and isinstance(value, (int, float)) and value >= 1:
+        return f"`{name}` is now `eval_fraction`, a share of the rows: write `eval_fraction: 0.1` for a tenth of them."
+    if new == "dataset_name" and (isinstance(value, list) or (isinstance(value, str) and "," in value)):
+        parts = value if isinstance(value, list) else value.split(",")
+        paths = ", ".join(f"{{path: {str(part).strip()}}}" for part in parts)
+        return f"`{name}` names several datasets: write `datasets: [{paths}]`."
     if new in keys_of(method):
         return f"`{name}` is now `{new}`: write `{new}: {inline(value)}`."
     others = owners(new)
@@ -112,8 +120,32 @@ RENAMED = {
     "kto_rejected_weight": "undesirable_weight",
     "wandb_name": "run_name",
     "eval_dataset": "eval_dataset_name",
-    "gradient_checkpointing_use_reentrant": "gradient_checkpointing_kwargs: {use_reentrant: ...}",
+    "revision_of_model": "model_revision",
+    "dataset_processes": "dataset_num_proc",
+    "additional_target": "lora_modules_to_save",
+    # ms-swift and OpenRLHF
+    "model": "model_name_or_path",
+    "pretrain": "model_name_or_path",
+    "target_modules": "lora_target_modules",
+    "attn_impl": "attn_implementation",
+    "val_dataset": "eval_dataset_name",
+    "split_dataset_ratio": "eval_fraction",
+    "max_epochs": "num_train_epochs",
+    "max_len": "max_length",
+    "micro_train_batch_size": "per_device_train_batch_size",
 }
+
+# (old key, value): the value of the new key
+VALUES = {("lora_target", "all"): "all-linear", ("attn_impl", "flash_attn"): "flash_attention_2"}
+_LISTS = ("lora_target", "target_modules", "additional_target")  # names with commas between them
+
+
+def value_today(name: str, value: Any) -> Any:
+    """The value of the new key that an old key's value stands for."""
+    if name in _LISTS and isinstance(value, str) and "," in value:
+        return [part.strip() for part in value.split(",")]
+    return VALUES.get((name, value), value) if isinstance(value, str) else value
+
 
 _ONE_LIMIT = (
     "write `max_length`, which bounds prompt and completion together, and `overlong` for what happens beyond it"
@@ -179,6 +211,14 @@ REPLACED = {
     "tpu_num_cores": "remove it",
     "adapter": "write `use_peft: true` for LoRA, and `load_in_4bit: true` beside it for QLoRA",
     "rl": "write `method`",
+    "rlhf_type": "write `method`",
+    "gradient_checkpointing_use_reentrant": "write `gradient_checkpointing_kwargs: {use_reentrant: true}`",
+    "saves_per_epoch": "write `save_strategy: epoch`, or `save_steps`",
+    "evals_per_epoch": "write `eval_strategy: epoch`, or `eval_strategy: steps` and `eval_steps`",
+    "prompt_key": "write `columns`, as `columns: {prompt: question}`",
+    "chosen_key": "write `columns`, as `columns: {chosen: better}`",
+    "rejected_key": "write `columns`, as `columns: {rejected: worse}`",
+    "apply_chat_template": "remove it: the chat template writes messages, and `converter: text` makes them of texts",
     "rl_type": "write `method`",
     "train_type": "write `use_peft: true` for LoRA; nothing for full fine-tuning",
     "lora_target_linear": "write `lora_target_modules: all-linear`",

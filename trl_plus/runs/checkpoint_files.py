@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 UNFINISHED = "_unfinished"  # the hub's upload leaves out what begins with an underscore
 REPLACED = "replaced-"  # before the name of a folder that makes room for a newer one
 STATE = "trainer_state.json"
+LATEST = "latest"  # of DeepSpeed: it holds the name of the folder of the newest shards
 _NAME = re.compile(r"checkpoint-(\d+)")
 _WEIGHTS = ("model.safetensors", "adapter_model.safetensors", "pytorch_model.bin", "adapter_model.bin")
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -78,7 +79,7 @@ def _is_sharded(folder: Path) -> bool:
 
 def _sharded_problem(folder: Path) -> str | None:
     if next(folder.glob("global_step*"), None) is not None:
-        latest = folder / "latest"  # DeepSpeed writes it last
+        latest = folder / LATEST  # DeepSpeed writes it last
         if not latest.is_file() or not (folder / latest.read_text(encoding="utf-8").strip()).is_dir():
             return "DeepSpeed's file `latest` is missing or names no folder"
     return _rng_problem(folder)
@@ -173,9 +174,11 @@ def put_back(folder: Path) -> None:
 def merge_into(part: Path, folder: Path) -> None:
     """Move every file of `part` to the same place in `folder`: none of them is ever half-written there.
 
+    DeepSpeed's file `latest` names the folder of its shards. It is moved last, so it never names some of them only.
     Weights of an earlier model cut into other files are deleted: they would be loaded instead.
     """
     files = [path for path in part.rglob("*") if path.is_file()]
+    files.sort(key=lambda path: path.name == LATEST)
     for path in files:
         _sync(path)
     for path in files:
@@ -184,7 +187,7 @@ def merge_into(part: Path, folder: Path) -> None:
         os.replace(path, target)
     names = {str(path.relative_to(part)) for path in files}
     weights = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
-    if names & set(weights[:2]):
+    if names & {*weights[:2], LATEST}:
         for stale in {path for pattern in weights for path in folder.glob(pattern) if path.name not in names}:
             stale.unlink()
     shutil.rmtree(part, ignore_errors=True)

@@ -573,12 +573,18 @@ class PreferenceTrainer(Seams):
         self.checkpoints.keep_best_only()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save as transformers does, with two differences.
+        """Save as transformers does, with three differences.
 
         A schedule-free optimizer's averaged weights are saved, which are those that are evaluated. Under FSDP the model
-        is saved whole, also if checkpoints are saved in shards: transformers would write nothing then.
+        is saved whole, also if checkpoints are saved in shards: transformers would write nothing then. Shards of
+        DeepSpeed are written elsewhere and then moved, as whole models are.
         """
         self.use_weights(averaged=True)
+        if not _internal_call and self.checkpoints.ends_in_shards:
+            self.checkpoints.save_shards(Path(output_dir or self.args.output_dir))
+            if self.args.push_to_hub:
+                self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+            return None
         with nullcontext() if _internal_call else self.checkpoints.whole_model():
             return super().save_model(output_dir, _internal_call)
 

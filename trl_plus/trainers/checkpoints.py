@@ -9,7 +9,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from trl_plus.runs import checkpoint_files as files
 from trl_plus.runs.model_card import is_ours
 from trl_plus.step.meters import UNSAVED
 from trl_plus.trainers.card import CARD, write_card
+from trl_plus.upstream.engines import check_fsdp2
+from trl_plus.upstream.models import is_peft
 
 logger = logging.getLogger("trl_plus")
 PROGRESS = "trl_plus_state.json"
@@ -71,6 +73,9 @@ class Checkpoints:
         """What transformers' `train` is to resume from. True is the newest complete checkpoint of the output folder,
         with a warning that says why each incomplete one was passed over."""
         trainer = self._trainer
+        if getattr(trainer.accelerator, "is_fsdp2", False):
+            kind = getattr(trainer.accelerator.state.fsdp_plugin, "state_dict_type", None)
+            check_fsdp2(is_peft(trainer.model), getattr(kind, "name", None) == "SHARDED_STATE_DICT")
         if resume_from is True and os.path.isdir(trainer.args.output_dir):
             found = files.find(Path(trainer.args.output_dir))
             for reason in found.passed_over:
@@ -146,6 +151,37 @@ class Checkpoints:
             yield
         finally:
             plugin.set_state_dict_type(kind.name)
+
+    @property
+    def ends_in_shards(self) -> bool:
+        """True if DeepSpeed leaves the weights of the finished model in shards. An adapter is gathered in any case."""
+        trainer = self._trainer
+        if not trainer.is_deepspeed_enabled or trainer.deepspeed is None or is_peft(trainer.model):
+            return False
+        cut = trainer.deepspeed.zero_optimization_partition_weights()
+        return cut and not trainer.deepspeed.zero_gather_16bit_weights_on_model_save()
+
+    def save_shards(self, folder: Path) -> None:
+        """Shards of DeepSpeed, written elsewhere and then moved, as whole models are. Every process calls it."""
+        trainer, args = self._trainer, self._trainer.args
+        wait = trainer.accelerator.wait_for_everyone
+        part, first = folder / files.UNFINISHED / "model", args.local_process_index == 0
+        if first:  # of every machine, as in `save`
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True, exist_ok=True)
+        wait()
+        trainer.write_model(str(part))
+        wait()
+        if args.should_save:
+            self._put_card(part, folder)
+            files.merge_into(part, folder)
+        wait()
+        if first:
+            if part.is_dir():  # another machine's disk
+                files.merge_into(part, folder)
+            with suppress(OSError):  # it holds something else, or another process was faster
+                part.parent.rmdir()
+        wait()
 
     def save_files(self, folder: str, write: Callable[[str], None]) -> None:
         """A model saved beside other files: each of its files is written elsewhere and then moved."""

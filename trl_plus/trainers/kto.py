@@ -170,7 +170,7 @@ class KTOTrainer(PreferenceTrainer, trl.KTOTrainer):
         return replace(totals, z_ref=self.z_ref(batches, local=True) if known is None else known)
 
     def plan_step(self, batches: list[dict[str, Any]]) -> None:
-        if not self.needs_z_ref:  # whose pass over the same rows plans them
+        if not self.needs_z_ref or not self.layouts.plans_ahead:  # otherwise the pass over the same rows plans them
             super().plan_step(batches)
 
     def note_one_label(self, batches: list[dict[str, Any]]) -> None:

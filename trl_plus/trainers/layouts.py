@@ -51,7 +51,7 @@ class RowLayouts:
         self.of_models: tuple[RowLayout, ...] = ()
         self.planner = Planner()
         self.in_backward = False
-        self._failed = False  # a kernel failed in this process after its layout was proved right
+        self._failed: str | None = None  # why a kernel failed in this process after its layout was proved right
         self._said: set[str] = set()
         if self.wanted == "rows":
             return
@@ -90,6 +90,10 @@ class RowLayouts:
         """At the first batch of a model. Every process comes here at its first batch, and all take the same layout."""
         row_layout.before_batch = None
         layout = FASTEST if self.wanted == "auto" else self.wanted
+        # The model before this one may have failed meanwhile, in this process or in another one
+        if self._may_fail and (cause := agree(self._failed, self._accelerator)) is not None:
+            self._all_leave(cause)
+            return
         reason = reason_against(row_layout, layout, batch, labels, partial(agree, accelerator=self._accelerator))
         if reason is None:
             row_layout.layout = layout
@@ -116,12 +120,13 @@ class RowLayouts:
         if self._accelerator.num_processes > 1 and self._weights_are_sharded():
             # The other processes are in the middle of a pass, and gather weights with this one
             raise RuntimeError(f"The packed layout does not work here: {cause}. Set `layout: rows`.") from error
-        self._failed = True
+        self._failed = cause
         self._leave(cause)
 
     def _leave(self, cause: str) -> None:
+        """Take plain rows in this process. A model whose layout is still to be decided decides with all processes."""
         for row_layout in self.of_models:
-            row_layout.layout, row_layout.before_batch = "rows", None
+            row_layout.layout = "rows"
         logger.warning("Rows are padded and prompts computed twice from here on (`layout: rows`): %s.", cause)
 
     def _weights_are_sharded(self) -> bool:
@@ -145,7 +150,7 @@ class RowLayouts:
             raise RuntimeError(
                 f"The step cannot be made on packed rows: {cause}. Set `layout: rows` and resume the run."
             ) from error
-        self._leave(cause)
+        self._all_leave(cause)
         return True
 
     # -- plans of a whole step ----------------------------------------------------------------------------------------
@@ -153,6 +158,8 @@ class RowLayouts:
     def plan_step(self, batches: list[dict[str, Any]]) -> None:
         """Plans the micro-batches of a step. The one wait for the device is here, before the first forward pass."""
         if not self.plans_ahead or any(not isinstance(batch.get("completion_mask"), Tensor) for batch in batches):
+            if self._may_fail:
+                self.see_failures(self.failures())
             return
         rows = [rows_of_batch(batch) for batch in batches]
         counts, flags = count_rows(rows, self.failures())
@@ -166,21 +173,31 @@ class RowLayouts:
         taken = [row_layout.on_failure is not None for row_layout in self.of_models]
         return bool(taken) and all(taken)
 
+    @property
+    def _may_fail(self) -> bool:
+        """True if a model has taken a layout other than `rows` and no process has told of a failure. Alike in all."""
+        return any(row_layout.on_failure is not None for row_layout in self.of_models)
+
     def failures(self) -> list[Tensor]:
         """How many processes had a kernel that failed, to be read with the sizes of a step's rows. Collective."""
         if self._accelerator.num_processes == 1:
             return []
-        return [reduce(torch.full((), float(self._failed), device=self._accelerator.device), reduction="sum")]
+        failed = float(self._failed is not None)
+        return [reduce(torch.full((), failed, device=self._accelerator.device), reduction="sum")]
 
     def see_failures(self, flags: list[Tensor]) -> bool:
         """Takes plain rows if some process did. Whether it is so."""
         if any(flags):
-            if not self._failed:
-                self._leave("another process had to")
-            self._failed = False  # all know it, and nobody asks again
-            for row_layout in self.of_models:
-                row_layout.on_failure = None
-        return any(flags) or self._failed
+            self._all_leave("another process had to")
+        return any(flags) or self._failed is not None
+
+    def _all_leave(self, cause: str) -> None:
+        """Take plain rows for good, in every process at once: all know it, and nobody asks again."""
+        if self._failed is None:
+            self._leave(cause)
+        self._failed = None
+        for row_layout in self.of_models:
+            row_layout.on_failure = row_layout.before_batch = None
 
 
 def agree(reason: str | None, accelerator: Accelerator) -> str | None:

@@ -1,6 +1,5 @@
 """The rows of both trainers: last assistant turn as the response, lengths reported, weights carried along."""
 
-import json
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -11,10 +10,12 @@ from accelerate import PartialState
 
 from trl_plus.data.checks import refuse_labels, refuse_margins, refuse_nulls, refuse_weights, with_margins
 from trl_plus.data.collators import EXTRA_COLUMNS, RowExtras
+from trl_plus.data.formats import conversational_prompt
 from trl_plus.data.forms import FORM, in_form, is_formed, refuse_faults
 from trl_plus.data.lengths import LengthReport, apply_overlong, lengths, row_fits
+from trl_plus.data.refusals import refuse_rows
 from trl_plus.data.responses import is_conversation, is_plain, sides_of, split_batch, split_response, unpaired_batch
-from trl_plus.data.templates import Needs, fitted, needs_of, tokenize_messages
+from trl_plus.data.templates import Needs, fitted, needs_of, template_arguments, tokenize_messages
 from trl_plus.data.token_ids import no_row, refuse_unknown_tokens, unknown_token, vocabulary_of
 from trl_plus.errors import NoRowLeft
 from trl_plus.trainers.seams import upstream_tokenize
@@ -84,12 +85,9 @@ class PreferenceRows:
         sides = sides_of(list(first))
         if not is_conversation(first.get(sides[0])):
             return dataset
-        if isinstance(first.get("prompt"), str):
-            raise ValueError(
-                f"The {name} dataset has a text `prompt` next to conversations: remove that column where the "
-                "conversations hold the prompt (UltraFeedback), or make it a list with one user message."
-            )
         with PartialState().main_process_first():
+            if isinstance(first.get("prompt"), str):
+                dataset = conversational_prompt(dataset)
             dataset = fit_to_template(split_sides(dataset, sides, name), sides, name, needs_of(processing_class))
             return unpaired(dataset, name) if self._unpairs else dataset
 
@@ -106,6 +104,7 @@ class PreferenceRows:
         refuse_nulls(dataset, ["prompt", *needed], label)
         refuse_faults(dataset, label)
         refuse_weights(dataset, label)
+        refuse_rows(dataset, name)
         if self._reads_margin:
             refuse_margins(dataset, label)
         if self._unpairs:
@@ -154,22 +153,26 @@ class PreferenceRows:
         return kept.add_column(column, longest)
 
 
-def tokenize(args: Any, processing_class: Any, dataset: Any, name: str = "preflight") -> Any:
+def tokenize(
+    args: Any, processing_class: Any, dataset: Any, name: str = "preflight", *, paired: bool | None = None
+) -> Any:
     """The rows that the trainer of a configuration would make of a dataset, without that trainer or a model.
 
     Args:
         args: a configuration of ours or of TRL's.
         processing_class: tokenizer or processor.
         name: the dataset's name in messages.
+        paired: the rows are pairs (as for DPOTrainer) or single completions (KTOTrainer); None for what `args` says.
 
     Raises:
         ValueError: rows that no step could use.
         NoRowLeft: no row is left.
     """
-    unpairs = isinstance(args, TRLKTOConfig)
-    kind = trl.KTOTrainer if unpairs else trl.DPOTrainer
+    paired = not isinstance(args, TRLKTOConfig) if paired is None else paired
+    kind = trl.DPOTrainer if paired else trl.KTOTrainer
     family = getattr(args, "family", None)
-    rows = PreferenceRows(args, unpairs, kind.__name__ if family is None else family.trainer)
+    own = family is not None and family.paired == paired
+    rows = PreferenceRows(args, not paired, family.trainer if own else kind.__name__)
     return rows.make(
         dataset, name, lambda found: upstream_tokenize(kind, args, processing_class, found, name), processing_class
     )
@@ -305,11 +308,7 @@ def fitted_row(row: dict[str, Any], columns: tuple[str, ...], needs: Needs) -> d
 
 def context_tokens(row: dict[str, Any], sides: tuple[str, ...], processing_class: Any) -> dict[str, int]:
     """How many leading tokens of each `<side>_ids` are earlier turns rather than the last assistant message."""
-    tools = row.get("tools")
-    kwargs = {
-        "tools": json.loads(tools) if isinstance(tools, str) else tools,
-        **(row.get("chat_template_kwargs") or {}),
-    }
+    kwargs = template_arguments(row)
     found = {}
     for side in sides:
         if len(row[side]) == 1:

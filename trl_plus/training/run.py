@@ -9,6 +9,7 @@ from typing import Any
 from trl_plus.comparison.prompts import Prompt, generate, generations_table, held_out_prompts, prompt_text
 from trl_plus.data.digests import held_out_digest
 from trl_plus.data.loading import Data, load
+from trl_plus.data.refusals import unchecked
 from trl_plus.errors import RecipeError
 from trl_plus.launch.request import LaunchRequest, check_started, is_main_process
 from trl_plus.recipes.recipe import Recipe, write_resolved
@@ -195,7 +196,8 @@ class Run:
             LearningWatch(self.journal.warn),
             stop,
         ]
-        self.trainer = build_trainer(self.objects, self.data, self.processor, callbacks)
+        with unchecked() if self.looked is None else nullcontext():
+            self.trainer = build_trainer(self.objects, self.data, self.processor, callbacks)
         self.trainer.card = card_of(self.objects)
         use_short_progress(self.trainer)
         held_out = self.trainer.eval_dataset

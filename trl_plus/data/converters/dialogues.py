@@ -162,6 +162,16 @@ def doubtful_coding(values: Iterable[Any]) -> str | None:
     )
 
 
+def alpaca_ordered(fields: Row, paired: bool) -> list[Row]:
+    """`instruction`, `input`, and a list of two outputs, the better one first."""
+    given = fields["output"]
+    if not isinstance(given, list) or len(given) > 2 or not all(isinstance(answer, str) for answer in given):
+        raise WrongShape(f"`output` must be a list of two texts, but is {given!r:.60}")
+    if len(given) < 2:
+        raise Unconvertible(f"`output` holds {len(given)} answers and not two")
+    return [pair(_alpaca_prompt(fields), *([assistant(answer)] for answer in given))]
+
+
 def alpaca_labelled(fields: Row, paired: bool) -> list[Row]:
     """`instruction`, `input`, one `output` and its label."""
     return [labelled(_alpaca_prompt(fields), [assistant(text(fields, "output"))], fields["kto_tag"], "kto_tag")]
@@ -238,5 +248,6 @@ ALPACA = (
         refuse=("preference", doubtful_coding),
     ),
     Shape((("instruction",), ("output",), _LABEL), alpaca_labelled, _ALPACA, labelled=True),
+    Shape((("instruction", "prompt"), ("output", "outputs")), alpaca_ordered, _ALPACA, holds=("output", list)),
 )
 PAIRS_TO_UNPAIRED = (Shape((("chosen",), ("rejected",)), pairs_to_unpaired, (("prompt",),), many=True),)

@@ -1,36 +1,46 @@
 """General converters: text into messages, conversations under other names, and two answers with a preference."""
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from trl_plus.data.converters.dialogues import tools_of
 from trl_plus.data.converters.parts import (
+    ANSWER,
     CHOSEN,
     CONTEXT,
     PROMPT,
     REJECTED,
     answer_turns,
     conversation,
+    dialogues,
     opened,
     prompt_turns,
     whole,
 )
 from trl_plus.data.converters.rows import COLUMNS, Row, Shape, Unconvertible, WrongShape, labelled, pair, with_system
-from trl_plus.data.responses import is_conversation
+from trl_plus.data.responses import Message, is_conversation
 
-_LABEL = ("label", "kto_tag")
+_LABEL = ("label", "kto_tag", "is_good", "is_safe", "is_desirable", "desirable", "thumbs_up", "liked", "feedback")
+_WANTED = {"true", "1", "yes", "desirable", "chosen", "good", "positive", "preferred", "accepted", "like", "thumbs_up",
+           "thumbs up", "up", "upvote", "👍"}  # fmt: skip
+_UNWANTED = {"false", "0", "-1", "no", "undesirable", "rejected", "bad", "negative", "dislike", "thumbs_down",
+             "thumbs down", "down", "downvote", "👎"}  # fmt: skip
 _ADDED = ("context", "input", "history", "initial_reason_steps")
 _SYSTEM = (("system", "system_prompt"), ("tools",))
 PROMPT_AND = (*PROMPT, "context", "messages", "conversation")
-_DIALOGUE = ("messages", "conversations", "conversation", "trajectory", "dialogue", "dialog")
+_DIALOGUE = ("messages", "conversations", "conversation", "trajectory", "dialogue", "dialog", "context_messages",
+             "prompt_messages", "contents")  # fmt: skip
 
 
 def text_pair(fields: Row, paired: bool) -> list[Row]:
     """A prompt and two answers of any kind, as messages. Lists of texts on both sides become a pair each."""
     _refuse_messages(fields, ("prompt", "chosen", "rejected"))
-    context = prompt_turns(fields)
+    fields = dialogues(fields, ("chosen", "rejected"))
+    context = prompt_turns(fields) if "prompt" in fields else with_system(fields, [])
     sides = [_several(fields[side]) for side in ("chosen", "rejected")]
     if not all(sides):
         raise Unconvertible("a side holds no answer")
@@ -56,15 +66,24 @@ def _several(value: Any) -> list[Any]:
 
 
 def text_labelled(fields: Row, paired: bool) -> list[Row]:
-    """A prompt, one answer and its label."""
-    _refuse_messages(fields, ("prompt", "completion"))
+    """A prompt, one answer and its label, which may be a word."""
     answer = opened(answer_turns(fields["completion"], "completion"), fields)
     row = labelled(whole(prompt_turns(fields), [answer]), answer, _as_label(fields["label"]))
     return [{**row, **tools_of(fields)}]
 
 
+def _labelled_in_form(fields: Row) -> bool:
+    """Whether a labelled row holds messages and a label already, and nothing that belongs into them."""
+    messages = all(is_conversation(fields[name]) for name in ("prompt", "completion"))
+    return messages and fields["label"] in (0, 1) and not any(fields.get(name) for name in _ADDED)
+
+
 def _as_label(value: Any) -> Any:
-    return {"true": True, "false": False}.get(value.lower(), value) if isinstance(value, str) else value
+    """A label as true or false, if it is a word or a number for one."""
+    if isinstance(value, float) and value in (-1, 0, 1):
+        value = int(value)
+    word = str(value).strip().lower()
+    return True if word in _WANTED else False if word in _UNWANTED else value
 
 
 def messages_pair(fields: Row, paired: bool) -> list[Row]:
@@ -93,9 +112,12 @@ def messages_and_sides(fields: Row, paired: bool) -> list[Row]:
 
 # -- two answers and a preference ----------------------------------------------------------------------------------
 
-_STEMS = ("response", "answer", "completion", "output", "conversation", "human_ref", "candidate", "summary", "reply",
-          "generation")  # fmt: skip
+_STEMS = ("response", "answer", "completion", "output", "conversation", "conv", "human_ref", "candidate", "summary",
+          "reply", "generation")  # fmt: skip
+_BESIDE = re.compile(r"model|score|rating|reward|rank|source|safe|sever|categ|token|length|sha|id$|_id|name|critique|"
+                     r"feedback|rational|embed|label|tag|winner|harm|quotes|log")  # fmt: skip
 _ENDS = (("0", "1"), ("1", "2"), ("a", "b"), ("A", "B"))
+_RATED = ("score", "rating", "reward", "winner_model", "pm_score")
 _PREFERENCE = ("preference", "better_response_id", "overall_preference", "preference_strength", "winner", "preferred",
                "better_response", "better", "choice", "chosen_id", "best", "labels", "label",
                "safer_response_id")  # fmt: skip
@@ -139,7 +161,10 @@ def _number(value: Any) -> float | None:
 
 
 def _ordered(fields: Row, first: bool) -> list[Row]:
-    first_turns, second_turns = (answer_turns(fields[which], which) for which in ("first", "second"))
+    fields = dialogues(fields, ("first", "second"))
+    first_turns, second_turns = (
+        _until(answer_turns(fields[which], which), fields.get("turn")) for which in ("first", "second")
+    )
     chosen, rejected = (first_turns, second_turns) if first else (second_turns, first_turns)
     if "prompt" in fields:
         context = whole(prompt_turns(fields), [chosen, rejected])
@@ -157,6 +182,12 @@ def _ordered(fields: Row, first: bool) -> list[Row]:
     return [row]
 
 
+def _until(turns: list[Message], turn: Any) -> list[Message]:
+    """A conversation up to the answer that was judged, counted from 1; whole if `turn` is no number of an answer."""
+    answers = [place for place, message in enumerate(turns) if message["role"] == "assistant"]
+    return turns[: answers[turn - 1] + 1] if isinstance(turn, int) and 0 < turn < len(answers) else turns
+
+
 def _first_is_better(value: Any, names: tuple[str, str], column: str) -> bool | None:
     """Whether the first answer is preferred; None for a tie.
 
@@ -164,7 +195,7 @@ def _first_is_better(value: Any, names: tuple[str, str], column: str) -> bool | 
     the second. Another number is the one that the columns of the answers end in; `labels` beside human_ref_A, as in
     SHP, is 1 for A.
     """
-    ends = [_end(name) for name in names]
+    ends = _ends(names)
     if value is None:
         raise Unconvertible("`preference` is null")
     if isinstance(value, str):
@@ -193,8 +224,13 @@ def _named(value: str, names: tuple[str, str], ends: list[str]) -> bool | None:
     raise WrongShape(f"`preference` is {value!r:.60}, which names neither `{names[0]}` nor `{names[1]}`")
 
 
-def _end(name: str) -> str:
-    return name.rsplit("_", 1)[-1] if "_" in name else name[-1]
+@cache
+def _ends(names: tuple[str, str]) -> list[str]:
+    """What two names differ in."""
+    for ends in _ENDS:
+        if any(pair == names for _, pair in twins(names, ends)):
+            return list(ends)
+    return list(names)
 
 
 def unclear_preference(values: Iterable[Any]) -> str | None:
@@ -216,36 +252,62 @@ class TwoAnswers(Shape):
     scored: bool = False
 
     def columns(self, available: Sequence[str]) -> dict[str, str] | None:
-        found = next(self._sides(available), None)
-        if found is None:
-            return None
-        rest = [column for column in available if column not in found.values()]
-        others = super().columns([*rest, *found])  # the fields of the sides are there under their own names
-        return None if others is None else {**others, **found}
+        for prefix, found in self._sides(available):
+            rest = [column for column in available if column not in found.values()]
+            known = {column.removeprefix(prefix): column for column in sorted(rest, key=lambda c: c.startswith(prefix))}
+            others = super().columns([*known, *found])  # the fields of the sides are there under their own names
+            if others is not None:
+                return {**{field: known.get(column, column) for field, column in others.items()}, **found}
+        return None
 
-    def _sides(self, available: Sequence[str]) -> Iterator[dict[str, str]]:
+    def _sides(self, available: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
+        """What all names of a dataset may begin with, and the columns of both answers."""
         if {names[0] for names in self.needs if names[0] in _FIELDS} <= set(available):
-            yield {field: field for field in _FIELDS if field in available}
+            yield "", {field: field for field in _FIELDS if field in available}
             return
-        stems = [f"{stem}{gap}" for stem in _STEMS for gap in ("_", "")]
-        for first, second, ends in ((f"{stem}{a}", f"{stem}{b}", (a, b)) for stem in stems for a, b in _ENDS):
-            if first not in available or second not in available:
-                continue
-            sides = {"first": first, "second": second}
-            if not self.scored:
-                yield sides
-                continue
-            for stem in ("score_", "rating_", "reward_", "score", "winner_model_", "pm_score_"):
-                scores = [f"{stem}{end}" for end in ends]
-                if set(scores) <= set(available):
-                    yield {**sides, "first_score": scores[0], "second_score": scores[1]}
+        for ends in _ENDS:
+            pairs = dict(twins(available, ends))
+            rated = next((pairs[frame] for word in _RATED for frame in pairs if word in frame.lower()), None)
+            for frame in sorted(pairs, key=len):
+                stem = next((stem for stem in _STEMS if stem in frame.lower()), None)
+                if (
+                    stem is None
+                    or _BESIDE.search(frame.lower().removeprefix("model_"))
+                    or (self.scored and rated is None)
+                ):
+                    continue
+                sides = dict(zip(_FIELDS, (*pairs[frame], *(rated if self.scored and rated else ())), strict=False))
+                prefix = frame[: frame.lower().index(stem)]
+                yield prefix, sides
+                if prefix:
+                    yield "", sides
+
+
+def twins(columns: Sequence[str], ends: tuple[str, str]) -> Iterator[tuple[str, tuple[str, str]]]:
+    """(what both names have in common, the two names) for columns whose names differ only in these ends."""
+    mark = re.compile(rf"(?<![A-Za-z0-9]){ends[0]}(?![A-Za-z0-9])|(?<=[a-z]){ends[0]}(?![A-Za-z0-9])")
+    for name in columns:
+        for found in mark.finditer(name):
+            head, tail = name[: found.start()], name[found.end() :]
+            if ends[0] == "a" and head[-1:].isalpha():
+                continue  # the last letter of a word
+            other = f"{head}{ends[1]}{tail}"
+            if other in columns:
+                yield f"{head}*{tail}", (name, other)
 
 
 _FIELDS = ("first", "second", "first_score", "second_score")
 _CONTEXT = (PROMPT_AND, *(names for names in CONTEXT if names[0] != "history"))
+_BESIDE_PAIR = (("weight",), ("margin",), ("turn",))
 TEXT = (
-    Shape((PROMPT, CHOSEN, REJECTED), text_pair, CONTEXT, many=True),
-    Shape((PROMPT, ("completion", "response", "output", "answer"), _LABEL), text_labelled, CONTEXT, labelled=True),
+    Shape((PROMPT, (*CHOSEN, *ANSWER), REJECTED), text_pair, CONTEXT, many=True),
+    Shape(
+        (PROMPT, ("completion", "response", "output", "answer"), _LABEL),
+        text_labelled,
+        CONTEXT,
+        labelled=True,
+        in_form=_labelled_in_form,
+    ),
 )
 MESSAGES = (
     Shape((_DIALOGUE, ("rejected_messages", "rejected_response")), messages_pair, _SYSTEM),
@@ -253,7 +315,7 @@ MESSAGES = (
     Shape((_DIALOGUE, _LABEL), messages_labelled, _SYSTEM, labelled=True),
 )
 PREFERENCE = (
-    TwoAnswers((("first",), ("second",), _PREFERENCE), by_preference, (*_CONTEXT, ("weight",), ("margin",)), named=True,
+    TwoAnswers((("first",), ("second",), _PREFERENCE), by_preference, (*_CONTEXT, *_BESIDE_PAIR), named=True,
                refuse=("preference", unclear_preference)),
     TwoAnswers(tuple((field,) for field in _FIELDS), by_scores, _CONTEXT, named=True, scored=True),
 )  # fmt: skip

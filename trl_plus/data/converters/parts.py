@@ -1,6 +1,5 @@
 """Prompts and answers of any kind as messages: text, transcripts, single messages, lists of messages."""
 
-import json
 from typing import Any
 
 from trl_plus.data.converters.dialogues import transcript
@@ -10,16 +9,20 @@ from trl_plus.data.converters.rows import (
     WrongShape,
     assistant,
     from_value,
+    message_keys,
     messages,
     optional_text,
+    role_of,
     user,
 )
-from trl_plus.data.folding import history_turns
-from trl_plus.data.responses import Message, is_conversation
+from trl_plus.data.folding import history_turns, speakers
+from trl_plus.data.messages import listed, parsed
+from trl_plus.data.responses import Message
 
 # Fields by the names that public datasets give them
 PROMPT = ("prompt", "question", "instruction", "query", "input", "problem", "user_prompt", "post", "history",
           "user_input", "question_body", "task_description", "prompt_text")  # fmt: skip
+ANSWER = ("response", "completion", "answer", "output")  # the wanted one, if only the other is named as such
 CHOSEN = ("chosen", "chosen_response", "response_chosen", "preferred", "preferred_response", "response_j", "accepted",
           "positive", "pos", "win", "better", "better_response", "good", "winner_response")  # fmt: skip
 REJECTED = ("rejected", "rejected_response", "response_rejected", "dispreferred", "non_preferred_response",
@@ -57,13 +60,12 @@ def _system(content: str) -> Message:
 
 def turns_of_prompt(value: Any, name: str) -> list[Message]:
     """A prompt of any kind as messages. A text that is a transcript of Human and Assistant is read as one."""
-    if isinstance(value, dict):
+    if isinstance(value, dict) and message_keys(value) is None:
         value = _text_in(value, name)
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
+        value = value[0]
+    value = listed(value)
     if isinstance(value, str):
-        if value.lstrip().startswith(("[", "{")):
-            listed = _json_messages(value)
-            if listed is not None:
-                return listed
         if value.startswith("\n\nHuman:"):
             turns = transcript(value, name)
             if turns[-1]["role"] == "assistant" and not turns[-1]["content"]:
@@ -77,29 +79,62 @@ def turns_of_prompt(value: Any, name: str) -> list[Message]:
     return conversation(value, name)
 
 
-def _json_messages(text: str) -> list[Message] | None:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return None
-    return messages(value, "prompt") if is_conversation(value) else None
-
-
 def conversation(value: Any, name: str) -> list[Message]:
-    """A list of messages, or one, in {role, content} or {from, value}."""
-    value = [value] if isinstance(value, dict) else value
-    if isinstance(value, list) and value and isinstance(value[0], dict) and "from" in value[0]:
-        return from_value(value, name)
-    return messages(value, name)
+    """A list of messages, or one, under any of the usual keys; or exchanges, as {user, assistant}. Roles get the names
+    of chat templates."""
+    value = [value] if isinstance(value, dict) else listed(value)
+    first = value[0] if isinstance(value, list) and value and isinstance(value[0], dict) else {}
+    if speakers(first) is not None:
+        turns = history_turns(value, open_end=True)
+        if turns is None:
+            raise WrongShape(f"`{name}` must hold exchanges of two texts, but is {value!r:.60}")
+        return turns
+    if message_keys(first) not in (None, ("role", "content")):
+        return from_value([_from_value(message) for message in value], name)
+    return [{**message, "role": role_of(message)} for message in messages(value, name)]
+
+
+def _from_value(message: Any) -> Any:
+    """A message under the keys `from` and `value`."""
+    keys = message_keys(message) if isinstance(message, dict) else None
+    if keys is None:
+        return message
+    said = message[keys[1]]
+    if keys[1] == "parts" and isinstance(said, list) and all(isinstance(part, dict) for part in said):
+        said = "\n".join(str(part["text"]) for part in said if part.get("text") is not None)
+    return {"from": message[keys[0]], "value": said, **{key: part for key, part in message.items() if key not in keys}}
+
+
+def dialogues(fields: Row, sides: tuple[str, str], prompt: str = "prompt") -> Row:
+    """Fields whose prompt and sides are lists of texts (or JSON text of such), one per turn, as conversations."""
+    asked = _texts(fields.get(prompt))
+    found = {name: _texts(fields.get(name)) for name in sides} if asked else {}
+    if not asked or any(texts is None or len(texts) != len(asked) for texts in found.values()):
+        return fields
+    rest = {name: value for name, value in fields.items() if name != prompt}
+    for side, texts in found.items():
+        if None in (*asked, *(texts or ())):
+            raise Unconvertible(f"a turn of `{side}` is null")
+        rest[side] = [
+            turn for said, text in zip(asked, texts or (), strict=True) for turn in (user(said), assistant(text))
+        ]
+    return rest
+
+
+def _texts(value: Any) -> list[Any] | None:
+    value = parsed(value) if isinstance(value, str) and value.lstrip().startswith("[") else value
+    known = isinstance(value, list) and all(part is None or isinstance(part, str) for part in value)
+    return value if known else None
 
 
 def answer_turns(value: Any, name: str) -> list[Message]:
     """An answer of any kind as messages, the last of which is the response."""
+    value = listed(value)
     if isinstance(value, str):
         return [assistant(value)]
     if value is None:
         raise Unconvertible(f"`{name}` is null")
-    if isinstance(value, dict) and not {"role", "from"} & set(value):
+    if isinstance(value, dict) and message_keys(value) is None:
         return [assistant(_text_in(value, name))]
     if isinstance(value, list) and value and isinstance(value[0], str):
         if len(value) > 1:

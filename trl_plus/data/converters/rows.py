@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trl_plus.data.messages import listed
 from trl_plus.data.responses import SIDES, Message, is_conversation, split_response
 
 Row = dict[str, Any]
@@ -33,8 +34,9 @@ class Shape:
         labelled: whether labelled rows come out for every method.
         in_form: whether a row, given as fields, needs no conversion; such rows are converted beside others that do.
         named: whether `convert` also gets the columns of the fields, under COLUMNS.
-        gather: (fields by name, the values of all rows) -> (row that it comes from, new row), for rows that are made
-            of several. Whatever gives no row is left out.
+        gather: (fields by name, the values of all rows) -> (row that it comes from, new row, or why it gives none), for
+            rows that are made of several.
+        holds: (field, type), if only rows with such a value, or null, are meant.
         refuse: (field, its values in many rows -> why they cannot be used together, or None), for what no row shows.
     """
 
@@ -45,7 +47,8 @@ class Shape:
     labelled: bool = False
     in_form: Callable[[Row], bool] | None = None
     named: bool = False
-    gather: Callable[[Mapping[str, list[Any]]], Iterable[tuple[int, Row]]] | None = None
+    gather: Callable[[Mapping[str, list[Any]]], Iterable[tuple[int, Row | str]]] | None = None
+    holds: tuple[str, type] | None = None
     refuse: tuple[str, Callable[[Iterable[Any]], str | None]] | None = None
 
     def columns(self, available: Sequence[str]) -> dict[str, str] | None:
@@ -75,28 +78,40 @@ def optional_text(fields: Row, name: str) -> str:
 
 
 def messages(value: Any, name: str) -> list[Message]:
-    """A list of {role, content} messages.
+    """A list of {role, content} messages, or JSON text of one. A message with calls needs no content.
 
     Args:
         name: the value, as messages name it.
     """
+    value = listed(value)
     _require_list(value, name)
     _require_keys(value, name, "role", "content")
     for index, message in enumerate(value):
         if message.get("role") is None:
             raise Unconvertible(f"message {index} of `{name}` has no role")
-        if message.get("content") is None and not message.get("tool_calls"):
+        if message.get("content") is None and not any(map(message.get, _CALLS)):
             raise Unconvertible(f"message {index} of `{name}` has no content")
     return list(value)
 
 
+_CALLS = ("tool_calls", "function_call")
 # `function_call` is the assistant's turn, its call kept as text; `observation` is what the tool answered
 ROLES = {
-    **dict.fromkeys(("human", "user"), "user"),
+    **dict.fromkeys(("human", "user", "prompter"), "user"),
     **dict.fromkeys(("gpt", "assistant", "function_call"), "assistant"),
-    **dict.fromkeys(("tool", "observation"), "tool"),
+    **dict.fromkeys(("model", "chatgpt", "bot", "chatbot", "ai", "bing", "bard"), "assistant"),
+    **dict.fromkeys(("tool", "observation", "tool_response", "function_response"), "tool"),
     "system": "system",
 }
+_ROLE_KEYS = ("role", "from", "sender", "speaker", "author")
+_CONTENT_KEYS = ("content", "value", "text", "message", "utterance", "parts")
+
+
+def message_keys(message: Iterable[str]) -> tuple[str, str] | None:
+    """The keys of a mapping that hold who speaks and what is said; None if it is not a message."""
+    role = next((key for key in _ROLE_KEYS if key in message), None)
+    content = next((key for key in _CONTENT_KEYS if key in message), None)
+    return None if role is None or content is None else (role, content)
 
 
 def role_of(message: Message) -> str:
@@ -119,7 +134,7 @@ def from_value(value: Any, name: str) -> list[Message]:
 
     Messages that have the keys role and content already get their names of roles; a name that is not in ROLES stays.
     """
-    value = [value] if isinstance(value, dict) else value
+    value = [value] if isinstance(value, dict) else listed(value)
     _require_list(value, name)
     if is_conversation(value):
         return [{**message, "role": role_of(message)} for message in messages(value, name)]
@@ -211,7 +226,8 @@ def _require_list(value: Any, name: str) -> None:
 
 def _require_keys(value: list[Any], name: str, *keys: str) -> None:
     for message in value:
-        if not isinstance(message, dict) or not set(keys) <= set(message):
+        missing = [key for key in keys if key not in message] if isinstance(message, dict) else list(keys)
+        if missing and not (missing == ["content"] and any(map(message.get, _CALLS))):
             raise WrongShape(f"`{name}` must be a list of {{{', '.join(keys)}}} messages, but holds {message!r:.60}")
 
 

@@ -3,8 +3,9 @@
 from typing import Any
 
 from trl_plus.data.converters.dialogues import answers
-from trl_plus.data.converters.parts import CONTEXT, TEXT_KEYS, answer_turns, prompt_turns
+from trl_plus.data.converters.parts import CONTEXT, TEXT_KEYS, answer_turns, prompt_turns, turns_of_prompt
 from trl_plus.data.converters.rows import (
+    COLUMNS,
     Row,
     Shape,
     Unconvertible,
@@ -12,7 +13,6 @@ from trl_plus.data.converters.rows import (
     assistant,
     best_and_worst,
     labelled,
-    messages,
     pair,
     scores_of,
     text,
@@ -67,10 +67,10 @@ def scored(fields: Row, paired: bool) -> list[Row]:
     For a method of pairs the best and the worst completion, the first of equal ones. For labelled rows every
     completion: desirable from the middle between the best and the worst score upwards.
     """
-    prompt = fields["prompt"]
-    context = messages(prompt, "prompt") if isinstance(prompt, list) else [user(text(fields, "prompt"))]
-    context = with_system(fields, context)
+    context = with_system(fields, turns_of_prompt(fields["prompt"], "prompt"))
     completions, scores = fields["completions"], scores_of(fields["scores"], "scores")
+    if "rank" in fields.get(COLUMNS, {}).get("scores", ""):  # the first is the best
+        scores = [None if score is None else -score for score in scores]
     if completions is None:
         raise Unconvertible("`completions` is null")
     if not isinstance(completions, list):
@@ -100,6 +100,7 @@ def _scored_rows(
 
 _ITEM_SCORES = ("score", "rating", "overall_score", "pm_score", "reward", "rank", "preference_rank")
 _ITEM_TEXTS = ("completion", "messages", *TEXT_KEYS)
+_ITEM_MARKS = {"chosen": 1.0, "rejected": 0.0, "preferred": 1.0, "dispreferred": 0.0}
 
 
 def ranked(fields: Row, paired: bool) -> list[Row]:
@@ -109,23 +110,53 @@ def ranked(fields: Row, paired: bool) -> list[Row]:
         raise Unconvertible("`answers` is null")
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise WrongShape(f"`answers` must hold mappings with a rank or a score, but is {items!r:.60}")
+    turns = [_item_turns(item) for item in items]
+    return _scored_rows(prompt_turns(fields), turns, _item_scores(items), paired)
+
+
+def _item_scores(items: list[Row]) -> list[float | None]:
+    """The score of each answer, the higher the better; of answers marked as chosen or rejected 1 and 0."""
     marks = [next((key for key in _ITEM_SCORES if isinstance(item.get(key), (int, float))), None) for item in items]
     mark = next((key for key in marks if key is not None), None)
     if mark is None:
-        raise WrongShape(f"`answers` holds none of {', '.join(_ITEM_SCORES)}")
-    texts = [next((item[key] for key in _ITEM_TEXTS if item.get(key) is not None), None) for item in items]
+        marked = [next((_ITEM_MARKS[v] for v in item.values() if isinstance(v, str) and v in _ITEM_MARKS), None)
+                  for item in items]  # fmt: skip
+        if None in marked or not marked:
+            raise WrongShape(f"`answers` holds none of {', '.join(_ITEM_SCORES)}")
+        return marked
     scores = scores_of([item.get(mark) for item in items], mark)
-    if mark.endswith("rank"):
-        scores = [None if score is None else -score for score in scores]
-    turns = [None if value is None else answer_turns(value, "answers") for value in texts]
-    return _scored_rows(prompt_turns(fields), turns, scores, paired)
+    return [None if score is None else -score for score in scores] if mark.endswith("rank") else scores
+
+
+def _item_turns(item: Row) -> list[Message] | None:
+    value = next((item[key] for key in _ITEM_TEXTS if item.get(key) is not None), None)
+    return None if value is None else answer_turns(value, "answers")
+
+
+def by_index(fields: Row, paired: bool) -> list[Row]:
+    """A prompt, answers, and the number of the best one, counted from 0: a pair with each of the others."""
+    items, best = fields["answers"], fields["best"]
+    if items is None or best is None:
+        raise Unconvertible(f"`{'answers' if items is None else 'best'}` is null")
+    if not isinstance(items, list) or isinstance(best, bool) or not isinstance(best, int):
+        raise WrongShape(
+            f"`answers` must be a list and `best` a place in it, but they are {items!r:.40} and {best!r:.20}"
+        )
+    if not 0 <= best < len(items) or len(items) < 2:
+        raise Unconvertible(f"`best` is {best}, but there are {len(items)} answers")
+    turns = [_item_turns(item) if isinstance(item, dict) else answer_turns(item, "answers") for item in items]
+    if None in turns:
+        raise Unconvertible(f"answer {turns.index(None)} has no text")
+    context = prompt_turns(fields)
+    return [pair(context, turns[best] or [], other or [], ("answers", "answers"))
+            for number, other in enumerate(turns) if number != best]  # fmt: skip
 
 
 def _answer(completion: Any) -> list[Message]:
     if isinstance(completion, str):
         return [assistant(completion)]
-    if isinstance(completion, list):
-        return messages(completion, "completions")
+    if isinstance(completion, (list, dict)):
+        return answer_turns(completion, "completions")
     raise WrongShape(f"`completions` must hold texts or lists of messages, but holds {completion!r:.60}")
 
 
@@ -143,7 +174,9 @@ def _ratings(side: str) -> tuple[str, ...]:
 _PROMPT = ("prompt", "instruction", "input")
 _ALSO = (("system", "system_prompt"),)
 _RATED = (*_ALSO, _ratings("chosen"), _ratings("rejected"))
-_COMPLETIONS, _SCORES = ("completions", "responses", "generations"), ("scores", "ratings")
+_COMPLETIONS = ("completions", "responses", "generations", "candidates", "candidates_completions", "answers", "outputs",
+                "replies", "all_generated_responses")  # fmt: skip
+_SCORES = ("scores", "ratings", "rewards", "ranks", "rankings", "all_rm_scores", "rank")
 
 ULTRAFEEDBACK = (
     Shape((("prompt",), ("chosen",), ("rejected",)), ultrafeedback_pair, (("messages",),)),
@@ -153,9 +186,11 @@ ARGILLA = (
     Shape((("chosen", "chosen_response"), ("rejected", "rejected_response")), argilla_pair, (_PROMPT, *_RATED)),
     Shape((_PROMPT, ("completions", "generations"), ("scores", "ratings")), scored, _ALSO, many=True),
 )
-_RANKED_PROMPT = (*_PROMPT, "question", "query", "context", "messages", "conversation", "history")
-_RANKED = ("answers", "completions", "responses", "candidates", "outputs", "replies", "generations")
+_RANKED_PROMPT = (*_PROMPT, "question", "query", "context", "messages", "conversation", "contents", "post", "history")
+_RANKED = ("answers", "completions", "responses", "candidates", "outputs", "replies", "generations", "summaries")
+_BEST = ("best", "choice", "chosen_index", "preferred_index", "best_index", "best_answer_index")
 SCORES = (
-    Shape((_PROMPT, _COMPLETIONS, _SCORES), scored, _ALSO, many=True),
+    Shape((_RANKED_PROMPT, _COMPLETIONS, _SCORES), scored, _ALSO, many=True, named=True),
+    Shape((_RANKED_PROMPT, _RANKED, _BEST), by_index, CONTEXT, many=True),
     Shape((_RANKED_PROMPT, _RANKED), ranked, CONTEXT, many=True),
 )

@@ -1,6 +1,7 @@
 """D112, D114, D213: columns that hold the prompt and are not used, a prompt that stands there twice, and tool calls."""
 
 from trl_plus.data.messages import arguments_fault
+from trl_plus.data.refusals import repeats_prompt
 from trl_plus.data.unused import PROMPT_PARTS, unused
 from trl_plus.preflight.registry import ERROR, WARNING, text_check
 from trl_plus.preflight.rows import Row, excerpt, message_text
@@ -47,12 +48,7 @@ def arguments_as_text(row: Row) -> str | None:
     "Write `columns: {prompt: null}`, since the sides hold the prompt themselves: the question would be asked twice.",
 )
 def prompt_twice(row: Row) -> str | None:
-    prompt = row.raw.get("prompt")
-    if not row.conversational or not isinstance(prompt, list):
+    if not row.conversational or not repeats_prompt(row.raw, row.responses):
         return None
-    asked = [turn for turn in prompt if turn["role"] != "system"]
-    for side in row.responses:
-        spoken = [turn for turn in row.raw[side] if turn["role"] != "system"]
-        if not asked or len(spoken) <= len(asked) or spoken[: len(asked)] != asked:
-            return None
+    asked = [turn for turn in row.raw["prompt"] if turn["role"] != "system"]
     return f"prompt: {excerpt(message_text(asked[-1]))}"

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from trl_plus.data.templates import fitted, needs_of
-from trl_plus.preflight.checks.tokens import template_arguments
+from trl_plus.data.templates import fitted, needs_of, template_arguments
 from trl_plus.preflight.registry import ERROR, WARNING, token_check
 from trl_plus.preflight.rows import Row, excerpt, message_text
 from trl_plus.preflight.tally import Hits
@@ -75,7 +74,7 @@ def _rendered(row: Row, target: Target) -> str:
     turns = fitted(row.turns, needs_of(target.processor))
     return str(
         target.processor.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=True, **template_arguments(row)
+            turns, tokenize=False, add_generation_prompt=True, **template_arguments(row.raw)
         )
     )
 
@@ -99,7 +98,7 @@ def _lost_call(row: Row, written: str) -> str | None:
             gone = next((text for text in texts if isinstance(text, str) and not _is_in(text, whole)), None)
             if gone is not None:
                 return f"the call of {function.get('name')} (message {number}): {excerpt(gone)}"
-    for tool in template_arguments(row).get("tools") or []:
+    for tool in template_arguments(row.raw).get("tools") or []:
         function = tool.get("function", tool) if isinstance(tool, dict) else {}
         if isinstance(function.get("name"), str) and not _is_in(function["name"], whole):
             return f"the tool {function['name']}"

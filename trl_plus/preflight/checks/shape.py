@@ -1,18 +1,15 @@
 """D1xx: rows that no trainer can tokenize. What is found here is skipped by every other check."""
 
-import re
 from typing import Any
 
 from trl_plus.data.checks import is_weight
-from trl_plus.data.messages import message_fault, parsed
+from trl_plus.data.messages import message_fault
+from trl_plus.data.refusals import tools_fault, written_messages, written_turns
 from trl_plus.data.responses import shared_turns
 from trl_plus.preflight.registry import ERROR, conversation_check, shape_check
 from trl_plus.preflight.rows import ROLES, Kind, excerpt
 
 Raw = dict[str, Any]
-# how messages begin that json.dumps or str wrote: a list of them, or an object that holds such a list
-_MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](role|content|from|value)['"]\s*:""")
-_OBJECT = re.compile(r"""\s*\{\s*['"](role|content|from|value|messages|conversations?|tools|system)['"]\s*:""")
 Conversations = dict[str, list[Any]]
 
 
@@ -50,15 +47,7 @@ def malformed_value(row: Raw, kind: Kind) -> str | None:
             return fault
     if not kind.prompt and row.get("prompt") is not None:
         return f"prompt: {excerpt(repr(row['prompt']))}, where other rows have none"
-    return _tools_fault(row.get("tools"))
-
-
-def _tools_fault(tools: Any) -> str | None:
-    """The trainers read `tools` as a list of mappings, or as JSON text of one."""
-    tools = parsed(tools)
-    if tools is None or (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
-        return None
-    return f"tools: {excerpt(repr(tools))}"
+    return f"tools: {excerpt(repr(row['tools']))}" if tools_fault(row.get("tools")) else None
 
 
 @shape_check("D104", ERROR, "a side holds nothing at all", "Remove these rows, or write the missing response.")
@@ -73,7 +62,8 @@ def nothing_there(row: Raw, kind: Kind) -> str | None:
     "D105",
     ERROR,
     "the label is not true or false",
-    "Make `label` a boolean: true for completions that are wanted, false for the others (1 and 0 work, -1 does not).",
+    "Make `label` a boolean: true for completions that are wanted, false for the others (1 and 0 work). "
+    "`converter: text` reads words (desirable, rejected, yes, ...) and -1.",
 )
 def label_type(row: Raw, kind: Kind) -> str | None:
     value = row.get("label")
@@ -89,23 +79,11 @@ def label_type(row: Raw, kind: Kind) -> str | None:
     "Keep messages as lists, in JSON Lines or Parquet: a table such as CSV has turned them into text.",
 )
 def messages_as_text(row: Raw, kind: Kind) -> str | None:
-    for name in _columns(kind):
-        value = row.get(name)
-        if isinstance(value, str) and (_MESSAGES.match(value) or _is_object(value)):
-            return f"{name}: {excerpt(value)}"
-    return None
-
-
-def _is_object(text: str) -> bool:
-    """Whether text is a JSON object of messages. Other objects may be what the model has to answer."""
-    if not _OBJECT.match(text):
-        return False
-    value = parsed(text)
-    if not isinstance(value, dict):
-        return bool(re.search(r"""['"](role|from)['"]\s*:""", text))
-    held = next((value[key] for key in ("messages", "conversations", "conversation") if key in value), None)
-    alone = {"role", "content"} <= set(value) or {"from", "value"} <= set(value)
-    return alone or (isinstance(held, list) and all(isinstance(message, dict) for message in held))
+    columns = _columns(kind)
+    name = next((name for name in columns if written_messages(row.get(name))), None)
+    if name is None and kind.prompt and written_turns(row, columns):
+        name = columns[0]
+    return None if name is None else f"{name}: {excerpt(row[name])}"
 
 
 @shape_check(
@@ -141,7 +119,8 @@ def last_turn(whole: Conversations) -> str | None:
     "D207",
     ERROR,
     "a message has a role that chat templates do not know",
-    "Rename the roles to system, user, assistant and tool (`converter: sharegpt` does it for human and gpt).",
+    "Rename the roles to system, user, assistant and tool (`converter: sharegpt` does it for human, gpt, model, bot "
+    "and capital letters).",
 )
 def unknown_role(whole: Conversations) -> str | None:
     for turns in whole.values():

@@ -1,9 +1,8 @@
 """D4xx: the token ids that the trainer gets: template, boundaries, begin and end of sequence."""
 
-from typing import Any
-
 import numpy as np
 
+from trl_plus.data.templates import template_arguments
 from trl_plus.preflight.registry import ERROR, INFO, WARNING, summary_check, token_check
 from trl_plus.preflight.rows import Row
 from trl_plus.preflight.tally import Hits, Summary, Verdict
@@ -48,18 +47,7 @@ def _prompt_alone(row: Row, target: Target) -> list[int]:
     contexts = list(row.context.values())
     if any(context != contexts[0] for context in contexts):
         return []
-    return tokenize_messages(target.processor, contexts[0], add_generation_prompt=True, **template_arguments(row))
-
-
-def template_arguments(row: Row) -> dict[str, Any]:
-    """What the trainers pass to the chat template besides the messages."""
-    import json
-
-    tools = row.raw.get("tools")
-    return {
-        "tools": json.loads(tools) if isinstance(tools, str) else tools,
-        **(row.raw.get("chat_template_kwargs") or {}),
-    }
+    return tokenize_messages(target.processor, contexts[0], add_generation_prompt=True, **template_arguments(row.raw))
 
 
 @token_check(

@@ -20,6 +20,11 @@ _RAN_ON = re.compile(
     r"|\S(</s>|<\|im_end\|>|<\|eot_id\|>|<\|endoftext\|>|<end_of_turn>)\s*$",
     re.MULTILINE,
 )
+# how a prompt of another format opens the answer: `### Response:`, `Assistant:`
+_OPENING = re.compile(
+    r"(?:^|\n)[ \t]*(?:#{2,3}\s*(?:Response|Assistant|Answer|Output)|(?:GPT4 Correct )?Assistant|ASSISTANT|Bot|Chatbot"
+    r"|AI)\s*:\s*\Z"
+)
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|<s>.*?</s>", re.DOTALL)
 _WHOLE = 24  # characters of a prompt from which a response does not begin with it by chance
 _HH = re.compile(r"\n\n(Human|Assistant): ?")
@@ -191,6 +196,19 @@ def ran_on(row: Row) -> str | None:
         if _RAN_ON.search(text) and (match := _RAN_ON.search(_CODE.sub("", text))):
             return f"{where}: {excerpt(_CODE.sub('', text), match.start())}"
     return None
+
+
+@text_check(
+    "D214",
+    WARNING,
+    "the prompt ends as another prompt format opens the answer",
+    "Remove `### Response:`, `Assistant:` and the like from the prompt, since the chat template opens the answer "
+    "(`converter: hh` reads dialogues of Human: and Assistant:).",
+)
+def opens_the_answer(row: Row) -> str | None:
+    if not row.turns or not (match := _OPENING.search(message_text(row.turns[-1]))):
+        return None
+    return f"...{excerpt(message_text(row.turns[-1])[max(0, match.start() - 60) :])}"
 
 
 def _is_blank(row: Row, side: str) -> bool:
