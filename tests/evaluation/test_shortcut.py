@@ -6,13 +6,13 @@ import jsonschema
 import numpy as np
 import pytest
 from datasets import Dataset
+from trl_plus.evaluation.as_json import as_json, schema
+from trl_plus.evaluation.shown import shown_evaluation
 
 from tests.preflight.plant_shortcuts import planted
 from tests.preflight.test_shortcuts import as_rows, pairs
 from tests.reporting.test_evaluation import evaluation, make_rows, printed, scores
-from trl_plus.evaluation.as_json import as_json, schema
 from trl_plus.evaluation.shortcut import HELD_OUT, TRAIN, by_shortcut
-from trl_plus.evaluation.shown import shown_evaluation
 
 COUNT = 240
 
