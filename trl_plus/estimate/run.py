@@ -10,7 +10,7 @@ from trl_plus.errors import DataError, RecipeError
 from trl_plus.estimate import engines
 from trl_plus.estimate.engines import Engine
 from trl_plus.estimate.measure import GIB, PROCESS, Measure, autocast
-from trl_plus.estimate.model import build_model, make_fake, read_config, weights_dtype
+from trl_plus.estimate.model import build_model, choose, make_fake, read_config, weights_dtype
 from trl_plus.estimate.shapes import Rows, Shape, sampled
 from trl_plus.recipes.recipe import Recipe
 from trl_plus.setup.machine_errors import memory_cures, overrides
@@ -142,7 +142,7 @@ def _estimate(
     model = build_model(objects, config, amp if narrowed else dtype)
     with fake:
         make_fake(model)
-    chosen, share = model.choose(objects, model, fake, device == "cuda", notes)
+    chosen, share = choose(objects, model, fake, device == "cuda", notes)
     rows = replace(rows, layout=chosen, share=share)
     measure = Measure(objects, device, engine, fake, model, rows, notes, None if narrowed else amp, narrowed)
     batch = objects.args.per_device_train_batch_size
