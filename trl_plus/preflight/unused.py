@@ -11,7 +11,9 @@ import numpy as np
 
 from trl_plus.data.numbering import user_columns
 from trl_plus.data.unused import PROMPT_PARTS, texts_in, unused
+from trl_plus.preflight.checks.shape import conversations
 from trl_plus.preflight.findings import Example, Finding, Severity
+from trl_plus.preflight.registry import CONVERSATION, SHAPE
 from trl_plus.preflight.rows import IMAGES, SOURCE_ROW, Kind, Row, excerpt, kind_of, message_text, read_row
 
 CODE = "D117"
@@ -40,13 +42,14 @@ def unused_columns(split: str, dataset: Any, kind: Kind) -> Iterator[Finding]:
     None if they hold names and labels only. It is a warning if the name of a column with sentences does not say that it
     tells of the answers or of where the row comes from.
     """
-    rows = [raw for raw in _sample(dataset) if kind_of(raw) == kind]
-    names = [name for name in user_columns(rows[0] if rows else {}) if name not in (*_USED, *PROMPT_PARTS)]
+    columns = user_columns(dataset.column_names or next(iter(dataset), {}))
+    names = [name for name in columns if name not in (*_USED, *PROMPT_PARTS)]
+    rows = [raw for raw in _sample(dataset) if names and kind_of(raw) == kind and not _misshapen(raw, kind)]
     found: Counter[str] = Counter()
     lengths: dict[str, list[int]] = {name: [] for name in names}
     examples: list[Example] = []
     for raw in rows:
-        gone = unused(raw, names, _said(read_row(raw, 0, kind))) if names else []
+        gone = unused(raw, names, _said(read_row(raw, 0, kind)))
         gone = [name for name in gone if texts_in(raw[name])]
         found.update(gone)
         for name in gone:
@@ -63,6 +66,13 @@ def unused_columns(split: str, dataset: Any, kind: Kind) -> Iterator[Finding]:
     severity = Severity.WARNING if doubtful else Severity.INFO
     sentence = f"The text of {listed} is not trained on."
     yield Finding(CODE, severity, split, TITLE, sentence, 0, len(rows), CURE, tuple(examples))
+
+
+def _misshapen(raw: dict[str, Any], kind: Kind) -> bool:
+    """Whether a row cannot be read, which other findings tell."""
+    if any(check.function(raw, kind) for check in SHAPE.values()):
+        return True
+    return kind.conversational and any(check.function(conversations(raw, kind)) for check in CONVERSATION.values())
 
 
 def _sample(dataset: Any) -> Iterable[dict[str, Any]]:
