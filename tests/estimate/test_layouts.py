@@ -6,12 +6,12 @@ import pytest
 
 from trl_plus.data.loading import load
 from trl_plus.errors import RecipeError
-from trl_plus.estimate.model import _Run
 from trl_plus.estimate.run import estimate
 from trl_plus.estimate.shapes import Row, Rows
 from trl_plus.forward.layouts import make_plan
 from trl_plus.setup.objects import build
 from trl_plus.setup.trainer import build_trainer, load_processor
+from trl_plus.trainers.layouts import reason_of_run
 
 ROWS = 4
 LONG_PROMPTS = ("max_length=128", f"per_device_train_batch_size={ROWS}", "gradient_accumulation_steps=1")
@@ -106,7 +106,7 @@ def test_what_rules_a_layout_out_is_said_in_the_words_of_the_trainer(recipe):
     noisy = recipe("neftune_noise_alpha=5")
     found = estimate(noisy, device="cpu")
     assert (found.rows.layout, found.shape.plan) == ("rows", None)
-    assert _Run(None, build(noisy).args)._reason_of_run() in " ".join(found.notes)
+    assert reason_of_run(None, build(noisy).args) in " ".join(found.notes)
     assert "neftune_noise_alpha depends on" in " ".join(found.notes)
     with pytest.raises(RecipeError, match="`layout: packed` does not work here: the noise of neftune_noise_alpha"):
         estimate(recipe("neftune_noise_alpha=5", "layout=packed"), device="cpu")
