@@ -29,5 +29,9 @@ class DataError(ValueError):
     """The data cannot be used as it is; the text says what is wrong and names the cure."""
 
 
+class DataFound(ValueError):
+    """Preflight found errors in the data; the text names them."""
+
+
 class NoRowLeft(ValueError):
     """Every row was dropped."""

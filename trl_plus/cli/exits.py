@@ -6,9 +6,8 @@ from contextlib import contextmanager
 
 import typer
 
-from trl_plus.errors import DataError, RecipeError, RunFault
+from trl_plus.errors import DataError, DataFound, RecipeError, RunFault
 from trl_plus.launch.request import is_main_process
-from trl_plus.training.first_look import DataFound
 from trl_plus.ui.console import printable
 from trl_plus.upstream.signatures import explain
 

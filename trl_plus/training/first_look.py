@@ -4,15 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from trl_plus.errors import DataFound
 from trl_plus.runs.folder import PREFLIGHT
 from trl_plus.setup.objects import RunObjects
 
 ROWS = 200
 NAMED = 3  # warnings that `train` names
-
-
-class DataFound(ValueError):
-    """Preflight found errors in the data; the text says which."""
 
 
 def look(objects: RunObjects, processor: Any, say: Callable[[Any], None]) -> Any:
