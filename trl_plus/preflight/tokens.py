@@ -136,9 +136,7 @@ def _trainer_rows(dataset: Any, target: Target, max_length: int | None) -> Any:
     return trainer_rows(dataset, target.args, target.processor, max_length, target.paired_method)
 
 
-def trainer_rows(
-    dataset: Any, args: Any, processor: Any, max_length: int | None, paired: bool | None = None
-) -> Any:
+def trainer_rows(dataset: Any, args: Any, processor: Any, max_length: int | None, paired: bool | None = None) -> Any:
     """Prepared rows as a trainer makes them, but none is refused: rows that are too long are dropped, and what is wrong
     with the others is a finding."""
     import copy
