@@ -6,8 +6,6 @@ import jsonschema
 import numpy as np
 import pytest
 from datasets import Dataset
-from trl_plus.evaluation.as_json import as_json, schema
-from trl_plus.evaluation.shown import shown_evaluation
 
 from tests.preflight.plant_shortcuts import planted
 from tests.preflight.test_shortcuts import as_rows, pairs
