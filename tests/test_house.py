@@ -260,3 +260,15 @@ def test_public_objectives_have_docstrings():
         for node in tree(path).body
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and not ast.get_docstring(node)
     )
+
+
+def test_docstrings_begin_with_their_subject():
+    """A verb or the thing itself: "Return the rows", "Rows of a step", "True if a row is empty"."""
+    owners = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    check(
+        f"{name_of(path)}:{getattr(node, 'lineno', 1)} {ast.get_docstring(node).split()[0]}"
+        for path in SOURCES
+        for node in ast.walk(tree(path))
+        if isinstance(node, owners)
+        and (ast.get_docstring(node) or "").startswith(("What ", "Whether ", "Where ", "Which "))
+    )

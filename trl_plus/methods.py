@@ -143,7 +143,7 @@ FAMILIES: dict[str, Family] = {
 
 @dataclass(frozen=True)
 class Method:
-    """What `method: NAME` means.
+    """The meaning of `method: NAME` in a recipe.
 
     Attributes:
         fixed: values that define the method; a recipe may repeat but not change them.

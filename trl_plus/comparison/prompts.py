@@ -134,7 +134,7 @@ def _json_prompt(line: str, place: str) -> Prompt:
 
 
 def _in_front(row: dict[str, Any]) -> bool:
-    """Whether a column stands for turns in front of the prompt."""
+    """True if a column stands for turns in front of the prompt."""
     return any(row.get(name) and turns_of(name, row[name]) for name in FOLDED)
 
 

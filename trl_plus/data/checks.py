@@ -1,4 +1,4 @@
-"""What must hold for every row before anything is tokenized: no nulls, weights that can weigh, labels that label."""
+"""Checks of every row before anything is tokenized: no nulls, and valid weights, margins and labels."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""What our rows carry beyond TRL's: an example weight, and how much of a multi-turn completion is only context."""
+"""Columns of our rows beyond TRL's: an example weight, a margin, and how much of a completion is only context."""
 
 from collections.abc import Callable
 from typing import Any

@@ -29,7 +29,7 @@ class AlreadyConverted(DataError):
 
 @dataclass(frozen=True)
 class _Conversion:
-    """What one converter does to one dataset. `version` keeps results of other versions out of the cache."""
+    """One converter applied to one dataset. `version` keeps results of other versions out of the cache."""
 
     converter: str
     shape: Shape
@@ -51,7 +51,7 @@ class _Conversion:
             raise _refusal(fault, row, self.paired_method) from error
 
     def in_form(self, row: Row) -> bool:
-        """Whether the row needs no conversion. The converter takes it where others do."""
+        """True if the row needs no conversion. The converter takes it where others do."""
         columns = self.shape.columns(self.columns) or {}
         return self.shape.in_form is not None and self.shape.in_form({f: row[c] for f, c in columns.items()})
 

@@ -1,4 +1,4 @@
-"""Whether rows are the same as they were: digests of their contents. Standard library only."""
+"""Digests of rows, which tell whether they are the same as they were. Standard library only."""
 
 import hashlib
 from collections.abc import Sequence

@@ -34,12 +34,12 @@ def as_path(name: str) -> Path:
 
 
 def looks_like_path(name: str) -> bool:
-    """Whether a dataset or model name can only mean a file or folder, and not a name on the hub."""
+    """True if a dataset or model name can only mean a file or folder, and not a name on the hub."""
     return name.startswith(("./", "../", "/", "~")) or name in (".", "..") or Path(name).suffix in READERS
 
 
 def is_local(name: str) -> bool:
-    """Whether a dataset name stands for local files."""
+    """True if a dataset name stands for local files."""
     path = as_path(name)
     return looks_like_path(name) or path.exists() or bool(_candidates(path))
 
@@ -96,7 +96,7 @@ def split_files(name: str, config: str | None = None) -> dict[str, list[Path]]:
 
 
 def _has_configs(path: Path) -> bool:
-    """Whether the README of a folder says which files are which split."""
+    """True if the README of a folder says which files are which split."""
     readme = path / "README.md"
     if not readme.is_file():
         return False
@@ -119,7 +119,7 @@ def _shards(path: Path) -> dict[str, list[Path]]:
 
 
 def _names_a_split(file: Path) -> bool:
-    """Whether the name of a file has a word for a split in it, as `test_prefs`."""
+    """True if the name of a file has a word for a split in it, as `test_prefs`."""
     return any(word in ("train", *_TEST_WORDS) for word in re.split(r"[^a-z]+", file.stem.lower()))
 
 

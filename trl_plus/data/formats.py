@@ -25,7 +25,7 @@ _COLUMNS = ("prompt", "chosen", "rejected", "completion")
 
 @dataclass(frozen=True)
 class Format:
-    """What a dataset's rows are.
+    """The form of a dataset's rows.
 
     Attributes:
         paired: a chosen and a rejected side; False: one completion and its label.
@@ -180,7 +180,7 @@ def _mapping(row: dict[str, Any], paired_method: bool) -> str:
 
 
 def _column_cure(row: dict[str, Any], paired_method: bool) -> str:
-    """What to do about columns that are none of the method's."""
+    """The fix for columns that are none of the method's."""
     columns = user_columns(row)
     for mark, word in ((";", "semicolons"), ("\t", "tabs")):
         if len(columns) == 1 and mark in columns[0]:
@@ -234,7 +234,7 @@ def _refuse_mixed_rows(dataset: Any, first: dict[str, Any], name: str, paired_me
 
 
 def _mixed(dataset: Any, columns: list[str]) -> bool:
-    """Whether `datasets` found values of several types in one of the columns (it then keeps them as JSON)."""
+    """True if `datasets` found values of several types in one of the columns (it then keeps them as JSON)."""
     features = dataset.features or {}
     return any(type(features.get(column)).__name__ == "Json" for column in columns)
 

@@ -90,7 +90,7 @@ def _is_listed(dataset: Any, column: str) -> bool:
 
 
 def _holds_messages(dataset: Any, column: str) -> bool:
-    """Whether a column is a list of messages, judged by its type, or by its first values if that is JSON."""
+    """True if a column is a list of messages, judged by its type, or by its first values if that is JSON."""
     inner = getattr(dataset.features.get(column), "feature", None)
     if inner is None or isinstance(inner, dict):
         return isinstance(inner, dict) and "role" in inner
@@ -99,14 +99,14 @@ def _holds_messages(dataset: Any, column: str) -> bool:
 
 
 def _is_plain(feature: Any) -> bool:
-    """Whether a column holds {role, content} texts, or what `in_form` wrote."""
+    """True if a column holds {role, content} texts, or what `in_form` wrote."""
     inner = getattr(feature, "feature", None)
     texts = isinstance(inner, dict) and set(inner) == {"role", "content"} and all(map(is_text, inner.values()))
     return texts or is_formed(feature)
 
 
 def _has_calls(dataset: Any, column: str) -> bool:
-    """Whether a column of plain messages has roles that stand for tool calls and their results."""
+    """True if a column of plain messages has roles that stand for tool calls and their results."""
     if is_formed(dataset.features[column]):
         return False
     import pyarrow as pa
@@ -120,7 +120,7 @@ def _has_calls(dataset: Any, column: str) -> bool:
 
 
 def is_formed(feature: Any) -> bool:
-    """Whether `in_form` wrote a column of this type."""
+    """True if `in_form` wrote a column of this type."""
     inner = getattr(feature, "feature", feature)
     return type(inner).__name__ == "Json" and inner.id == FORM
 

@@ -1,4 +1,4 @@
-"""What `max_length` does to the rows: counted per side, reported in one sentence, governed by `overlong`."""
+"""The effect of `max_length` on rows: counted per side, reported in one sentence, governed by `overlong`."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ class LengthReport:
     one_sided: int
 
     def sentence(self, name: str, max_length: int, end_is_cut: bool = True) -> str | None:
-        """What happened, or None where nothing did."""
+        """The report as a sentence, or None if nothing was dropped or cut."""
         parts = []
         if self.dropped:
             parts.append(f"{self.dropped} of {self.rows} rows dropped (the prompt leaves no room, or overlong: drop)")
@@ -74,7 +74,7 @@ def apply_overlong(
 
 
 def row_fits(row: dict[str, Any], sides: tuple[str, ...], max_length: int, overlong: str) -> bool:
-    """Whether a tokenized row of a stream stays under "drop"; under "error" a row that is too long stops the run."""
+    """True if a tokenized row of a stream stays under "drop"; under "error" a row that is too long stops the run."""
     longest = len(row["prompt_ids"]) + max(len(row[f"{side}_ids"]) for side in sides)
     if longest > max_length and overlong == "error":
         raise ValueError(

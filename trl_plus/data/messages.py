@@ -32,13 +32,13 @@ def message_text(message: Message) -> str:
 
 
 def spoken(message: Message) -> str:
-    """What a message says: its text, and its tool calls. Two messages say the same if this is the same."""
+    """The content of a message: its text, and its tool calls. Two messages say the same if this is the same."""
     calls = message.get("tool_calls")
     return f"{message_text(message)}\n{calls}" if calls else message_text(message)
 
 
 def said(message: Message) -> str:
-    """What a message says, with a thinking trace that it has under a key of its own between marks."""
+    """The content of a message, with a thinking trace that it has under a key of its own between marks."""
     thought = next((message[key] for key in THINKING_KEYS if isinstance(message.get(key), str)), "")
     return f"<think>{thought}</think>{spoken(message)}" if thought else spoken(message)
 
@@ -72,7 +72,7 @@ _LISTED = re.compile(r"""\s*\[\s*\{\s*['"](role|content|from|value)['"]\s*:""")
 
 
 def looks_listed(value: Any) -> bool:
-    """Whether text begins as a list of messages that json.dumps or str wrote."""
+    """True if text begins as a list of messages that json.dumps or str wrote."""
     return isinstance(value, str) and bool(_LISTED.match(value))
 
 
@@ -181,7 +181,7 @@ def tools_in_form(value: Any) -> Any:
 
 
 def message_fault(value: Any, name: str) -> str | None:
-    """What no chat template can write of a list of messages in form, with its place; None if nothing.
+    """The first thing that no chat template can write of a list of messages in form, with its place; None if nothing.
 
     Args:
         name: the value, as messages name it.

@@ -69,7 +69,7 @@ def read_files(paths: list[Path], streaming: bool, split: str = "train") -> Any:
 
 
 def _separator(paths: list[Path]) -> str:
-    """What separates the columns of CSV files: a comma, unless a header has no comma but semicolons or tabs."""
+    """The separator of the columns of CSV files: a comma, unless a header has no comma but semicolons or tabs."""
     found = {}
     for path in paths:
         with path.open(encoding="utf-8", errors="replace") as file:
@@ -188,6 +188,6 @@ def _value_kind(value: Any) -> str | None:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, cut to one line. A failed cast names the types on further lines, which are joined."""
+    """The text of an error, cut to one line. A failed cast names the types on further lines, which are joined."""
     said = str(error).strip() or type(error).__name__
     return " ".join(said.split())[:500] if said.startswith("Couldn't cast") else said.splitlines()[0]

@@ -18,7 +18,7 @@ _MEANT = "If it is not part of it, leave the column out: `dataset.remove_columns
 
 
 def written_messages(value: Any) -> bool:
-    """Whether text is a list of messages, or an object that holds them, as json.dumps or str writes it. Other objects
+    """True if text is a list of messages, or an object that holds them, as json.dumps or str writes it. Other objects
     may be what the model has to answer."""
     if not isinstance(value, str):
         return False
@@ -35,7 +35,7 @@ def written_messages(value: Any) -> bool:
 
 
 def written_turns(row: Mapping[str, Any], names: Iterable[str]) -> bool:
-    """Whether every one of the columns holds a JSON list of texts, one per turn, as text."""
+    """True if every one of the columns holds a JSON list of texts, one per turn, as text."""
     values = [row.get(name) for name in names]
     held = [parsed(value) for value in values if isinstance(value, str) and value.lstrip().startswith("[")]
     known = [value for value in held if isinstance(value, list) and value and all(isinstance(t, str) for t in value)]
@@ -43,7 +43,7 @@ def written_turns(row: Mapping[str, Any], names: Iterable[str]) -> bool:
 
 
 def repeats_prompt(row: Mapping[str, Any], sides: Iterable[str]) -> bool:
-    """Whether every side of a conversational row begins with the messages of `prompt` again."""
+    """True if every side of a conversational row begins with the messages of `prompt` again."""
     prompt = row.get("prompt")
     if not is_conversation(prompt):
         return False
@@ -60,7 +60,7 @@ def _without_system(turns: list[Any]) -> list[Any]:
 
 
 def tools_fault(tools: Any) -> bool:
-    """Whether `tools` is no list of mappings and no JSON text of one, which the trainers read."""
+    """True if `tools` is no list of mappings and no JSON text of one, which the trainers read."""
     tools = parsed(tools)
     return tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools))
 
@@ -90,7 +90,7 @@ def refuse_rows(dataset: Any, name: str) -> None:
 
 
 def row_fault(row: Mapping[str, Any]) -> str | None:
-    """What a row in form would lose or be trained on wrongly, and the fix; None if nothing."""
+    """The part of a row in form that would be lost or trained on wrongly, and the fix; None if nothing."""
     sides = sides_of(list(row))
     columns = [column for column in ("prompt", *sides) if column in row]
     text = next((column for column in columns if written_messages(row[column])), None)

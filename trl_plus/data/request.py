@@ -1,4 +1,4 @@
-"""What to load, as the data keys of a recipe say it."""
+"""The data keys of a recipe as a request to load."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from trl_plus.data.files import is_local
 
 @dataclass(frozen=True)
 class DataRequest:
-    """What to load. `name` and `eval_name` are hub ids or local paths; `mixture` is TRL's list `datasets`.
+    """A request to load. `name` and `eval_name` are hub ids or local paths; `mixture` is TRL's list `datasets`.
 
     Attributes:
         columns: new names of the columns of `name` and `eval_name`, see `data.columns`.
@@ -43,7 +43,7 @@ class DataRequest:
 
     @property
     def holds_out(self) -> bool:
-        """Whether training rows are held out where there are no others."""
+        """True if training rows are held out where there are no others."""
         return bool(self.eval_fraction) and self.max_eval_rows != 0
 
     @property
@@ -53,7 +53,7 @@ class DataRequest:
 
     @property
     def local(self) -> bool:
-        """Whether everything can be read without the hub."""
+        """True if everything can be read without the hub."""
         names = [self.name] if self.name else [str(entry["path"]) for entry in self.mixture]
         return all(is_local(name) for name in [*names, *([self.eval_name] if self.eval_name else [])])
 

@@ -59,7 +59,7 @@ def _without_nulls(turn: Message) -> Message:
 
 
 def is_plain(row: dict[str, Any], sides: tuple[str, ...]) -> bool:
-    """Whether a conversational row has the form of `split_response` already: a prompt and one response per side."""
+    """True if a conversational row has the form of `split_response` already: a prompt and one response per side."""
     return bool(row.get("prompt")) and all(
         len(row[side] or []) == 1 and row[side][0]["role"] == "assistant" for side in sides
     )

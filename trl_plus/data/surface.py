@@ -283,7 +283,7 @@ def _of_text(text: str, prompt: str) -> tuple[float, ...]:
 
 
 def read_responses(sides: Sequence[Sequence[str]], prompts: Sequence[str]) -> tuple[Features, Keys]:
-    """What is known of responses from their texts alone: `measure`, (N, sides, F), and `stock_keys`, (N, sides, 2).
+    """The features of responses from their texts alone: `measure`, (N, sides, F), and `stock_keys`, (N, sides, 2).
 
     Args:
         sides: N responses of each side.

@@ -30,7 +30,7 @@ class Needs:
 
 
 def needs_of(processing_class: Any) -> Needs:
-    """What the chat template of a tokenizer takes. A processor gets its blocks from TRL."""
+    """The forms that the chat template of a tokenizer takes. A processor gets its blocks from TRL."""
     template = getattr(processing_class, "chat_template", None)
     if not isinstance(template, str):
         return Needs()
@@ -51,7 +51,7 @@ class _Renderer:
         return 0
 
     def holds(self, messages: list[Message]) -> bool:
-        """Whether the rendered messages hold the probe; False if they are refused."""
+        """True if the rendered messages hold the probe; False if they are refused."""
         try:
             return _PROBE in str(self.processing_class.apply_chat_template(messages, tokenize=False))
         except Exception:  # a template may raise anything
@@ -99,7 +99,7 @@ def tokenize_messages(processing_class: Any, messages: list[dict[str, Any]], **k
 
 
 def template_arguments(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What a chat template is given of a row beside the messages: `tools` and `chat_template_kwargs`."""
+    """The arguments of a chat template beside the messages of a row: `tools` and `chat_template_kwargs`."""
     tools = row.get("tools")
     return {
         "tools": json.loads(tools) if isinstance(tools, str) else tools,

@@ -77,7 +77,7 @@ def refuse_unknown_tokens(dataset: Any, columns: list[str], vocabulary: Vocabula
 
 
 def no_row(token: int, rows: int, tokenizer: Any) -> str:
-    """What is wrong with a token, and the fix; continues "... holds"."""
+    """The fault of a token, and the fix; continues "... holds"."""
     if token < 0:
         return f"token {token}, which is no token: remove the row, or tokenize it again."
     try:

@@ -1,4 +1,4 @@
-"""What surface features alone reach on the held-out rows, and the pairs in which they are wrong.
+"""The accuracy of surface features alone on the held-out rows, and the pairs in which they are wrong.
 
 The rule (`data.shortcut_rule`) is fitted on the training rows, with their own weights and not those of `balance`,
 since it is what a model could learn there without reading. If these are too few or a stream, it is cross-fitted on the

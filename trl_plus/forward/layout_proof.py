@@ -1,4 +1,4 @@
-"""Whether a layout gives the log-probabilities of plain rows, asked of the model itself on the run's own rows."""
+"""Proof on the run's own rows that a layout gives the log-probabilities of plain rows."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,7 +42,7 @@ def reason_against(
 
 
 def _reason_of_batch(row_layout: RowLayout, layout: str, batch: dict[str, Any], labels: Tensor) -> str | None:
-    """What can be found without a pass."""
+    """The reason that can be found without a pass."""
     reason = known_reason(row_layout.model)
     if reason is not None:
         return reason
@@ -55,7 +55,7 @@ def _reason_of_batch(row_layout: RowLayout, layout: str, batch: dict[str, Any], 
 
 
 def _reason_of_passes(row_layout: RowLayout, layout: str, batch: dict[str, Any], labels: Tensor) -> str | None:
-    """What two passes on a few rows find."""
+    """The reason that two passes on a few rows find."""
     few = few_rows(batch["input_ids"], batch["attention_mask"], labels, window_of(row_layout.model.config))
     try:
         gap = difference(row_layout, layout, *few)

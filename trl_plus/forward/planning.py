@@ -69,7 +69,7 @@ def _count(rows: Rows) -> list[Tensor]:
 
 
 def counts_from(found: Sequence[Tensor]) -> list[Counts]:
-    """What `_count` counted of each batch, on the host, one batch after the other."""
+    """The counts that `_count` took of each batch, on the host, one batch after the other."""
     fours = zip(found[::4], found[1::4], found[2::4], found[3::4], strict=True)
     return [Counts(lengths, common, bool(right), int(labelled)) for lengths, common, right, labelled in fours]
 
@@ -111,7 +111,7 @@ def place(plans: Sequence[Plan | None], device: torch.device, also: Sequence[Ten
 
 
 class _Known:
-    """What the planner knows of one batch."""
+    """The planner's record of one batch."""
 
     def __init__(self, rows: Rows, plan: Plan | None, labelled: int) -> None:
         self.rows, self.plan, self.labelled = rows, plan, labelled  # the tensors are kept, or their ids mean nothing

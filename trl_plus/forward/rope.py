@@ -23,7 +23,7 @@ FEW = 4  # positions that are compared: 0 has the angle 0 under any factors
 
 @dataclass(frozen=True)
 class Factors:
-    """Which rows have the same factors.
+    """Groups of rows that have the same factors.
 
     Attributes:
         first: the shortest length, in tokens, whose factors are not those of short rows.

@@ -16,7 +16,7 @@ ROW_KEYS = frozenset(
 
 @dataclass(frozen=True)
 class Scores:
-    """What one forward pass says of R rows of T tokens; position t holds token t + 1, so all are (R, T - 1).
+    """Scores of R rows of T tokens from one forward pass; position t holds token t + 1, so all are (R, T - 1).
 
     Args:
         logps: log-probabilities, zero where nothing was asked for.

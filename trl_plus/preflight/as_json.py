@@ -1,4 +1,4 @@
-"""What `trl-plus preflight --json` prints: one object, described by preflight.schema.json."""
+"""The object that `trl-plus preflight --json` prints, described by preflight.schema.json."""
 
 import json
 import math

@@ -34,7 +34,7 @@ class Batch:
 
 
 def examine(batch: Batch, target: Target, near: bool = True) -> Tally:
-    """What the row checks find in a batch, and what is kept of it for the checks of the whole split.
+    """Results of the row checks on a batch, and what is kept of it for the checks of the whole split.
 
     Args:
         near: keep sketches, by which near duplicates are found.
@@ -133,7 +133,7 @@ def _surface(rows: list[Row], sides: list[str]) -> dict[str, np.ndarray]:
 
 
 def _is_poor(text: str) -> bool:
-    """Whether a response repeats itself. Breaking off is no sign of it: lists, code and names end without a stop."""
+    """True if a response repeats itself. Breaking off is no sign of it: lists, code and names end without a stop."""
     words = text.split()
     return len(words) >= 30 and len(set(words)) < 0.25 * len(words)
 

@@ -1,4 +1,4 @@
-"""What preflight says: findings with a stable code, and the result they stand in."""
+"""Findings with a stable code, and the result of a preflight."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -129,7 +129,7 @@ class Preview:
 
 @dataclass(frozen=True)
 class Trait:
-    """What the rule makes of one feature, or of all features of length together ("length").
+    """The weight of one feature in the rule, or of all features of length together ("length").
 
     Attributes:
         weight: standard deviation of what it adds to the log-odds; negative if less is preferred.
@@ -153,7 +153,7 @@ class Wrong:
 
 @dataclass(frozen=True)
 class Shortcut:
-    """What surface features alone reach.
+    """The accuracy of surface features alone.
 
     Attributes:
         rows, prompts: looked at.
@@ -190,13 +190,13 @@ class Shortcut:
 
 
 def worth(accuracy: Estimate) -> bool:
-    """Whether an accuracy is above chance, and by more than a little."""
+    """True if an accuracy is above chance, and by more than a little."""
     return accuracy.low > 0.5 and accuracy.value >= WORTH
 
 
 @dataclass
 class Split:
-    """What was looked at in one split, beyond the findings.
+    """The facts of one split, beyond the findings.
 
     Attributes:
         rows: rows of the split; None for a stream that was not read to its end.
@@ -238,5 +238,5 @@ class Result:
         return sum(finding.severity is severity for finding in self.findings)
 
     def fails(self, strict: bool = False) -> bool:
-        """Whether the command exits with 3: there are errors, or warnings under `strict`."""
+        """True if the command exits with 3: there are errors, or warnings under `strict`."""
         return bool(self.count(Severity.ERROR) or (strict and self.count(Severity.WARNING)))

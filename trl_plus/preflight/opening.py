@@ -18,7 +18,7 @@ _NOWHERE = "none"  # stands for what a recipe must name and a look at the data d
 
 @dataclass(frozen=True)
 class Opened:
-    """What a command looks at. `recipe` is None for a dataset without a model."""
+    """The rows that a command looks at. `recipe` is None for a dataset without a model."""
 
     source: Source
     recipe: Recipe | None
@@ -26,7 +26,7 @@ class Opened:
 
 
 def is_recipe(argument: str) -> bool:
-    """Whether an argument names a recipe: a YAML file, or a bundled one that no dataset of that name hides."""
+    """True if an argument names a recipe: a YAML file, or a bundled one that no dataset of that name hides."""
     return argument.endswith((".yaml", ".yml")) or (argument in all_names() and not is_local(argument))
 
 

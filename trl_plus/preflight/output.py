@@ -1,4 +1,4 @@
-"""Where a preflight and previews go: the terminal, JSON on standard output, a page."""
+"""Output of a preflight and of previews: the terminal, JSON on standard output, a page."""
 
 import os
 import sys

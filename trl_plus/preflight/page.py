@@ -78,7 +78,7 @@ _TRAITS = 8  # features of the shortcut in the table beside its plot
 
 
 def _shortcut(found: Shortcut) -> dict[str, Any]:
-    """What surface features alone reach: plot, sentence, and (words, weight, share alone) of the heaviest features."""
+    """Accuracy of surface features alone: plot, sentence, and (words, weight, share alone) of the heaviest ones."""
     return {
         "plot": shortcut_plot(found),
         "sentence": words.shortcut_share(found),

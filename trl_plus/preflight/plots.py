@@ -126,7 +126,7 @@ def _rows(count: int) -> str:
 
 
 def _slot(value: float, edges: Sequence[int]) -> float:
-    """Where a value lies, in bins from the left; beyond the edges by the width of the outer bin."""
+    """The position of a value, in bins from the left; beyond the edges by the width of the outer bin."""
     index = min(max(bisect_right(edges, value) - 1, 0), len(edges) - 2)
     low, high = edges[index], edges[index + 1]
     return index + (value - low) / (high - low) if high > low else float(index)

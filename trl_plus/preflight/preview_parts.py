@@ -8,7 +8,7 @@ from trl_plus.preflight.findings import Preview, Token
 
 
 class Kind(StrEnum):
-    """What becomes of a stretch of tokens."""
+    """The fate of a stretch of tokens."""
 
     PROMPT = "prompt"
     RESPONSE = "response"
@@ -50,7 +50,7 @@ def parts_of(preview: Preview) -> list[Part]:
 
 
 def heading(preview: Preview) -> str:
-    """Which row it is, and its label."""
+    """The number of the row, and its label."""
     label = "" if preview.label is None else f", label {str(preview.label).lower()}"
     return f"{preview.split} row {preview.row}{label}"
 

@@ -21,7 +21,7 @@ ROLES = {"system", "developer", "user", "assistant", "tool", "function", "ipytho
 
 @dataclass(frozen=True)
 class Kind:
-    """What the rows of a dataset are: the columns of sides, and whether sides are conversations.
+    """The form of a dataset's rows: the columns of sides, and whether sides are conversations.
 
     Attributes:
         sides: ("chosen", "rejected") or ("completion",).
@@ -120,13 +120,13 @@ class Row:
         return self.raw[side][-1]
 
     def answers(self) -> list[str]:
-        """What the responses say, side by side, tool calls included."""
+        """The text of the responses, side by side, tool calls included."""
         return [
             spoken(self.last_message(side)) if self.conversational else text for side, text in self.responses.items()
         ]
 
     def said(self, side: str) -> str:
-        """What a response says, with its tool calls and its thinking trace."""
+        """The text of a response, with its tool calls and its thinking trace."""
         return said(self.last_message(side)) if self.conversational else self.responses[side]
 
     @cached_property

@@ -55,7 +55,7 @@ def accuracy(hits: Floats, examples: Examples, spread: float = SPREAD) -> Estima
 
 
 def audit(examples: Examples, shown: int = 3) -> Shortcut | None:
-    """What the rule reaches on some rows; None for too few rows or prompts, or a single label.
+    """The accuracy of the rule on some rows; None for too few rows or prompts, or a single label.
 
     Args:
         shown: examples of rows that are judged wrong.
@@ -145,7 +145,7 @@ def _examples(rule: Rule, examples: Examples, scores: Floats, kept: Ints, shown:
 
 
 def _misleading(rule: Rule, examples: Examples, place: int) -> tuple[str, ...]:
-    """What the side, or row, that the rule wrongly prefers or refuses has, by what it adds."""
+    """The features of the side, or row, that the rule wrongly prefers or refuses, by what they add."""
     parts = rule.parts(examples.x[place : place + 1])[0] * examples.y[place]
     centred = examples.x[place] - rule.centre
     size = float(parts[SIZE].sum())

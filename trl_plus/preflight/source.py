@@ -1,4 +1,4 @@
-"""What preflight looks at: the rows, method and tokenizer of a recipe, or of a dataset alone."""
+"""The source of a preflight: the rows, method and tokenizer of a recipe, or of a dataset alone."""
 
 from collections import Counter
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What is kept of the rows: counts and examples of each check, and arrays for the checks of a whole split."""
+"""Counts and examples of each check, and arrays for the checks of a whole split."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Hits(NamedTuple):
-    """What a token check found in a batch: a mask over its rows, what to show of one, and counts to put in words."""
+    """Result of a token check on a batch: a mask over its rows, what to show of one, and counts to put in words."""
 
     mask: np.ndarray
     detail: Callable[[int], str]
@@ -28,7 +28,7 @@ class Hits(NamedTuple):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a summary check found. `severity` overrides that of the check; `count` is 0 for the split as a whole."""
+    """Result of a summary check. `severity` overrides that of the check; `count` is 0 for the split as a whole."""
 
     sentence: str = ""
     count: int = 0
@@ -64,7 +64,7 @@ class Found:
 
 @dataclass
 class Tally:
-    """What a part of a split came to; parts add up in any grouping.
+    """The counts of a part of a split; parts add up in any grouping.
 
     Attributes:
         rows: rows looked at.
@@ -127,7 +127,7 @@ class Summary:
     train: "Summary | None" = None
 
     def row(self, place: int) -> dict[str, int]:
-        """Where a row comes from, as `Target.example` takes it."""
+        """The origin of a row, as `Target.example` takes it."""
         found = {SOURCE_ROW: int(self.index[place])}
         return {**found, SOURCE: int(self.text["source"][place])} if "source" in self.text else found
 
@@ -148,7 +148,7 @@ class Summary:
 
     @cached_property
     def shortcut(self) -> Shortcut | None:
-        """What surface features alone reach on the training rows; None for a held-out split or too few rows."""
+        """The accuracy of surface features alone on the training rows; None for a held-out split or too few rows."""
         return audit(self.examples) if self.split == "train" and self.examples is not None else None
 
     def _token_counts(self, sides: int) -> np.ndarray | None:

@@ -1,4 +1,4 @@
-"""What the rows are for: the method's configuration and the tokenizer, as far as the checks ask for them."""
+"""The purpose of the rows: the method's configuration and the tokenizer, as far as the checks ask for them."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +11,7 @@ from trl_plus.preflight.rows import SOURCE, SOURCE_ROW, Kind
 
 @dataclass(frozen=True)
 class Target:
-    """What a dataset will be trained with.
+    """The method, model and settings that a dataset will be trained with.
 
     Attributes:
         kind: what the rows are.

@@ -55,12 +55,12 @@ class Ragged:
         return hit[self.starts[1:]] - hit[first]
 
     def tail_has(self, ids: Sequence[int], width: int) -> Bools:
-        """Whether any of each list's last `width` ids is among `ids`."""
+        """True if any of each list's last `width` ids is among `ids`."""
         skip = np.maximum(self.lengths - width, 0)
         return self.count(ids, skip) > 0
 
     def ends_with(self, ids: Sequence[int]) -> Bools:
-        """Whether each list ends with exactly these ids."""
+        """True if each list ends with exactly these ids."""
         if not len(ids):
             return np.ones(len(self), bool)
         found = self.lengths >= len(ids)

@@ -69,7 +69,7 @@ def unused_columns(split: str, dataset: Any, kind: Kind) -> Iterator[Finding]:
 
 
 def _misshapen(raw: dict[str, Any], kind: Kind) -> bool:
-    """Whether a row cannot be read, which other findings tell."""
+    """True if a row cannot be read, which other findings tell."""
     if any(check.function(raw, kind) for check in SHAPE.values()):
         return True
     return kind.conversational and any(check.function(conversations(raw, kind)) for check in CONVERSATION.values())

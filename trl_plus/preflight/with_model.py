@@ -67,7 +67,7 @@ def score_pairs(opened: Opened, result: Result) -> None:
 
 
 def findings(margins: Margins) -> list[Finding]:
-    """What margins say."""
+    """The findings in the margins."""
     found = []
     masks = {"D801": np.abs(margins.values) < _SAME, "D802": margins.values > _APART}
     for code, mask in masks.items():

@@ -54,14 +54,14 @@ def extent(finding: Finding) -> str:
 
 
 def beyond_title(finding: Finding) -> str:
-    """What a finding's sentence says that its title and extent, which stand above it, do not; empty where nothing."""
+    """The part of a finding's sentence that its title and extent, which stand above it, leave out; may be empty."""
     before, title, after = finding.sentence.partition(finding.title)
     counted = title and before[:1].isdigit() and before.endswith(": ")
     return after.strip(" .").removeprefix("(").removesuffix(")") if counted else finding.sentence
 
 
 def detail(example: Example) -> str:
-    """What was found in a row, on one line: a line break in it is written as `\\n`."""
+    """The finding in a row, on one line: a line break in it is written as `\\n`."""
     return clipped(example.detail, DETAIL).replace("\n", "\\n").replace("\t", "\\t")
 
 
@@ -81,7 +81,7 @@ def rows_of(split: Split) -> str:
 
 
 def effect_of_limit(split: Split, max_length: int | None) -> str:
-    """What `max_length` does to a split. It counts prompt and response together."""
+    """The effect of `max_length` on a split. It counts prompt and response together."""
     if max_length is None:
         return "No max_length: nothing is dropped or cut."
     parts = [f"drops {split.dropped:,} of {split.checked:,} rows"] if split.dropped else []
@@ -113,7 +113,7 @@ def label_balance(labels: dict[str, int]) -> str:
 
 
 def shortcut_share(found: Shortcut) -> str:
-    """What surface features alone reach, beside what chance does."""
+    """The accuracy of surface features alone, beside that of chance."""
     value, what = found.accuracy, "the preferred side" if found.paired else "the label"
     return (
         f"Surface features alone tell {what} in {percent(value.value)} of {found.rows:,} rows (95% interval "

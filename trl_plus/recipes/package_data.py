@@ -95,7 +95,7 @@ def find_recipe(argument: str, runs: bool = False) -> Source:
 
 
 def _names_bundled(path: Path) -> bool:
-    """Whether a path is a way to write the name of a bundled recipe: any other folder means a file of the user's."""
+    """True if a path is a way to write the name of a bundled recipe: any other folder means a file of the user's."""
     folder = path.parent.as_posix()
     names = all_names() if folder == "." else []
     names += recipe_names() if folder == "recipes" else []

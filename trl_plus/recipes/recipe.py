@@ -122,7 +122,7 @@ def recipe_from(values: Mapping[str, Any], label: str, overrides: Sequence[str] 
 
 
 def _is_resolved(path: Path) -> bool:
-    """Whether a recipe was written by a run: it holds every value that was given, those of the presets included."""
+    """True if a recipe was written by a run: it holds every value that was given, those of the presets included."""
     with path.open(encoding="utf-8", errors="replace") as file:
         return file.readline().startswith(_RESOLVED_FROM)
 

@@ -1,4 +1,4 @@
-"""What the whole effective batch of an optimizer step holds, and the loss of a micro-batch as its exact share of it.
+"""The totals of an optimizer step's effective batch, and the loss of a micro-batch as its exact share of them.
 
 The loss of a step is a mean over its effective batch: sum_i w_i l_i / sum_i w_i over the rows of all micro-batches and
 ranks, plus token means sum_i w_i nll_i / sum_i w_i n_i. Each micro-batch contributes its sums divided by these global

@@ -132,7 +132,7 @@ class Throughput:
 
 
 def token_counts(mask: Tensor, plan: Plan | None, tokens: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """What a micro-batch adds to the meters of throughput: name, value, weight; scalars.
+    """The values that a micro-batch adds to the meters of throughput: name, value, weight; scalars.
 
     Args:
         mask: (R, T), the attention mask of its rows.

@@ -40,7 +40,7 @@ READ = ("input_ids", "attention_mask", "completion_mask", "weight")
 def read_batches(
     batches: Sequence[dict[str, Tensor]], also: Sequence[Tensor] = ()
 ) -> tuple[list[dict[str, Tensor]], list[Tensor]]:
-    """What `rows_of` reads of each batch, and the tensors of `also`, on the CPU. Waits for the device once."""
+    """The tensors that `rows_of` reads of each batch, and those of `also`, on the CPU. Waits for the device once."""
     parts = [{name: batch[name] for name in READ if name in batch} for batch in batches]
     found = iter(to_host([*(tensor for part in parts for tensor in part.values()), *also]))
     return [{name: next(found) for name in part} for part in parts], list(found)

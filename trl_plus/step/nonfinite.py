@@ -1,4 +1,4 @@
-"""What happens when a loss or a gradient is not finite: the run stops before the optimizer step, or leaves it out.
+"""Losses and gradients that are not finite: the run stops before the optimizer step, or leaves it out.
 
 The check costs one reduction over the gradients and one synchronisation per optimizer step. Which row it was is looked
 up only after a fault.
@@ -72,7 +72,7 @@ class NonFiniteSteps:
         self._steps_here = self._skips_here = 0  # of this call of `train`, as `train_loss` is
 
     def counts(self) -> dict[str, int]:
-        """What a checkpoint keeps of these counts."""
+        """The counts that a checkpoint keeps."""
         return {name: getattr(self, f"_{name}") for name in _KEPT}
 
     def restore(self, saved: dict[str, Any]) -> None:

@@ -58,7 +58,7 @@ class TokenBudget:
         return micro
 
     def pack(self, entries: list[dict[str, Any]], micro: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """What transformers gets: the data loader's `entries`, with a share of the micro-batches in each."""
+        """Batches for transformers: the data loader's `entries`, with a share of the micro-batches in each."""
         self.parts = len(micro)
         bounds = [i * len(micro) // len(entries) for i in range(len(entries) + 1)]
         shares = [micro[a:b] for a, b in pairwise(bounds)]

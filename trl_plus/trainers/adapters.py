@@ -163,7 +163,7 @@ def check_given(model: Any, reference: bool) -> None:
 
 
 def holds_a_copy(model: Any) -> bool:
-    """Whether PEFT can hold a second adapter like the active one without touching the base or the first one.
+    """True if PEFT can hold a second adapter like the active one without touching the base or the first one.
 
     True for LoRA in its usual forms. Of every other adapter the first values are kept instead: an unknown option may
     change the base weights when a second adapter is added.
@@ -238,6 +238,6 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def moves_base(model: Any) -> bool:
-    """Whether putting the adapter on has changed the base weights."""
+    """True if putting the adapter on has changed the base weights."""
     names = [str(getattr(config, "init_lora_weights", "")).lower() for config in model.peft_config.values()]
     return any(name.startswith(_MOVES_BASE) for name in names)

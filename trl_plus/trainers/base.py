@@ -1,4 +1,4 @@
-"""What all trainers share: a run in the order in which it happens, from the constructor to a saved model."""
+"""The base of all trainers: a run in the order in which it happens, from the constructor to a saved model."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -186,11 +186,11 @@ class PreferenceTrainer(Seams):
 
     @property
     def length_reports(self) -> dict[str, Any]:
-        """What `max_length` did to each dataset, by name."""
+        """The effect of `max_length` on each dataset, by name."""
         return self.dataset_rows.reports
 
     def has_column(self, name: str) -> bool:
-        """Whether any training or evaluation set has this column."""
+        """True if any training or evaluation set has this column."""
         return has_column(sets_of(self.train_dataset, self.eval_dataset), name)
 
     def prepare_rows(self, dataset: Any, name: str, tokenize: Callable[[Any], Any], processing_class: Any) -> Any:
@@ -390,7 +390,7 @@ class PreferenceTrainer(Seams):
 
     @property
     def step_is_logged(self) -> bool:
-        """Whether the current step ends with a log, or may."""
+        """True if the current step ends with a log, or may."""
         step, args = self.state.global_step + 1, self.args
         if not self.model.training or args.logging_strategy != IntervalStrategy.STEPS or not self.state.logging_steps:
             return True

@@ -43,7 +43,7 @@ def write_card(trainer: Any, folder: Path, model_name: str | None = None, tags: 
 
 
 def card_without_run(trainer: Any) -> Card:
-    """What a trainer knows of itself: its method, and the settings that are not defaults."""
+    """The card of a trainer without a recipe: its method, and the settings that are not defaults."""
     family = type(trainer).config_class.family
     return Card(
         name="",

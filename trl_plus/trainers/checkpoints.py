@@ -70,7 +70,7 @@ class Checkpoints:
         self.resume_from: str | None = None
 
     def begin_training(self, resume_from: Any) -> Any:
-        """What transformers' `train` is to resume from. True is the newest complete checkpoint of the output folder,
+        """Return what transformers' `train` resumes from. True is the newest complete checkpoint of the output folder,
         with a warning that says why each incomplete one was passed over."""
         trainer = self._trainer
         if getattr(trainer.accelerator, "is_fsdp2", False):
@@ -117,7 +117,7 @@ class Checkpoints:
             files.rotate(root, final, best, args.save_total_limit)
 
     def _best_after_saving(self, root: Path) -> str | None:
-        """Where the best checkpoint is once this one has its name; transformers' rule."""
+        """The place of the best checkpoint once this one has its name; transformers' rule."""
         state = self._trainer.state
         best = state.best_global_step
         if self._trainer.args.save_strategy != "no" and best:
@@ -207,7 +207,7 @@ class Checkpoints:
     # -- going on -----------------------------------------------------------------------------------------------------
 
     def _progress(self) -> dict[str, Any]:
-        """What transformers does not save: the metrics since the last log, over all ranks, and the token count."""
+        """State that transformers does not save: metrics since the last log, over all ranks, and the token count."""
         trainer = self._trainer
         sums = trainer.meters["train"].read(trainer.accelerator)
         meters = {name: [r.total, r.weight] for name, r in sums.items() if name not in UNSAVED}

@@ -255,7 +255,7 @@ class KTOTrainer(PreferenceTrainer, trl.KTOTrainer):
         return sums, torch.cat(kept) if own else None
 
     def kl_parts(self, pairs: list[tuple[KLRow, KLRow]]) -> list[list[int]]:
-        """Which of the pairs go into one pass."""
+        """The pairs that go into one pass."""
         if self.model.training and self.budget is not None:
             costs = [len(row.prompt) + len(row.completion) + len(partner.completion) for row, partner in pairs]
             return self.budget.cut_rows(costs, self.accelerator.num_processes)

@@ -1,4 +1,4 @@
-"""Which row layout a run uses: the fastest that is proved right at its first batch, or the one that was asked for."""
+"""The row layout of a run: the fastest that is proved right at its first batch, or the one that was asked for."""
 
 import logging
 from collections.abc import Iterator
@@ -134,7 +134,7 @@ class RowLayouts:
         return self._accelerator.distributed_type == DistributedType.FSDP or getattr(plugin, "zero_stage", 0) == 3
 
     def failed_backward(self, error: Exception) -> bool:
-        """Whether an error of a training step is one of a backward pass on a layout, which plain rows may not have.
+        """True if an error of a training step is one of a backward pass on a layout, which plain rows may not have.
 
         Takes plain rows then. The gradients of the step are incomplete: its micro-batches have to be repeated.
 
@@ -169,7 +169,7 @@ class RowLayouts:
 
     @property
     def plans_ahead(self) -> bool:
-        """Whether all models have taken a layout other than `rows`, in all processes, as far as they have told."""
+        """True if all models have taken a layout other than `rows`, in all processes, as far as they have told."""
         taken = [row_layout.on_failure is not None for row_layout in self.of_models]
         return bool(taken) and all(taken)
 
@@ -225,7 +225,7 @@ def reason_of_run(model: Any, args: Any) -> str | None:
 
 
 def drops(model: Any) -> bool:
-    """Whether a model draws dropout in training; that of attention is a number in its configuration."""
+    """True if a model draws dropout in training; that of attention is a number in its configuration."""
     drawn = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
     return drawn or bool(getattr(base_model(model).config, "attention_dropout", 0.0))
 

@@ -12,7 +12,7 @@ LOSSES = FAMILIES["DPO"].losses
 
 
 def computed_here(args: Any) -> bool:
-    """Whether our per-pair path computes this configuration. Otherwise TRL's own loss does.
+    """True if our per-pair path computes this configuration. Otherwise TRL's own loss does.
 
     TRL's variants of the log-ratio itself (f-divergences, LD-DPO, WPO weighting), losses that sort rows, and losses of
     a later TRL stay with TRL.

@@ -62,7 +62,7 @@ class OutsideWeights:
         self._names: tuple[str, ...] = ()
 
     def begin_training(self, model: Any) -> None:
-        """What was unfrozen since the trainer was built still has its first values."""
+        """Weights that were unfrozen since the trainer was built still have their first values."""
         if self._reference is not None:
             self._reference.keep()
         self.check(model)
@@ -89,7 +89,7 @@ class OutsideWeights:
         self._names = names
 
     def shards_weights(self) -> bool:
-        """Whether the engine cuts each weight into parts."""
+        """True if the engine cuts each weight into parts."""
         plugin = self._args.deepspeed_plugin
         fsdp = getattr(self._accelerator.state, "fsdp_plugin", None) is not None
         return fsdp or (plugin is not None and plugin.zero_stage == 3)

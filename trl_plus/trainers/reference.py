@@ -1,4 +1,4 @@
-"""Which reference a run has, how it is kept, and whether the policy equals it when training begins.
+"""The reference of a run: how it is kept, and whether the policy equals it when training begins.
 
 The reference is a model that was given, a frozen copy of the policy, a second model that TRL loads, or the policy
 itself: with its adapter switched off, or with first values put back.
@@ -223,7 +223,7 @@ class OwnReference:
 
 
 def same(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are equal, of shards the parts that this process holds."""
+    """True if two tensors are equal, of shards the parts that this process holds."""
     a, b = local(a), local(b)
     return a.shape == b.shape and bool(torch.equal(a.detach().to(b.device, b.dtype), b.detach()))
 

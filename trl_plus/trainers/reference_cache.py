@@ -100,7 +100,7 @@ def read(path: Path, rows: int) -> dict[str, Tensor] | None:
 
 
 def reference_tensors(model: Any, own: OwnReference | None) -> dict[str, Tensor]:
-    """What a reference computes with: its parameters and buffers.
+    """The tensors that a reference computes with: its parameters and buffers.
 
     Of a policy that is its own reference the adapter that training changes is left out, unless its first values are the
     reference. A frozen adapter counts, also one that the reference does not use: that costs a file and is never wrong.
@@ -130,7 +130,7 @@ def reference_adapter(model: Any, own: OwnReference | None) -> str | None:
 
 
 def folder() -> Path:
-    """Where files are kept, whatever the run's output folder; all processes of a run must see it."""
+    """The folder of the files, whatever the run's output folder; all processes of a run must see it."""
     return Path(datasets.config.HF_DATASETS_CACHE) / "trl_plus" / "reference"
 
 
@@ -186,7 +186,7 @@ class ReferenceCache:
         return max(1, WITHOUT_GRADIENT * budget.tokens // longest_row(dataset, args.max_length))
 
     def key(self, dataset: Any) -> str:
-        """What log-probabilities depend on: weights, rows, collation, precision and versions. Same on all ranks."""
+        """Digest of weights, rows, collation, precision and versions, on which log-probabilities depend; same on all ranks."""
         trainer, args, own = self._trainer, self._trainer.args, self._trainer.own_reference
         model = trainer.accelerator.unwrap_model(trainer.model if trainer.ref_model is None else trainer.ref_model)
         with own.active() if own is not None else nullcontext():

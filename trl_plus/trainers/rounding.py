@@ -47,7 +47,7 @@ def rounded_away(model: Any, args: Any, optimizer: Any) -> str | None:
 
 
 def keeps_rest(optimizer: Any) -> bool:
-    """Whether an optimizer's small steps survive rounding, on average or in a buffer beside the weights."""
+    """True if an optimizer's small steps survive rounding, on average or in a buffer beside the weights."""
     while hasattr(optimizer, "optimizer"):  # accelerate's and DeepSpeed's wrappers
         if "deepspeed" in type(optimizer).__module__:
             return True

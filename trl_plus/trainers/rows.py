@@ -287,7 +287,7 @@ def sets_of(train: Any, held_out: Any) -> dict[str, Any]:
 
 
 def has_column(sets: dict[str, Any], name: str) -> bool:
-    """Whether any of the sets has this column."""
+    """True if any of the sets has this column."""
     return any(name in (getattr(dataset, "column_names", None) or ()) for dataset in sets.values())
 
 

@@ -1,4 +1,4 @@
-"""Whether a row's log-probabilities depend on the rows beside or before it, asked of the model at the first step.
+"""A check at the first step that a row's log-probabilities do not depend on the rows beside or before it.
 
 Exact steps, `eval_loss` and a precomputed reference all rest on rows that do not. Batch normalisation, experts with a
 capacity, buffers that grow, noise in training and attention that reads the padded length break it.

@@ -15,7 +15,7 @@ from trl_plus.forward.score import model_inputs
 
 
 def upstream_tokenize(trl_trainer: type, args: Any, processing_class: Any, dataset: Any, name: str) -> Any:
-    """What a TRL trainer's own `_prepare_dataset` makes of a dataset, without that trainer."""
+    """The rows that a TRL trainer's own `_prepare_dataset` makes of a dataset, without that trainer."""
     read = SimpleNamespace(  # what it reads of `self`
         _tokenizer=getattr(processing_class, "tokenizer", processing_class),
         calculate_KL=False,  # KTO's fixed mismatched rows, which ours do without
@@ -80,7 +80,7 @@ class Seams:
         return super()._compute_loss(model, inputs, False)
 
     def take_upstream_metrics(self, mode: str) -> dict[str, float]:
-        """What the last `upstream_loss` recorded: name -> mean over its micro-batch. Clears TRL's record."""
+        """Return what the last `upstream_loss` recorded: name -> mean over its micro-batch. Clears TRL's record."""
         taken = {name: values[-1] for name, values in self._metrics[mode].items() if name != "num_tokens"}
         self._metrics[mode].clear()
         return taken

@@ -34,7 +34,7 @@ ONE_LABEL = 0.1  # share of one-label steps that is no accident
 
 @dataclass(frozen=True)
 class Setup:
-    """What the rules need to know of a run.
+    """The facts of a run that the rules read.
 
     Attributes:
         method: "DPO", "SimPO", "ORPO", "CPO" or "KTO".
@@ -56,7 +56,7 @@ class Setup:
 
     @property
     def reference(self) -> bool:
-        """Whether rewards are log-ratios to a reference, and so 0 while nothing was learned."""
+        """True if rewards are log-ratios to a reference, and so 0 while nothing was learned."""
         return FAMILIES[self.method].reference
 
 
@@ -88,7 +88,7 @@ def unmoved(before: Log, now: Log, setup: Setup) -> str | None:
 
 
 def moved(before: Log, now: Log) -> bool:
-    """Whether the held-out loss, or the margin that it is made of, differs from what it was."""
+    """True if the held-out loss, or the margin that it is made of, differs from what it was."""
     names = ("eval_loss", "eval_rewards/margins")
     return any(abs(now.get(name, 0.0) - before.get(name, 0.0)) > STILL * abs(before["eval_loss"]) for name in names)
 
@@ -157,13 +157,13 @@ def _settled(logs: list[Log], setup: Setup) -> bool:
 
 
 def _at_reference(logs: list[Log], setup: Setup) -> bool:
-    """Whether every reward of these logs is that of the reference itself."""
+    """True if every reward of these logs is that of the reference itself."""
     rewards = [log[name] for log in logs for name in (*_REWARDS, "rewards/margins") if name in log]
     return bool(rewards) and max(map(abs, rewards)) <= UNMOVED * setup.beta
 
 
 def _without_trend(logs: list[Log]) -> bool:
-    """Whether the second half of the logs looks like the first, within the noise, and wins no more than by chance.
+    """True if the second half of the logs looks like the first, within the noise, and wins no more than by chance.
 
     Looked at between 40 and 400 logs: fewer say nothing, and a run that moved in 400 logs is not stuck at its start.
     """

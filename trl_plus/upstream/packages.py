@@ -60,7 +60,7 @@ _SWITCHES = {
 
 
 def installed(*modules: str) -> bool:
-    """Whether one of these top-level modules can be imported."""
+    """True if one of these top-level modules can be imported."""
     return any(importlib.util.find_spec(module) is not None for module in modules)
 
 

@@ -73,7 +73,7 @@ def text_labelled(fields: Row, paired: bool) -> list[Row]:
 
 
 def _labelled_in_form(fields: Row) -> bool:
-    """Whether a labelled row holds messages and a label already, and nothing that belongs into them."""
+    """True if a labelled row holds messages and a label already, and nothing that belongs into them."""
     messages = all(is_conversation(fields[name]) for name in ("prompt", "completion"))
     return messages and fields["label"] in (0, 1) and not any(fields.get(name) for name in _ADDED)
 
@@ -189,7 +189,7 @@ def _until(turns: list[Message], turn: Any) -> list[Message]:
 
 
 def _first_is_better(value: Any, names: tuple[str, str], column: str) -> bool | None:
-    """Whether the first answer is preferred; None for a tie.
+    """True if the first answer is preferred; None for a tie.
 
     Text names an answer by its column, or by the end of that. A strength is below 0 for the first answer and above for
     the second. Another number is the one that the columns of the answers end in; `labels` beside human_ref_A, as in
@@ -226,7 +226,7 @@ def _named(value: str, names: tuple[str, str], ends: list[str]) -> bool | None:
 
 @cache
 def _ends(names: tuple[str, str]) -> list[str]:
-    """What two names differ in."""
+    """The parts in which two names differ."""
     for ends in _ENDS:
         if any(pair == names for _, pair in twins(names, ends)):
             return list(ends)
@@ -261,7 +261,7 @@ class TwoAnswers(Shape):
         return None
 
     def _sides(self, available: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
-        """What all names of a dataset may begin with, and the columns of both answers."""
+        """The beginning that all names of a dataset may share, and the columns of both answers."""
         if {names[0] for names in self.needs if names[0] in _FIELDS} <= set(available):
             yield "", {field: field for field in _FIELDS if field in available}
             return

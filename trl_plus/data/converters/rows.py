@@ -1,4 +1,4 @@
-"""What the converters share: the fields of a row, messages, and the rows that come out. Imports no data library."""
+"""The base of the converters: the fields of a row, messages, and the rows that come out. Imports no data library."""
 
 import math
 import re
@@ -120,7 +120,7 @@ def role_of(message: Message) -> str:
 
 
 def in_form(fields: Row, names: Sequence[str]) -> bool:
-    """Whether fields that must hold {role, content} messages do, under the names of chat templates."""
+    """True if fields that must hold {role, content} messages do, under the names of chat templates."""
     sides = [fields[name] for name in names]
     return all(is_conversation(side) for side in sides) and all(
         isinstance(message, dict) and message.get("role") in (None, role_of({"role": None, **message}))

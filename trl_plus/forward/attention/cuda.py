@@ -41,7 +41,7 @@ def varlen_parameters() -> frozenset[str]:
 
 
 def takes_varlen(query: Tensor, value: Tensor, plan: Plan, options: Options) -> bool:
-    """Whether this torch's `varlen_attn` can do what a layer asks for.
+    """True if this torch's `varlen_attn` can do what a layer asks for.
 
     torch 2.10 takes `is_causal` and neither a scale nor a window. 2.11 takes `scale` and `window_size`. From 2.12 on
     keys may have fewer heads than queries.

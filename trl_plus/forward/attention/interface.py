@@ -1,4 +1,4 @@
-"""Where models meet our attention: entries of transformers' `AttentionInterface` that know a layout when they see one.
+"""Entries of transformers' `AttentionInterface` that read a row layout from the attention mask.
 
 A layout comes in with the attention mask, the one thing that every model hands from its forward to each layer, and that
 checkpointed layers get again in the backward pass. Transformers passes a mask of four dimensions on untouched. A call

@@ -1,4 +1,4 @@
-"""What a model's layer asks of attention."""
+"""The options of attention that a model's layer asks for."""
 
 from dataclasses import dataclass
 

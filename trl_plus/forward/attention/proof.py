@@ -1,4 +1,4 @@
-"""Whether a kernel's gradient is right, asked at the start of a run: log-probabilities say nothing of it."""
+"""Proof at the start of a run that a kernel's gradient is right, of which log-probabilities say nothing."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

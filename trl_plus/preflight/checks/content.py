@@ -109,7 +109,7 @@ def _number(text: str) -> re.Match[str] | None:
 
 
 def _luhn(number: str) -> bool:
-    """Whether the check digit of a card number is right (ISO/IEC 7812)."""
+    """True if the check digit of a card number is right (ISO/IEC 7812)."""
     digits = [int(character) for character in number if character.isdigit()]
     doubled = [digit if place % 2 == 0 else sum(divmod(2 * digit, 10)) for place, digit in enumerate(reversed(digits))]
     return len(set(digits)) > 1 and sum(doubled) % 10 == 0

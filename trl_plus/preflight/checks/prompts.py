@@ -114,7 +114,7 @@ def _leaves(value: Any) -> list[str]:
 
 
 def _is_in(text: str, whole: str) -> bool:
-    """Whether the beginning of a text is in the squeezed whole, as it is or as JSON or HTML writes it."""
+    """True if the beginning of a text is in the squeezed whole, as it is or as JSON or HTML writes it."""
     forms = (text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1], html.escape(text))
     return any(_squeezed(form)[:_PROBE].rstrip("\\") in whole for form in forms)
 

@@ -39,13 +39,13 @@ def surface_shortcut(summary: Summary, target: Target) -> Verdict | None:
 
 
 def _evened(summary: Summary) -> Shortcut | None:
-    """What surface features reach with the weights that `balance: true` gives to the rows that were looked at."""
+    """The accuracy of surface features with the weights that `balance: true` gives to the rows that were looked at."""
     examples = summary.examples
     return None if examples is None else audit(replace(examples, weights=balance(examples).weights))
 
 
 def reached(found: Shortcut) -> str:
-    """What the shortcut reaches, in a sentence."""
+    """The accuracy of the shortcut, in a sentence."""
     value = found.accuracy
     share = f"{value.value:.1%} [{value.low:.1%}, {value.high:.1%}]"
     if found.paired:

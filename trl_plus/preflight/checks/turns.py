@@ -31,7 +31,7 @@ _HH = re.compile(r"\n\n(Human|Assistant): ?")
 
 
 def templated(text: str) -> bool:
-    """Whether a text begins with the mark of a chat template."""
+    """True if a text begins with the mark of a chat template."""
     return bool(_TEMPLATED.match(text.lstrip()[:96]))
 
 
@@ -216,7 +216,7 @@ def _is_blank(row: Row, side: str) -> bool:
 
 
 def _calls(row: Row) -> bool:
-    """Whether a response is a tool call, or blocks that are not text."""
+    """True if a response is a tool call, or blocks that are not text."""
     if not row.conversational:
         return False
     last = [row.last_message(side) for side in row.responses]
