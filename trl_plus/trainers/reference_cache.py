@@ -186,7 +186,7 @@ class ReferenceCache:
         return max(1, WITHOUT_GRADIENT * budget.tokens // longest_row(dataset, args.max_length))
 
     def key(self, dataset: Any) -> str:
-        """Digest of weights, rows, collation, precision and versions, on which log-probabilities depend; same on all ranks."""
+        """Digest of the weights, rows, collation, precision and versions of log-probabilities. Same on all ranks."""
         trainer, args, own = self._trainer, self._trainer.args, self._trainer.own_reference
         model = trainer.accelerator.unwrap_model(trainer.model if trainer.ref_model is None else trainer.ref_model)
         with own.active() if own is not None else nullcontext():
