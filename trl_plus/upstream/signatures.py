@@ -98,7 +98,6 @@ IMPORTED = {
     "trl:DatasetMixtureConfig": None,
     "trl:KTOConfig": None,
     "trl:ModelConfig": None,
-    "trl:apply_chat_template": "example processing_class",
     "trl:extract_prompt": "example",
     "trl:get_dataset": "mixture_config",
     "trl:get_peft_config": "model_args",
