@@ -52,13 +52,46 @@ def of_2_12(
 VERSIONS = {"2.10": of_2_10, "2.11": of_2_11, "2.12": of_2_12}
 # What a layer asks for, and the versions that can do it
 CASES = [
-    (Options(), {"2.10", "2.11", "2.12"}),
-    (Options(scaling=8**-0.5), {"2.10", "2.11", "2.12"}),  # the usual scale, said aloud
-    (Options(window=20), {"2.10", "2.11", "2.12"}),  # no row is longer
-    (Options(window=5), {"2.11", "2.12"}),
-    (Options(scaling=0.3), {"2.11", "2.12"}),
-    (Options(softcap=2.0), set()),
-    (Options(dropout=0.1), set()),
+    (
+        Options(),
+        (
+            "2.10",
+            "2.11",
+            "2.12",
+        ),
+    ),
+    (
+        Options(scaling=8**-0.5),
+        (
+            "2.10",
+            "2.11",
+            "2.12",
+        ),
+    ),  # the usual scale, said aloud
+    (
+        Options(window=20),
+        (
+            "2.10",
+            "2.11",
+            "2.12",
+        ),
+    ),  # no row is longer
+    (
+        Options(window=5),
+        (
+            "2.11",
+            "2.12",
+        ),
+    ),
+    (
+        Options(scaling=0.3),
+        (
+            "2.11",
+            "2.12",
+        ),
+    ),
+    (Options(softcap=2.0), ()),
+    (Options(dropout=0.1), ()),
 ]
 
 
