@@ -223,7 +223,9 @@ def test_what_no_check_foresaw_is_told_in_the_trainers_words(tmp_path):
     assert result.findings[0].sentence.startswith("TypeError: ")
 
 
-def test_messages_that_a_table_turned_into_text(tmp_path):
+@pytest.mark.parametrize("broken", [False, True])
+def test_messages_that_a_table_turned_into_text(tmp_path, broken):
+    """They are read as the messages that they were, unless a row holds something else."""
     import csv
 
     with (tmp_path / "rows.csv").open("w", newline="") as file:
@@ -231,8 +233,11 @@ def test_messages_that_a_table_turned_into_text(tmp_path):
         writer.writerow(["prompt", "chosen", "rejected"])
         for row in rendered(clean_samples(FORMS["chat"], 12, 3), FORMS["chat"]):
             writer.writerow([str(row["prompt"]), str(row["chosen"]), str(row["rejected"])])
-    result = look_at(str(tmp_path / "rows.csv"), FORMS["text"])
-    assert counts(result) == {"D109": 12}
+        if broken:
+            writer.writerow(["What is the capital of Peru?", "It is Lima, on the coast.", "It is Cusco, I think."])
+    result = look_at(str(tmp_path / "rows.csv"), FORMS["text" if broken else "chat"])
+    assert counts(result) == ({"D109": 12} if broken else {})
+    assert ("conversational" in result.format) != broken
 
 
 def test_text_for_a_model_with_a_chat_template(tmp_path):

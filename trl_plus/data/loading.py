@@ -7,7 +7,7 @@ from typing import Any
 from trl_plus.data.columns import mapped
 from trl_plus.data.conversion import AlreadyConverted, convert_rows
 from trl_plus.data.files import test_split
-from trl_plus.data.formats import Format, prepare
+from trl_plus.data.formats import Format, prepare, utf8
 from trl_plus.data.forms import in_form
 from trl_plus.data.mixture import mix
 from trl_plus.data.numbering import mark_groups, number_rows, split_groups
@@ -79,8 +79,10 @@ def load_raw(request: DataRequest) -> RawData:
         held_out, eval_notes = _converted_eval(held_out, request, eval_name)
         name = f"{request.label} ({train_name}, converted)"
         notes = [*notes, *eval_notes]
-    train = in_form(train, name)
-    held_out = None if held_out is None else in_form(held_out, eval_name)
+    with utf8(name):
+        train = in_form(train, name)
+    with utf8(eval_name):
+        held_out = None if held_out is None else in_form(held_out, eval_name)
     return RawData(request, train, held_out, name, eval_name, notes, _unused(request, splits))
 
 
