@@ -211,6 +211,7 @@ def test_a_wrong_example_is_found():
 # -- data of one's own ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_sequence_for_data_of_one_s_own(folder, monkeypatch):
     """As printed, with a file of pairs that has no test split. The model is on the hub, so `train` is a dry run, and
     `preflight` and `estimate` take the package's model instead."""

@@ -41,7 +41,11 @@ def command(*words):
 
 @pytest.mark.parametrize(
     "number, words",
-    [(signal.SIGTERM, ()), (signal.SIGINT, ()), (signal.SIGTERM, ("--num-processes", "2"))],
+    [
+        pytest.param(signal.SIGTERM, (), marks=pytest.mark.slow),  # each of the others differs from it in one thing
+        (signal.SIGINT, ()),
+        (signal.SIGTERM, ("--num-processes", "2")),
+    ],
     ids=["SIGTERM", "Ctrl-C", "SIGTERM to two processes"],
 )
 def test_a_signal_saves_and_resume_goes_on(number, words, recipe):
