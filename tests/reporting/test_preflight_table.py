@@ -79,7 +79,7 @@ def test_nothing_found(result, changes, verdict):
 
 def test_the_verdict_follows_the_gravest(result, finding):
     assert "Read the warnings" in shown(result(findings=[finding(severity=Severity.WARNING)]))
-    assert "No errors and no warnings." in shown(result(findings=[finding(severity=Severity.INFO)]))
+    assert "No errors or warnings, only notes." in shown(result(findings=[finding(severity=Severity.INFO)]))
 
 
 def test_no_model_and_no_limit(result):

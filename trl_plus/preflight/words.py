@@ -23,6 +23,8 @@ def verdict(result: Result) -> str:
         return "Not ready: `trl-plus train` stops on errors."
     if result.count(Severity.WARNING):
         return "No errors. Read the warnings before you train."
+    if result.findings:
+        return "No errors or warnings, only notes."
     return "No errors and no warnings."
 
 
