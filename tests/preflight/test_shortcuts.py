@@ -133,7 +133,7 @@ def test_the_regression_is_at_its_minimum():
 
 
 def test_an_accuracy_and_its_interval_by_hand():
-    """7 of 10 rows right, each a prompt of its own: Wilson's interval on 9 rows, one being spent on the mean."""
+    """7 of 10 rows right, each with its own prompt: Wilson's interval on 9 rows, one being spent on the mean."""
     whole = Examples(np.zeros((10, len(FEATURES))), np.ones(10), np.ones(10), np.arange(10), True)
     estimate = accuracy(np.array([1.0] * 7 + [0.0] * 3), whole, spread=1)
     n, z = 9.0, 1.959964

@@ -66,7 +66,7 @@ DIALOGUE = [{"input": "Why?", "output": "It was said long ago."}]
 @pytest.mark.parametrize(
     "value, used",
     [
-        (DIALOGUE, True),  # the last answer is no part of the prompt
+        (DIALOGUE, True),  # the last answer does not belong to the prompt
         ([*DIALOGUE, *DIALOGUE], False),
         ([user("Why?"), assistant("It was said long ago.")], True),
         ([user("Why not?"), assistant("It melts.")], False),

@@ -75,7 +75,7 @@ def read_prompts(name: str, count: int | None) -> list[Prompt]:
     data. Any other file holds a prompt a line; blank lines are passed over.
 
     Raises:
-        DataError: there is no such file, a line is no prompt, or a part of the prompt has no place in it.
+        DataError: the file does not exist, a line is not a prompt, or a part of it cannot be used.
     """
     path = as_path(name)
     if path.suffix.lower() in _NO_PROMPTS:

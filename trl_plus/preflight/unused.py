@@ -19,7 +19,7 @@ from trl_plus.preflight.rows import IMAGES, SOURCE_ROW, Kind, Row, excerpt, kind
 CODE = "D117"
 TITLE = "a column with text is not used"
 CURE = (
-    "Nothing has to be done if it is no part of the prompt (`columns: {NAME: null}` leaves it out). If it is: "
+    "Leave it as it is if it does not belong to the prompt (`columns: {NAME: null}` leaves it out). If it is: "
     "`columns: {context: NAME}` with `converter: text` puts it in front of the question."
 )
 _LOOK = 100  # rows
