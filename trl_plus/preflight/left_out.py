@@ -1,6 +1,6 @@
 """D110: rows that a converter has left out, so that no other check sees them."""
 
-from trl_plus.data.left_out import LeftOut
+from trl_plus.data.conversion import LeftOut
 from trl_plus.data.loading import RawData
 from trl_plus.preflight.findings import Example, Finding, Severity
 
