@@ -1,6 +1,6 @@
 """Print the table of codes of docs/preflight.md: python scripts/preflight_codes.py"""
 
-from trl_plus.preflight import checks, run, unused  # noqa: F401  (checks registers them)
+from trl_plus.preflight import checks, run, unused
 from trl_plus.preflight.registry import every_check
 from trl_plus.preflight.run import OTHER_SPLITS, REFUSALS
 from trl_plus.preflight.with_model import CODES
