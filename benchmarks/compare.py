@@ -107,7 +107,7 @@ class Remote:
     def __init__(self, side: str, method: str, batch: int, argv: list[str], folder: str):
         self.gradient = f"{folder}/{side}.pt"
         command = [sys.executable, __file__, *argv, "--method", method, "--side", side, "--batch", str(batch)]
-        log = open(f"{folder}/{side}.log", "w", encoding="utf-8")
+        log = open(f"{folder}/{side}.log", "w", encoding="utf-8")  # noqa: SIM115
         self.process = subprocess.Popen(
             [*command, "--gradient", self.gradient],
             stdin=subprocess.PIPE,

@@ -103,8 +103,8 @@ def save_model(folder: Path, name: str) -> None:
 def save_rows(path: Path, length: int, rows: int) -> None:
     """Pairs whose sides all fill `length` tokens; from an eighth of it on where the length is negative."""
     rng = random.Random(0)
-    words = lambda n: " ".join(rng.choice(("please", "thank", "you", "the")) for _ in range(n))
-    side = lambda: rng.randint(-length // 8, -length) if length < 0 else length
+    words = lambda n: " ".join(rng.choice(("please", "thank", "you", "the")) for _ in range(n))  # noqa: E731
+    side = lambda: rng.randint(-length // 8, -length) if length < 0 else length  # noqa: E731
     rows = [
         {
             "prompt": [{"role": "user", "content": words(abs(length) // 6)}],
@@ -124,7 +124,7 @@ def status(name: str) -> float:
 
 def measure(recipe: str, overrides: list[str]) -> dict[str, float]:
     """MiB of this process: before the model is built, and the peak of two optimizer steps."""
-    import trl_plus.trainers
+    import trl_plus.trainers  # noqa: F401
     from trl_plus.data.loading import load
     from trl_plus.recipes.recipe import load_recipe
     from trl_plus.setup.objects import build

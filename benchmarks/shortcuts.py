@@ -20,14 +20,14 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
-from trl_plus.data.shortcut_rule import (
+from trl_plus.data.shortcut_rule import (  # noqa: E402
     Examples,
     cross_fitted,
     right,
     surface_rows,
 )
-from trl_plus.preflight.findings import worth
-from trl_plus.preflight.shortcuts import accuracy, audit
+from trl_plus.preflight.findings import worth  # noqa: E402
+from trl_plus.preflight.shortcuts import accuracy, audit  # noqa: E402
 
 REAL = ("llmbar.jsonl", "demo_pairs_en.jsonl", "demo_unpaired_en.jsonl", "hh_shape.jsonl")
 QUICKSTART = Path(__file__).parents[1] / "trl_plus" / "quickstart"

@@ -29,7 +29,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small only wait for each other's threads
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
-WORDS = (
+WORDS = (  # noqa: SIM905
     "anchor basil cedar dune elm fern garnet heath indigo jasper kite larch meadow nickel olive pebble quill reed "
     "sage thistle upland violet wren yew zinc"
 ).split()

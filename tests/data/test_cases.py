@@ -97,10 +97,10 @@ def check_commands(case, path, objects, processor, same):
     assert sorted_rows(decoded(held_out.rows, processor)) == sorted_rows(same)
     with quiet_maps():
         data = load(objects.data)
-    count = lambda text: len(processor(text, add_special_tokens=False)["input_ids"])
+    count = lambda text: len(processor(text, add_special_tokens=False)["input_ids"])  # noqa: E731
     if data.format.conversational:
         prompts = {row["prompt"] for row in same}  # without what only the prompt for an answer has, as `<think>`
-        alike = lambda texts: all(any(text.startswith(prompt) for prompt in prompts) for text in texts)
+        alike = lambda texts: all(any(text.startswith(prompt) for prompt in prompts) for text in texts)  # noqa: E731
         found = asked(held_out_prompts(data.eval, 50), processor)
         assert len(found) == len(prompts)
         assert alike(found)

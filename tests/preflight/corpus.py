@@ -117,7 +117,7 @@ def clean_sample(rng: random.Random, form: Form, number: int) -> Sample:
             turns.insert(0, {"role": "system", "content": SYSTEM})
     # implicit text is split where the sides begin to differ, so their first letters must
     openers = [rng.choice(group) for group in OPENERS]
-    responses = dict(zip(form.sides, (_tell(rng, opener) for opener in rng.sample(openers, len(form.sides)))))
+    responses = dict(zip(form.sides, (_tell(rng, opener) for opener in rng.sample(openers, len(form.sides)))))  # noqa: B905
     return Sample(turns, responses, None if form.paired else number % 15 % 2 == 0)  # 8 of 15: inside KTO's bound
 
 

@@ -4,7 +4,7 @@ import pytest
 from datasets import Dataset
 
 from tests.conftest import user
-from trl_plus.preflight import checks
+from trl_plus.preflight import checks  # noqa: F401  (registers them)
 from trl_plus.preflight.findings import Severity
 from trl_plus.preflight.registry import TEXT
 from trl_plus.preflight.rows import kind_of, read_row

@@ -72,7 +72,7 @@ def by_hand():
 
 
 def printed(result, width=100):
-    console = Console(width=width, record=True, file=open("/dev/null", "w"))
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     for part in evaluation_report(result):
         console.print(part, markup=False)
     return console.export_text()

@@ -44,7 +44,7 @@ def test_it_is_the_one_that_was_given(make_trainer, pair_rows, halves):
     del collator.new
     assert not hasattr(halves, "new")
     with pytest.raises(AttributeError, match="'Halves' object has no attribute 'other'"):
-        collator.other
+        collator.other  # noqa: B018
     rows = [trainer.train_dataset[i] for i in range(2)]
     batch = collator(rows)
     assert batch["weight"].tolist() == [0.5, 0.5]

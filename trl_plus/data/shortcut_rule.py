@@ -256,5 +256,5 @@ def _read(row: dict[str, Any]) -> tuple[str, str, dict[str, str]]:
         return repr(split["prompt"]), message_text(split["prompt"][-1]), responses
     if row.get("prompt") is not None:
         return row["prompt"], row["prompt"], {side: row[side] for side in sides}
-    shared = commonprefix([row[side] for side in sides])
+    shared = commonprefix([row[side] for side in sides])  # noqa: RUF071
     return shared, shared, {side: row[side][len(shared) :] for side in sides}

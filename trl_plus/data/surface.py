@@ -264,7 +264,7 @@ def _of_text(text: str, prompt: str) -> tuple[float, ...]:
     bare = text.strip()
     start, last = bare[:120], bare[-1:]
     tags, words = "<" in text, bare.split()
-    shared = len(commonprefix((bare[:200].lower(), prompt.strip()[:200].lower()))) if prompt else 0
+    shared = len(commonprefix((bare[:200].lower(), prompt.strip()[:200].lower()))) if prompt else 0  # noqa: RUF071
     return (
         tags and ("<think" in text or "<reasoning" in text),
         tags and ("</think" in text or "</reasoning" in text),

@@ -10,6 +10,7 @@ from trl_plus.data.formats import prepare
 from trl_plus.data.surface import read_responses
 from trl_plus.data.token_ids import no_row, unknown_token
 from trl_plus.errors import DataError
+from trl_plus.preflight import checks  # noqa: F401  (registers them)
 from trl_plus.preflight.checks.content import SCORES, as_number
 from trl_plus.preflight.checks.duplicates import sketch
 from trl_plus.preflight.checks.shape import conversations

@@ -209,7 +209,7 @@ REFUSALS = {
 }
 
 
-CODE, RARE = "D110", 0.1  # up to this share it is only INFO: ties between scored answers are left out by design
+LEFT_OUT, RARE = "D110", 0.1  # up to this share it is only INFO: ties between scored answers are left out by design
 TITLE = "the converter leaves the row out"
 CURE = "Look at the reasons: mend these rows, or choose the converter by the rows shown in docs/data.md."
 
@@ -225,7 +225,7 @@ def _finding(note: LeftOut, split: str) -> Finding:
     severity = Severity.WARNING if share > RARE else Severity.INFO
     sentence = f"{note.rows} of {note.of} rows ({share:.1%}) of {note.name}: {TITLE}."
     examples = tuple(Example(row, reason) for row, reason in note.first.items())
-    return Finding(CODE, severity, split, TITLE, sentence, note.rows, note.of, CURE, examples)
+    return Finding(LEFT_OUT, severity, split, TITLE, sentence, note.rows, note.of, CURE, examples)
 
 
 _BINS, _POINTS = 40, 1000

@@ -23,7 +23,7 @@ class Hits(NamedTuple):
 
     mask: np.ndarray
     detail: Callable[[int], str]
-    parts: dict[str, int] = {}
+    parts: dict[str, int] = {}  # noqa: RUF012  (a NamedTuple's default is never changed)
 
 
 @dataclass(frozen=True)

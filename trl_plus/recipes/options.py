@@ -81,7 +81,7 @@ class RunOptions:
         choices=tuple(CONVERTERS),
         excludes={"datasets": "give each entry of `datasets` that needs one its `converter`"},
     )
-    columns: dict | None = _key(
+    columns: dict | None = _key(  # noqa: RUF009
         None,
         "Names of the data's columns: new name to column, to a value inside one with dots, as "
         "{prompt: question.text, chosen: a}, or to a difference, as {margin: score_chosen - score_rejected}; null "
@@ -142,5 +142,5 @@ class RunOptions:
 class EntryOptions:
     """Keys of an entry of the list `datasets` that TRL's DatasetConfig does not have."""
 
-    columns: list[str] | dict | None = _key(None, "Columns to keep, or a mapping of new names to columns.")
+    columns: list[str] | dict | None = _key(None, "Columns to keep, or a mapping of new names to columns.")  # noqa: RUF009
     converter: str | None = _key(None, _CONVERTER, choices=tuple(CONVERTERS))

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import trl_plus.upstream.compat
+import trl_plus.upstream.compat  # noqa: F401  checks the versions
 
 _PUBLIC = {
     "DPOTrainer": "trl_plus.trainers.dpo",

@@ -4,7 +4,7 @@ from trl_plus.upstream.signatures import check_seams
 
 check_seams()
 
-from trl import DPOConfig as TRLDPOConfig
-from trl import KTOConfig as TRLKTOConfig
+from trl import DPOConfig as TRLDPOConfig  # noqa: E402
+from trl import KTOConfig as TRLKTOConfig  # noqa: E402
 
 __all__ = ["TRLDPOConfig", "TRLKTOConfig"]
