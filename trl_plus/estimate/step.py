@@ -15,8 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from trl_plus.estimate.shapes import Shape
 from trl_plus.forward.attention import carry
-from trl_plus.forward.head_proof import outside_of_head, own_logits
-from trl_plus.forward.lm_head import TRANSFORMED_LOGITS, completion_log_probs, of_logits
+from trl_plus.forward.lm_head import TRANSFORMED_LOGITS, completion_log_probs, of_logits, outside_of_head, own_logits
 
 # Labels of a ledger, and of an estimate's components
 WEIGHTS, ADAPTER, GRADIENTS, ACTIVATIONS, HEAD = "weights", "adapter", "gradients", "activations", "logits"

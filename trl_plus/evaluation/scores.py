@@ -10,7 +10,7 @@ from trl_plus.errors import RunFault
 from trl_plus.evaluation.models import Scorer
 from trl_plus.evaluation.rows import HeldOut
 from trl_plus.evaluation.statistics import Floats
-from trl_plus.forward.head_proof import Unscorable
+from trl_plus.forward.lm_head import Unscorable
 from trl_plus.forward.score import score
 from trl_plus.objectives import Completions
 
