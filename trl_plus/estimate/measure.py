@@ -16,7 +16,7 @@ from trl_plus.estimate.shapes import Rows, Shape
 from trl_plus.estimate.step import ADAPTER, GRADIENTS, WEIGHTS, Passes, peak_of_step
 from trl_plus.recipes.recipe import Recipe
 from trl_plus.setup.objects import RunObjects
-from trl_plus.trainers.losses import computed_here
+from trl_plus.trainers.configs import computed_here
 
 GIB = 2**30
 PROCESS = "process"

@@ -5,12 +5,54 @@ would have no effect under the chosen method is refused instead of ignored.
 """
 
 from dataclasses import MISSING, dataclass, field, fields
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from torch import Tensor
+
+from trl_plus import objectives
 from trl_plus.methods import FAMILIES, Family
-from trl_plus.trainers.losses import refuse_ignored
-from trl_plus.trainers.speed_options import SpeedOptions
+from trl_plus.objectives import Completions
 from trl_plus.upstream.compat import TRLDPOConfig, TRLKTOConfig
+
+LAYOUT_CHOICES = ("auto", "packed", "shared", "rows")
+
+
+@dataclass
+class SpeedOptions:
+    """A mixin of configurations."""
+
+    layout: str = field(
+        default="auto",
+        metadata={
+            "help": "How the rows of a micro-batch are computed: 'packed' in one row without padding, each prompt "
+            "once; 'shared' one padded row per pair, each prompt once; 'rows' as TRL does. 'auto' is 'packed' where "
+            "the first batch proves it right, else 'rows', and says why.",
+            "choices": list(LAYOUT_CHOICES),
+        },
+    )
+    tokens_per_device: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens of a micro-batch, each prompt counted once. The rows of a step stay "
+            "per_device_train_batch_size x gradient_accumulation_steps x processes; they are computed in micro-batches "
+            "filled up to this number, so memory is flat whatever their lengths. A longer row is computed alone."
+        },
+    )
+
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={
+            "help": "transformers' filter of losses that are not finite from the log, which waits for the device at "
+            "every micro-batch. `nonfinite` looks at each step once and hides nothing."
+        },
+    )
+
+    def _check_speed(self) -> None:
+        if self.layout not in LAYOUT_CHOICES:
+            raise ValueError(f"`layout` must be one of {', '.join(LAYOUT_CHOICES)}, got {self.layout!r}.")
+        if self.tokens_per_device is not None and self.tokens_per_device < 1:
+            raise ValueError(f"`tokens_per_device` must be positive, got {self.tokens_per_device}.")
+
 
 OVERLONG_CHOICES = ("truncate", "drop", "error")
 
@@ -308,3 +350,57 @@ class KTOConfig(_Checks, TRLKTOConfig):
         for name in ("desirable_weight", "undesirable_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
+
+
+LOSSES = FAMILIES["DPO"].losses
+
+
+def computed_here(args: Any) -> bool:
+    """True if our per-pair path computes this configuration. Otherwise TRL's own loss does.
+
+    TRL's variants of the log-ratio itself (f-divergences, LD-DPO, WPO weighting), losses that sort rows, and losses of
+    a later TRL stay with TRL.
+    """
+    plain = args.f_divergence_type == "reverse_kl" and args.ld_alpha is None and not args.use_weighting
+    return plain and all(name in LOSSES and LOSSES[name].exact for name in args.loss_type)
+
+
+def refuse_ignored(args: Any) -> None:
+    """Refuse options of ours that TRL's own loss would ignore.
+
+    Raises:
+        ValueError: TRL computes the loss, and such an option is set.
+    """
+    if computed_here(args):
+        return
+    fix = "remove it, or the f-divergence, ld_alpha, use_weighting or aot that it is combined with."
+    if args.label_smoothing and "sigmoid" in args.loss_type:
+        raise ValueError(f"`label_smoothing` has no effect on `sigmoid` here, where TRL computes the loss: {fix}")
+    for name, default in (("ipo_reduction", "mean"), ("margin_scale", 0.0)):
+        if getattr(args, name, default) != default:
+            raise ValueError(f"`{name}` has no effect here, where TRL computes the loss: {fix}")
+
+
+def pair_losses(
+    chosen: Completions,
+    rejected: Completions,
+    loss_types: list[str],
+    loss_weights: list[float],
+    args: Any,
+    margin: Tensor | None = None,
+) -> Tensor:
+    """(B,): the weighted sum of the losses named. `sft` is a token mean, which the trainer adds.
+
+    Args:
+        margin: (B,), for the losses that read one.
+    """
+    terms = []
+    for name, factor in zip(loss_types, loss_weights, strict=True):
+        loss = LOSSES[name]
+        if loss.objective is None:
+            continue
+        options = {parameter: getattr(args, key, "mean") for parameter, key in loss.options.items()}
+        if loss.margin and margin is not None:
+            options["margin"] = margin
+        terms.append(factor * getattr(objectives, loss.objective)(chosen, rejected, beta=args.beta, **options))
+    return sum(terms) if terms else chosen.total * 0.0
