@@ -11,7 +11,7 @@ from transformers.training_args import OptimizerNames
 
 import trl_plus
 from trl_plus.trainers.optimizers import refuse_missing, updates_in_backward
-from trl_plus.trainers.rounding import half_spacing, keeps_rest, needed_rates, rounded_away
+from trl_plus.trainers.watch import half_spacing, keeps_rest, needed_rates, rounded_away
 from trl_plus.upstream import packages
 
 NAMES = [name.value for name in OptimizerNames]
