@@ -1,28 +1,23 @@
 """One merge, from a run to a folder that any server loads."""
 
-from collections.abc import Callable
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftConfig
+from torch import Tensor
 
-from trl_plus.errors import DataError, RecipeError
-from trl_plus.evaluation.models import free, load_model, other_base, out_of_memory, put_adapter, scorer
+from trl_plus.data.files import as_path
+from trl_plus.errors import DataError, RecipeError, RunFault
+from trl_plus.evaluation.models import free, is_quantized, load_model, other_base, out_of_memory, put_adapter, scorer
 from trl_plus.evaluation.rows import HeldOut, held_out_rows
 from trl_plus.evaluation.scores import Scores, score_rows
-from trl_plus.merging.destination import check_adapter, check_destination, check_space, whole
-from trl_plus.merging.weights import (
-    DEQUANTIZED,
-    ORIGINAL,
-    Gap,
-    adapted_model,
-    gap_between,
-    logits_of,
-    merged,
-    require,
-)
 from trl_plus.preflight.target import stop_ids
 from trl_plus.recipes.recipe import Recipe
 from trl_plus.runs.model_card import card_text, merged_text
@@ -206,3 +201,155 @@ def merged_card(objects: RunObjects, weights: Weights, name: str, dtype: str, de
 def write_card(folder: Path, *merged: Any) -> None:
     """Write `merged_card` into the folder of the merged model."""
     (folder / CARD).write_text(merged_card(*merged), encoding="utf-8")
+
+
+ORIGINAL, DEQUANTIZED = "original", "dequantized"
+# Of the largest logit: float32 has seven digits, and a merge adds the same terms in another order
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Gap:
+    """The largest difference between two models' logits, beside the largest logit."""
+
+    difference: float
+    largest: float
+
+    @property
+    def passes(self) -> bool:
+        """True within TOLERANCE: absolute, or relative to the largest logit if that is above 1. False for NaN."""
+        return self.difference <= TOLERANCE * max(1.0, self.largest)
+
+
+def adapted_model(objects: RunObjects, weights: Weights, base: str) -> tuple[Any, torch.dtype]:
+    """The adapter on its base in float32, and the dtype that the base was trained in.
+
+    Args:
+        base: ORIGINAL weights, or DEQUANTIZED: what the run's 4 or 8 bits stand for, which is what the adapter was
+            trained around.
+
+    Raises:
+        RecipeError: the base or the adapter cannot be loaded, or the adapter has no merged form.
+    """
+    model = load_model(objects, objects.model.model_name_or_path, quantized=base == DEQUANTIZED)
+    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    if is_quantized(model):
+        model = model.dequantize(dtype=torch.float32)
+    model = put_adapter(model.float(), weights, quantized=False).float()
+    _untie(model.get_base_model())
+    if not hasattr(model, "merge_and_unload") or model.active_peft_config.is_prompt_learning:
+        kind = model.active_peft_config.peft_type.value
+        raise RecipeError(f"{weights.path} is an adapter of type {kind}, which has no merged form: serve it as it is.")
+    return model.eval(), dtype
+
+
+def _untie(model: Any) -> None:
+    """Give the LM head separate weights if an adapter changes the embeddings that it shares.
+
+    The head computes with the shared matrix as it was; merging into that matrix would move the head, too.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    head = model.get_output_embeddings()
+    if not isinstance(model.get_input_embeddings(), BaseTunerLayer) or isinstance(head, BaseTunerLayer):
+        return
+    if getattr(model.config.get_text_config(), "tie_word_embeddings", False):
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
+        model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
+
+
+def merged(adapted: Any) -> Any:
+    """The base model with the adapter merged into its weights; `adapted` is used up."""
+    return adapted.merge_and_unload(safe_merge=True)
+
+
+def logits_of(model: Any, samples: Sequence[Sequence[int]]) -> list[Tensor]:
+    """(T, V) for each sequence of token ids, on the CPU."""
+    with torch.no_grad():
+        return [model(torch.tensor([ids], device=model.device)).logits[0].float().cpu() for ids in samples]
+
+
+def gap_between(a: Sequence[Tensor], b: Sequence[Tensor]) -> Gap:
+    """The largest difference between logits of the same samples."""
+    differences = torch.stack([(x - y).abs().max() for x, y in zip(a, b, strict=True)])
+    return Gap(float(differences.max()), max(float(x.abs().max()) for x in a))
+
+
+def require(gap: Gap, what: str) -> None:
+    """Raise a RunFault if logits that should be the same differ."""
+    if not gap.passes:
+        raise RunFault(
+            f"{what} differs from the adapter by up to {gap.difference:.2g} in its logits (the largest is "
+            f"{gap.largest:.3g}): nothing was written. Serve the adapter itself, and report this with `trl-plus env`."
+        )
+
+
+def check_adapter(weights: Weights) -> None:
+    """Raise a RecipeError if there is nothing to merge."""
+    if not weights.adapter:
+        raise RecipeError(f"{weights.path} holds a full model: nothing has to be merged, it can be served as it is.")
+
+
+def check_destination(name: str) -> Path:
+    """The path of a folder that does not exist yet, or is empty.
+
+    Raises:
+        RecipeError: something is there, or nothing can be written there.
+    """
+    path = as_path(name)
+    if path.exists() and not path.is_dir():
+        raise RecipeError(f"{name} is a file: name a new folder.")
+    if path.is_dir() and any(path.iterdir()):
+        raise RecipeError(f"{name} is not empty: name a new folder, or empty this one.")
+    try:
+        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.absolute().parent):
+            pass
+    except OSError as error:
+        raise RecipeError(f"{name} cannot be written: {error.strerror}. Name another folder.") from error
+    return path
+
+
+def shard_size(text: str) -> str:
+    """A size such as "2GB", as transformers reads it.
+
+    Raises:
+        RecipeError: it is not a size.
+    """
+    if not re.fullmatch(r"[1-9]\d*\s*([KMGT]i?)?B", text, re.IGNORECASE):
+        raise RecipeError(f"--max-shard-size {text}: give a size such as 500MB or 2GB.")
+    return text.replace(" ", "")
+
+
+def check_space(path: Path, needed: int, halves: bool) -> None:
+    """Raise a RunFault if the disk has less room than a model of `needed` bytes takes.
+
+    Args:
+        halves: the model takes half as much in bfloat16.
+    """
+    free = shutil.disk_usage(path.absolute().parent).free
+    if free < needed:
+        raise RunFault(
+            f"The merged model takes {needed / 1e9:.1f} GB and the disk of {path} has {free / 1e9:.1f} GB left: free "
+            f"some, or name a folder on another disk{', or halve it with --dtype bfloat16' if halves else ''}."
+        )
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A folder to write into. It gets the name `path` when the block ends, and is deleted if the block fails.
+
+    Raises:
+        RunFault: writing failed.
+    """
+    part = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".part", dir=path.absolute().parent))
+    try:
+        part.chmod(0o755)  # a temporary folder is its owner's alone
+        yield part
+        for file in part.iterdir():
+            file.chmod(0o644)  # so are files of safetensors; a server may run as another user
+        part.replace(path)  # an empty folder gives way
+    except OSError as error:
+        raise RunFault(f"{path} could not be written: {error.strerror or error}. Nothing was left there.") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
