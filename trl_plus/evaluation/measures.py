@@ -9,8 +9,8 @@ from pydantic import Field
 
 from trl_plus.evaluation import statistics
 from trl_plus.evaluation.intervals import ALL_REQUIRED, Estimate, Figure
+from trl_plus.evaluation.models import Scores
 from trl_plus.evaluation.rows import HeldOut
-from trl_plus.evaluation.scores import Scores
 from trl_plus.evaluation.statistics import Floats, Ints
 
 BASE, TUNED = "base", "tuned"

@@ -16,8 +16,8 @@ from trl_plus.data.shortcut_rule import Floats, SurfaceRows, cross_fitted, fit, 
 from trl_plus.evaluation import statistics
 from trl_plus.evaluation.intervals import Estimate
 from trl_plus.evaluation.measures import Group, pair_group, pair_weights
+from trl_plus.evaluation.models import Scores
 from trl_plus.evaluation.rows import HeldOut
-from trl_plus.evaluation.scores import Scores
 
 TRAIN, HELD_OUT = "train", "held_out"
 _MOST = 5000  # training rows that the rule is fitted on

@@ -15,9 +15,18 @@ from torch import Tensor
 
 from trl_plus.data.files import as_path
 from trl_plus.errors import DataError, RecipeError, RunFault
-from trl_plus.evaluation.models import free, is_quantized, load_model, other_base, out_of_memory, put_adapter, scorer
+from trl_plus.evaluation.models import (
+    Scores,
+    free,
+    is_quantized,
+    load_model,
+    other_base,
+    out_of_memory,
+    put_adapter,
+    score_rows,
+    scorer,
+)
 from trl_plus.evaluation.rows import HeldOut, held_out_rows
-from trl_plus.evaluation.scores import Scores, score_rows
 from trl_plus.preflight.target import stop_ids
 from trl_plus.recipes.recipe import Recipe
 from trl_plus.runs.model_card import card_text, merged_text
