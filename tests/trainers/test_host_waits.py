@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trl_plus.forward import transfer
+from trl_plus.forward import layouts
 from trl_plus.forward.all_labelled import all_labelled
 
 LORA = {"peft_config": LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")}
@@ -174,7 +174,7 @@ def test_copies_keep_what_they_carry():
         torch.tensor([0.1, float("inf")]),
         torch.zeros(0, 3, dtype=torch.int32),
     ]
-    for moved in (transfer.to_host(tensors), transfer._unpack(transfer._pack(tensors), tensors)):
+    for moved in (layouts.to_host(tensors), layouts._unpack(layouts._pack(tensors), tensors)):
         assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(moved, tensors, strict=True))
 
 

@@ -6,14 +6,50 @@ after what it shares with the first. `packed` puts all groups behind one another
 puts each group into a row of its own, padded to the longest.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from trl_plus.forward.transfer import to_device
+
+def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The same tensors on the CPU. The one place of a training step that waits for the device.
+
+    Args:
+        tensors: of one device; integers, bool, or floats that float32 holds.
+    """
+    if not tensors:
+        return []
+    return _unpack(_pack(tensors).cpu(), tensors)
+
+
+def to_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """The same tensors on `device`, as `to_host`. On CUDA the host goes on while they are copied."""
+    if torch.device(device).type == "cpu" or not tensors:
+        return list(tensors)
+    packed = _pack(tensors)
+    if torch.device(device).type == "cuda":
+        packed = packed.pin_memory()
+    return _unpack(packed.to(device, non_blocking=True), tensors)
+
+
+def _pack(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([_as_integers(tensor).reshape(-1) for tensor in tensors])
+
+
+def _unpack(packed: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    parts = packed.split([tensor.numel() for tensor in like])
+    return [
+        (part.int().view(torch.float32) if tensor.is_floating_point() else part).to(tensor.dtype).view(tensor.shape)
+        for part, tensor in zip(parts, like, strict=True)
+    ]
+
+
+def _as_integers(tensor: Tensor) -> Tensor:
+    return (tensor.float().view(torch.int32) if tensor.is_floating_point() else tensor).long()
+
 
 LAYOUTS = ("rows", "shared", "packed")
 # Tokens below which a common beginning is not worth keeping once: it costs a masked attention call per branch
@@ -165,3 +201,41 @@ def _branches(size: list[int], start: list[int], shape: tuple[int, int], each: i
         if shape[0] > 1 and left:
             found.append(Branch(left, padding=True))
     return tuple(found)
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Sequences whose queries are the last of their keys.
+
+    Args:
+        keys: (K,) int64, the token of the row that each key is; shared tokens come once for each branch.
+        ends_q, ends_k: (N + 1,) int32, where each sequence ends, from 0.
+        longest_q, longest_k: tokens.
+    """
+
+    keys: Tensor
+    ends_q: Tensor
+    ends_k: Tensor
+    longest_q: int
+    longest_k: int
+
+
+def sequences_of(branches: Sequence[Branch]) -> Sequences:
+    """The sequences of a row of branches without padding, on the CPU."""
+    at, first, keys, queries = 0, 0, [], []
+    for branch in branches:
+        own = torch.arange(at, at + branch.length)
+        if not branch.shared:
+            first = at
+        if branch.length:
+            keys.append(torch.cat([torch.arange(first, first + branch.shared), own]) if branch.shared else own)
+            queries.append(branch.length)
+        at += branch.length
+    sizes_q, sizes_k = (torch.tensor([0, *sizes]) for sizes in (queries, map(len, keys)))
+    return Sequences(
+        keys=torch.cat(keys) if keys else torch.zeros(0, dtype=torch.long),
+        ends_q=sizes_q.cumsum(0).int(),
+        ends_k=sizes_k.cumsum(0).int(),
+        longest_q=int(sizes_q.max()),
+        longest_k=int(sizes_k.max()),
+    )

@@ -11,10 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trl_plus.forward.layouts import Plan, common_beginning, make_plan
+from trl_plus.forward.layouts import Plan, common_beginning, make_plan, sequences_of, to_device, to_host
 from trl_plus.forward.rope import Factors
-from trl_plus.forward.sequences import sequences_of
-from trl_plus.forward.transfer import to_device, to_host
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from trl_plus.forward.attention.options import Options
-from trl_plus.forward.layouts import Branch, Plan
-from trl_plus.forward.transfer import to_device
+from trl_plus.forward.layouts import Branch, Plan, to_device
 
 BLOCK = 128  # tokens of a block, as flex_attention has it
 LEAST = 2 * BLOCK  # a mask of one block would be compiled by itself
