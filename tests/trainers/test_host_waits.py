@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trl_plus.forward import layouts
-from trl_plus.forward.all_labelled import all_labelled
+from trl_plus.forward.packing import all_labelled
 
 LORA = {"peft_config": LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")}
 # Files that name the device that a tensor is on already, but for layers on several; `segments` is for the CPU
