@@ -52,7 +52,7 @@ def estimate(
     import sys
 
     from trl_plus.recipes.recipe import load_recipe
-    from trl_plus.upstream.quiet import quiet_libraries
+    from trl_plus.upstream.libraries import quiet_libraries
 
     with exit_codes():
         loaded = load_recipe(recipe, context.args)
