@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from trl_plus.data.shortcut_rule import Floats, SurfaceRows, cross_fitted, fit, surface_rows
+from trl_plus.data.shortcut_rule import SurfaceRows, cross_fitted, fit, surface_rows
 from trl_plus.evaluation import statistics
 from trl_plus.evaluation.intervals import Estimate
 from trl_plus.evaluation.measures import Group, pair_group, pair_weights

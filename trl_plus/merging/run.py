@@ -39,6 +39,24 @@ SAMPLES = 4  # sequences whose logits are compared
 ROWS = 200  # held-out rows that a quantized run's three models are scored on, at most
 _NO_MEMORY = "merging takes 4 bytes a parameter; set CUDA_VISIBLE_DEVICES= to merge on the CPU"
 _TEXT = "The quick brown fox jumps over the lazy dog. 1, 2, 3: what comes next?"
+ORIGINAL, DEQUANTIZED = "original", "dequantized"
+# Of the largest logit: float32 has seven digits, and a merge adds the same terms in another order
+TOLERANCE = 1e-4
+AS_TRAINED = "adapter, as trained"
+NAMES = {DEQUANTIZED: "merged, dequantized base", ORIGINAL: "merged, original base"}
+
+
+@dataclass(frozen=True)
+class Gap:
+    """The largest difference between two models' logits, beside the largest logit."""
+
+    difference: float
+    largest: float
+
+    @property
+    def passes(self) -> bool:
+        """True within TOLERANCE: absolute, or relative to the largest logit if that is above 1. False for NaN."""
+        return self.difference <= TOLERANCE * max(1.0, self.largest)
 
 
 @dataclass(frozen=True)
@@ -61,10 +79,6 @@ class Merged:
     samples: int
     rows: HeldOut | None
     scores: dict[str, Scores]
-
-
-AS_TRAINED = "adapter, as trained"
-NAMES = {DEQUANTIZED: "merged, dequantized base", ORIGINAL: "merged, original base"}
 
 
 def merge(
@@ -210,24 +224,6 @@ def merged_card(objects: RunObjects, weights: Weights, name: str, dtype: str, de
 def write_card(folder: Path, *merged: Any) -> None:
     """Write `merged_card` into the folder of the merged model."""
     (folder / CARD).write_text(merged_card(*merged), encoding="utf-8")
-
-
-ORIGINAL, DEQUANTIZED = "original", "dequantized"
-# Of the largest logit: float32 has seven digits, and a merge adds the same terms in another order
-TOLERANCE = 1e-4
-
-
-@dataclass(frozen=True)
-class Gap:
-    """The largest difference between two models' logits, beside the largest logit."""
-
-    difference: float
-    largest: float
-
-    @property
-    def passes(self) -> bool:
-        """True within TOLERANCE: absolute, or relative to the largest logit if that is above 1. False for NaN."""
-        return self.difference <= TOLERANCE * max(1.0, self.largest)
 
 
 def adapted_model(objects: RunObjects, weights: Weights, base: str) -> tuple[Any, torch.dtype]:

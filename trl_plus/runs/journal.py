@@ -14,7 +14,7 @@ from typing import Any
 
 from trl_plus.errors import first_line
 
-FILE = "journal.jsonl"
+JOURNAL = "journal.jsonl"
 COMMAND = "TRL_PLUS_COMMAND"  # environment variable: the command line that started the run, for every process of it
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
 
@@ -31,7 +31,7 @@ class Journal:
     """
 
     def __init__(self, folder: Path, writes: bool, say: Callable[[Any], None]) -> None:
-        self.path, self.step = folder / FILE, 0
+        self.path, self.step = folder / JOURNAL, 0
         self._say, self._writes, self._open = say, writes, False
         self._held: list[str] | None = None
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from trl_plus.ui.environment import versions
 
-FILE = "metrics.json"
+METRICS = "metrics.json"
 
 
 @dataclass
@@ -45,15 +45,15 @@ class Report:
     def save(self, folder: Path) -> None:
         """Write metrics.json."""
         content = {**asdict(self), "versions": versions()}
-        part = folder / f"{FILE}.part"  # renamed when whole: a run killed here leaves the file as it was
+        part = folder / f"{METRICS}.part"  # renamed when whole: a run killed here leaves the file as it was
         part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        part.replace(folder / FILE)
+        part.replace(folder / METRICS)
 
     def recall(self, folder: Path) -> None:
         """Take over what the run measured before it is resumed: before its first step and, of the rows that are held
         out now, after its last; the metrics of a training that had come to its end."""
         try:
-            content = json.loads((folder / FILE).read_text(encoding="utf-8"))
+            content = json.loads((folder / METRICS).read_text(encoding="utf-8"))
         except (OSError, ValueError):  # never written, or by a version that could be cut short
             return
         if content["held_out_rows"] == self.held_out_rows and content["dataset"] == self.dataset:

@@ -20,7 +20,6 @@ from trl_plus.trainers.layouts import drops
 from trl_plus.trainers.reference import ROUNDING_16_BIT
 from trl_plus.upstream.models import base_model, without_checkpointing
 
-logger = logging.getLogger("trl_plus")
 SHORT = 64  # tokens of the row that is scored in different company
 
 
