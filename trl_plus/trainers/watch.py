@@ -5,9 +5,9 @@ silent where the log cannot tell: a false alarm costs more trust than a late one
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import log
 from statistics import mean, stdev
 from typing import Any
 
@@ -327,10 +327,10 @@ def published_rates(method: str, size: float, lora: bool) -> tuple[list[tuple[fl
         lora: the run trains a LoRA adapter.
     """
     full = [rate for rate in RATES if rate.method == method and not rate.lora]
-    distance = min(abs(log(rate.size / size)) for rate in full)
-    near = [rate for rate in full if abs(log(rate.size / size)) <= max(distance, log(NEAR))]
+    distance = min(abs(math.log(rate.size / size)) for rate in full)
+    near = [rate for rate in full if abs(math.log(rate.size / size)) <= max(distance, math.log(NEAR))]
     known = [(value, rate.label) for rate in near for value in {rate.low, rate.high}]
-    models = "models of this size" if distance <= log(NEAR) else "the models nearest in size"
+    models = "models of this size" if distance <= math.log(NEAR) else "the models nearest in size"
     if not lora:
         return known, f"full fine-tuning of {models}"
     known += [(LORA * value, f"{LORA} times full fine-tuning's of {model}") for value, model in known]

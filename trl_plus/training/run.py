@@ -15,8 +15,7 @@ from trl_plus.launch.request import LaunchRequest, check_started, is_main_proces
 from trl_plus.recipes.recipe import Recipe, write_resolved
 from trl_plus.runs.checkpoint_files import find, step_of
 from trl_plus.runs.folder import LOG, claimed, holds_run, refuse_moved, set_aside
-from trl_plus.runs.journal import COMMAND, Journal
-from trl_plus.runs.metrics import Report, Sample
+from trl_plus.runs.journal import COMMAND, Journal, Report, Sample
 from trl_plus.runs.resume import check_same_run, find_checkpoint, resumed_folder, with_presets_of_run
 from trl_plus.setup.objects import RunObjects, build
 from trl_plus.setup.plan import size_notes
