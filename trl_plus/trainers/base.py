@@ -35,7 +35,7 @@ from trl_plus.trainers.adapters import check_kind, keep_trainable
 from trl_plus.trainers.card import card_without_run, write_card
 from trl_plus.trainers.checkpoints import Checkpoints, refuse_evaluation_alone, untouched_random_state
 from trl_plus.trainers.construction import refuse_wrong_kinds
-from trl_plus.trainers.layouts import RowLayouts, agree
+from trl_plus.trainers.layouts import RowLayouts, agree, warn_if_rows_depend
 from trl_plus.trainers.optimizers import refuse_missing, refuse_without_gpu
 from trl_plus.trainers.outside import OutsideWeights
 from trl_plus.trainers.reference import OwnReference, StartCheck
@@ -48,7 +48,6 @@ from trl_plus.trainers.rows import (
     has_column,
     sets_of,
 )
-from trl_plus.trainers.rows_alone import warn_if_rows_depend
 from trl_plus.trainers.seams import Seams
 from trl_plus.trainers.watch import LearningWatch
 from trl_plus.upstream.models import base_model, is_peft
