@@ -11,6 +11,7 @@ from trl_plus.data.digests import held_out_digest
 from trl_plus.data.loading import Data, load
 from trl_plus.data.refusals import unchecked
 from trl_plus.errors import DataFound, RecipeError
+from trl_plus.evaluation.intervals import held_out_table
 from trl_plus.launch.request import LaunchRequest, check_started, is_main_process
 from trl_plus.recipes.recipe import Recipe, write_resolved
 from trl_plus.runs.checkpoint_files import find, step_of
@@ -20,7 +21,6 @@ from trl_plus.runs.resume import check_same_run, find_checkpoint, resumed_folder
 from trl_plus.setup.objects import RunObjects, build
 from trl_plus.setup.plan import size_notes
 from trl_plus.setup.trainer import build_trainer, card_of, check_data, load_processor, refuse_settings
-from trl_plus.training.held_out_table import held_out_table
 from trl_plus.ui.environment import devices, versions
 
 Say = Callable[[Any], None]
