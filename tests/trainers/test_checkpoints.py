@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from trl_plus.runs import checkpoint_files as files
-from trl_plus.training.stopping import StopOnSignal, Stopped
+from trl_plus.training.callbacks import StopOnSignal, Stopped
 from trl_plus.upstream import libraries
 from trl_plus.upstream.signatures import VersionError
 

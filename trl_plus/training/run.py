@@ -103,8 +103,7 @@ class Run:
         """Run everything; returns the content of metrics.json."""
         self.accept()
         # the libraries are loaded by now
-        from trl_plus.training.callbacks import end_trackers, told_to_trackers
-        from trl_plus.training.stopping import StopOnSignal
+        from trl_plus.training.callbacks import StopOnSignal, end_trackers, told_to_trackers
 
         with self.journal.kept():
             self.announce()
@@ -180,9 +179,9 @@ class Run:
             FirstEvaluation,
             JournalSteps,
             MetricsFile,
+            best_model_callbacks,
             use_short_progress,
         )
-        from trl_plus.training.stopping import best_model_callbacks
 
         self.objects.args.eval_on_start = self.data.eval is not None and self.checkpoint is None
         callbacks = [
@@ -255,7 +254,7 @@ class Run:
 
     def train(self) -> None:
         """Train and save the model. The training metrics of a run that was resumed at its end stay."""
-        from trl_plus.training.stopping import how_it_ended, step_of_weights
+        from trl_plus.training.callbacks import how_it_ended, step_of_weights
 
         trainer, report = self.trainer, self.report
         metrics = dict(trainer.train(resume_from_checkpoint=self.checkpoint).metrics)
