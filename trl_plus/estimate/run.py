@@ -7,9 +7,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from trl_plus.errors import DataError, RecipeError
-from trl_plus.estimate import engines
-from trl_plus.estimate.engines import Engine
-from trl_plus.estimate.measure import GIB, PROCESS, Measure, autocast
+from trl_plus.estimate import measure
+from trl_plus.estimate.measure import GIB, PROCESS, Engine, Measure, autocast
 from trl_plus.estimate.model import build_model, choose_layout, make_fake, read_config, weights_dtype
 from trl_plus.estimate.shapes import Rows, Shape, sampled
 from trl_plus.recipes.recipe import Recipe
@@ -134,7 +133,7 @@ def _estimate(
     config = read_config(objects)
     notes: list[str] = []
     rows = _rows(planned, notes)
-    engine = engines.read(accelerate_config, planned.processes)
+    engine = measure.read(accelerate_config, planned.processes)
     fake = FakeTensorMode()
     amp, dtype = autocast(recipe, device), weights_dtype(objects, config)
     # an adapter is trained in float32 on weights that are in 16 bit already
