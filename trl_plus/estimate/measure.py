@@ -11,8 +11,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 
 from trl_plus.errors import RecipeError
 from trl_plus.estimate.model import QuantizedLinear
-from trl_plus.estimate.shapes import Rows, Shape
-from trl_plus.estimate.step import ADAPTER, GRADIENTS, WEIGHTS, Passes, peak_of_step
+from trl_plus.estimate.step import ADAPTER, GRADIENTS, WEIGHTS, Passes, Rows, Shape, peak_of_step
 from trl_plus.launch.engines import config_file
 from trl_plus.launch.engines import read_config as read_engine
 from trl_plus.recipes.recipe import Recipe

@@ -10,7 +10,7 @@ from trl_plus.errors import DataError, RecipeError
 from trl_plus.estimate import measure
 from trl_plus.estimate.measure import GIB, PROCESS, Engine, Measure, autocast
 from trl_plus.estimate.model import build_model, choose_layout, make_fake, read_config, weights_dtype
-from trl_plus.estimate.shapes import Rows, Shape, sampled
+from trl_plus.estimate.step import Rows, Shape, sampled
 from trl_plus.recipes.recipe import Recipe
 from trl_plus.setup.machine_errors import memory_cures, overrides
 from trl_plus.setup.plan import Plan, plan
