@@ -58,8 +58,8 @@ def estimate(
         loaded = load_recipe(recipe, context.args)
         quiet_libraries()
         with contextlib.redirect_stdout(sys.stderr):
-            from trl_plus.estimate import calibrate as calibration
             from trl_plus.estimate import run
+            from trl_plus.estimate import run as calibration
 
             found = run.estimate(loaded, device and device.value, memory, accelerate_config, num_processes)
             measured = calibration.calibrate(found) if calibrate else None
