@@ -16,8 +16,7 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 from trl_plus.forward.attention import Unsupported, carry, register
-from trl_plus.forward.layouts import Plan
-from trl_plus.forward.planning import Planner, plan_rows
+from trl_plus.forward.layouts import Plan, Planner, plan_rows
 from trl_plus.forward.rope import lay_out, own_factors
 
 

@@ -14,9 +14,8 @@ from torch import Tensor
 from trl_plus.forward.attention import OLDEST
 from trl_plus.forward.attention.interface import name_eager_attention
 from trl_plus.forward.layout_proof import TOLERANCE, TOLERANCE_16_BIT, in_16_bits, reason_against
-from trl_plus.forward.layouts import Plan
+from trl_plus.forward.layouts import Plan, count_rows, rows_of_batch
 from trl_plus.forward.packing import Planner, RowLayout, in_short, recoverable, unknown_inputs
-from trl_plus.forward.planning import count_rows, rows_of_batch
 from trl_plus.forward.score import model_inputs, score
 from trl_plus.trainers.adapters import needs_plain_rows
 from trl_plus.trainers.checkpoints import untouched_random_state
