@@ -59,10 +59,9 @@ def estimate(
         quiet_libraries()
         with contextlib.redirect_stdout(sys.stderr):
             from trl_plus.estimate import run
-            from trl_plus.estimate import run as calibration
 
             found = run.estimate(loaded, device and device.value, memory, accelerate_config, num_processes)
-            measured = calibration.calibrate(found) if calibrate else None
+            measured = run.calibrate(found) if calibrate else None
         from trl_plus.estimate import output as report
 
         if as_json:

@@ -94,7 +94,7 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
     return list(max(lists, key=len, default=nn.ModuleList()))
 
 
-def read(accelerate_config: str | None, processes: int) -> Engine:
+def engine_of(accelerate_config: str | None, processes: int) -> Engine:
     """The engine that `--accelerate-config` and `--num-processes` name.
 
     Raises:

@@ -14,8 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import TrainerCallback
 
 from trl_plus.errors import DataError, RecipeError
-from trl_plus.estimate import measure
-from trl_plus.estimate.measure import GIB, PROCESS, Engine, Measure, autocast
+from trl_plus.estimate.measure import GIB, PROCESS, Engine, Measure, autocast, engine_of
 from trl_plus.estimate.model import build_model, choose_layout, make_fake, read_config, weights_dtype
 from trl_plus.estimate.step import Rows, Shape, sampled
 from trl_plus.recipes.recipe import Recipe
@@ -141,7 +140,7 @@ def _estimate(
     config = read_config(objects)
     notes: list[str] = []
     rows = _rows(planned, notes)
-    engine = measure.read(accelerate_config, planned.processes)
+    engine = engine_of(accelerate_config, planned.processes)
     fake = FakeTensorMode()
     amp, dtype = autocast(recipe, device), weights_dtype(objects, config)
     # an adapter is trained in float32 on weights that are in 16 bit already
