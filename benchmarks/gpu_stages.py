@@ -96,8 +96,8 @@ class Stage:
             output = attend(*inputs, plan, options)
             return [output, *torch.autograd.grad(output, inputs, given[3].to(cast))]
 
-        right = outcome(segments.attend, torch.float64)
-        named = {"varlen": cuda.varlen, "flex": cuda.flex, "dense": dense.attend}
+        right = outcome(segments.by_branch, torch.float64)
+        named = {"varlen": cuda.varlen, "flex": cuda.flex, "dense": dense.by_mask}
         if not cuda.takes_varlen(given[0], given[2], plan, options) or self.tiny:
             del named["varlen"]  # torch has no such kernel on a CPU
         if self.tiny:

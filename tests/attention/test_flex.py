@@ -94,7 +94,7 @@ def test_few_variants_are_compiled(compiles):
                 q, k, v = (torch.randn(1, heads, plan.computed, 16, requires_grad=grad) for heads in (4, 2, 2))
                 with torch.set_grad_enabled(grad):
                     output = flex.flex(q, k, v, plan, options)
-                expected = dense.attend(q, k, v, plan, options)
+                expected = dense.by_mask(q, k, v, plan, options)
                 assert torch.allclose(output, expected, atol=1e-5)
         if step == 1:
             after_two = len(count)

@@ -64,7 +64,7 @@ class Failing:
         self.after, self.error, self.backward = after, error, backward
 
     def __call__(self, query, key, value, plan, options):
-        output = dense.attend(query, key, value, plan, options)
+        output = dense.by_mask(query, key, value, plan, options)
         Failing.calls += 1
         if Failing.calls > self.after:
             if not self.backward:

@@ -8,8 +8,8 @@ from trl_plus.forward.attention.options import Options, repeat_heads
 from trl_plus.forward.layouts import Plan
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, plan: Plan, options: Options) -> Tensor:
-    """As `segments.attend`."""
+def by_mask(query: Tensor, key: Tensor, value: Tensor, plan: Plan, options: Options) -> Tensor:
+    """As `by_branch`."""
     key, value = repeat_heads(key, query), repeat_heads(value, query)
     name = ("dense", options.window)
     if name not in plan.cache:

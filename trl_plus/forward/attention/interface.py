@@ -88,12 +88,12 @@ def as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 def backend(query: Tensor, value: Tensor, plan: Plan, options: Options) -> Callable:
     """The fastest function that does what is asked, on the device at hand."""
     if query.device.type == "cpu":
-        return segments.attend
+        return segments.by_branch
     if query.device.type != "cuda":
-        return dense.attend
+        return dense.by_mask
     if cuda.takes_varlen(query, value, plan, options):
         return cuda.varlen
-    return segments.attend if options.dropout else cuda.flex
+    return segments.by_branch if options.dropout else cuda.flex
 
 
 def _refuse(kwargs: dict[str, Any]) -> None:

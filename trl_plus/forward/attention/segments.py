@@ -8,7 +8,7 @@ from trl_plus.forward.attention.options import Options, repeat_heads
 from trl_plus.forward.layouts import Plan
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, plan: Plan, options: Options) -> Tensor:
+def by_branch(query: Tensor, key: Tensor, value: Tensor, plan: Plan, options: Options) -> Tensor:
     """(B, H, T, V): each branch attends causally to itself and to what it shares of its group's first row.
 
     Args:
