@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-from trl_plus.forward.attention import cuda, dense, segments
-from trl_plus.forward.attention.options import Options
+from trl_plus.forward.attention import cuda, plain
+from trl_plus.forward.attention.plain import Options
 from trl_plus.forward.layouts import make_plan
 
 # Three groups: a long common beginning, one that is too short to share, and a row that begins the other
@@ -54,7 +54,7 @@ def by_row(output, plan):
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("layout", ["packed", "shared"])
-@pytest.mark.parametrize("attend", [segments.by_branch, dense.by_mask, cuda.flex], ids=["segments", "dense", "flex"])
+@pytest.mark.parametrize("attend", [plain.by_branch, plain.by_mask, cuda.flex], ids=["segments", "dense", "flex"])
 def test_backend(attend, layout, options, padded):
     plan = make_plan(LENGTHS, COMMON, WIDTH, layout)
     with torch.no_grad():
@@ -75,6 +75,6 @@ def test_what_kernels_of_variable_length_are_told(padded):
     for a, b, c, d in zip(ends[0], ends[0][1:], ends[1], ends[1][1:], strict=False):
         mask = torch.arange(d - c - (b - a), d - c)[:, None] >= torch.arange(d - c)
         outputs.append(sdpa(query[:, :, a:b], keys[:, :, c:d], values[:, :, c:d], attn_mask=mask))
-    assert torch.allclose(torch.cat(outputs, 2), segments.by_branch(query, key, value, plan, Options()), atol=1e-6)
+    assert torch.allclose(torch.cat(outputs, 2), plain.by_branch(query, key, value, plan, Options()), atol=1e-6)
     assert told.longest_q == max(b - a for a, b in zip(ends[0], ends[0][1:], strict=False))
     assert told.longest_k == max(b - a for a, b in zip(ends[1], ends[1][1:], strict=False))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trl_plus.forward.attention.flex import flex
-from trl_plus.forward.attention.options import Options, repeat_heads
+from trl_plus.forward.attention.plain import Options, repeat_heads
 from trl_plus.forward.layouts import Plan, Sequences, sequences_of, to_device
 
 __all__ = ["flash", "flex", "sequences", "takes_varlen", "varlen"]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from trl_plus.forward.attention.options import Options
+from trl_plus.forward.attention.plain import Options
 from trl_plus.forward.layouts import Branch, Plan, to_device
 
 BLOCK = 128  # tokens of a block, as flex_attention has it

@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
-from trl_plus.forward.attention import cuda, dense, segments
-from trl_plus.forward.attention.options import Options
+from trl_plus.forward.attention import cuda, plain
+from trl_plus.forward.attention.plain import Options
 from trl_plus.forward.attention.proof import Unsupported, or_zeros, prove_gradient
 from trl_plus.forward.layouts import Plan
 
@@ -88,12 +88,12 @@ def as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 def backend(query: Tensor, value: Tensor, plan: Plan, options: Options) -> Callable:
     """The fastest function that does what is asked, on the device at hand."""
     if query.device.type == "cpu":
-        return segments.by_branch
+        return plain.by_branch
     if query.device.type != "cuda":
-        return dense.by_mask
+        return plain.by_mask
     if cuda.takes_varlen(query, value, plan, options):
         return cuda.varlen
-    return segments.by_branch if options.dropout else cuda.flex
+    return plain.by_branch if options.dropout else cuda.flex
 
 
 def _refuse(kwargs: dict[str, Any]) -> None:

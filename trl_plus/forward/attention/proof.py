@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from trl_plus.forward.attention import segments
-from trl_plus.forward.attention.options import Options
+from trl_plus.forward.attention import plain
+from trl_plus.forward.attention.plain import Options
 from trl_plus.forward.layouts import Plan
 
 # Relative distance (L2) that a kernel's gradient may have from one computed in float32
@@ -53,13 +53,13 @@ def prove_gradient(attend: Callable, query: Tensor, key: Tensor, value: Tensor, 
     The gradient is that of half the squared output, so nothing is drawn. Once per plan and kind of layer.
     """
     proved = plan.cache.setdefault("proved", set())
-    if _faults is None or attend is segments.by_branch or options in proved:
+    if _faults is None or attend is plain.by_branch or options in proved:
         return
     proved.add(options)
     real = (plan.group >= 0)[:, None, :, None]  # a kernel may give anything for padding
     found: list[list[Tensor]] = []
     with torch.enable_grad(), torch.autocast(query.device.type, enabled=False):
-        for function, dtype in ((segments.by_branch, torch.float32), (attend, query.dtype)):
+        for function, dtype in ((plain.by_branch, torch.float32), (attend, query.dtype)):
             inputs = [x.detach().to(dtype).requires_grad_() for x in (query, key, value)]
             output = function(*inputs, plan, options)
             gradients = torch.autograd.grad(output, inputs, output.detach() * real)
