@@ -33,7 +33,7 @@ def padded():
     return made
 
 
-def plain(query, key, value, options):
+def eager(query, key, value, options):
     """Eager causal attention of each row by itself."""
     key, value = (x.repeat_interleave(HEADS // KEY_HEADS, dim=1) for x in (key, value))
     distance = torch.arange(WIDTH)[:, None] - torch.arange(WIDTH)
@@ -60,7 +60,7 @@ def test_backend(attend, layout, options, padded):
     with torch.no_grad():
         output = by_row(attend(*(laid_out(x, plan) for x in padded), plan, options), plan)
     real = torch.arange(WIDTH) < LENGTHS[:, None]
-    expected = plain(*padded, options)
+    expected = eager(*padded, options)
     assert torch.allclose(output.transpose(1, 2)[real], expected.transpose(1, 2)[real], atol=1e-5)
 
 

@@ -21,7 +21,7 @@ LEAST = 2 * BLOCK  # a mask of one block would be compiled by itself
 
 
 def flex(query: Tensor, key: Tensor, value: Tensor, plan: Plan, options: Options) -> Tensor:
-    """As `segments.by_branch`, without dropout. On CUDA it is compiled. Elsewhere it has no gradient."""
+    """As `plain.by_branch`, without dropout. On CUDA it is compiled. Elsewhere it has no gradient."""
     tokens = query.size(2)
     length = padded(tokens)
     name = ("flex", options.window)

@@ -1,4 +1,4 @@
-"""The options of attention that a model's layer asks for."""
+"""Attention over layouts in torch's own functions: one branch at a time on the CPU, and with a mask on any device."""
 
 from dataclasses import dataclass
 
