@@ -15,7 +15,7 @@ from trl_plus.forward import layouts
 from trl_plus.forward.packing import all_labelled
 
 LORA = {"peft_config": LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")}
-# Files and functions that name the device that a tensor is on already, but for layers on several; `_mask` is for the CPU
+# Files and functions that name the device a tensor is on already, but for layers on several; `_mask` is for the CPU
 STAYS = {"meters.py", "totals_of", "kto.py", "_mask"}
 READS = ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__")
 MAKES = (torch.tensor, torch.as_tensor, torch.from_numpy)

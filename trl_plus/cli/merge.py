@@ -47,7 +47,7 @@ def merge(
 
     Any key of the run's recipe can be set after it: model_name_or_path=PATH if the base model lies elsewhere.
     """
-    from trl_plus.merging.run import check_adapter, check_destination, shard_size
+    from trl_plus.merging.destination import check_adapter, check_destination, shard_size
     from trl_plus.runs.weights import open_run
     from trl_plus.upstream.libraries import quiet_libraries
 

@@ -285,6 +285,9 @@ class _StreamConversion:
             _log.warning("%s has left out %d rows of the stream so far.", name, self.left_out)
 
 
+# -- rows that are made of several rows of a table: trees of messages, one scored answer a row ----------------------
+
+
 def gathered(dataset: Any, shape: Shape, name: str, converter: str) -> tuple[Any, list[str]]:
     """The rows that a shape with `gather` makes of a table, each beside the other columns of the row it comes from;
     and how many rows are left out, by reason.

@@ -1,4 +1,4 @@
-"""The list `datasets` of a recipe: each entry read as TRL reads it, or from local files, and mixed as TRL mixes."""
+"""A request to load, and the list `datasets`: read as TRL reads it, or from local files, and mixed as TRL mixes."""
 
 import math
 import re

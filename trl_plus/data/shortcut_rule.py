@@ -175,6 +175,9 @@ def of_labels(features: NDArray[np.floating], labels: Masks, prompts: Ints, weig
     return Examples(features.astype(float), signs, np.ones(count) if weights is None else weights, prompts, False)
 
 
+# -- rows as the rule sees them: features, prompts, labels, weights -------------------------------------------------
+
+
 _ROWS = 1000  # whose texts are held at once
 
 

@@ -1,4 +1,7 @@
-"""The components of one device at the peak, for any micro-batch of a recipe."""
+"""The components of one device at the peak, for any micro-batch of a recipe and any engine.
+
+An engine keeps whole copies on each device (DDP) or shares (FSDP, ZeRO). These are rules, not measurements.
+"""
 
 import math
 from collections.abc import Iterable

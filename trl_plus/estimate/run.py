@@ -1,4 +1,4 @@
-"""The needs of a recipe: memory by component, the largest micro-batch that fits, optimizer steps."""
+"""The needs of a recipe: memory by component, the largest micro-batch that fits, optimizer steps, and its time."""
 
 import contextlib
 import statistics
@@ -257,6 +257,9 @@ def _largest(limit: int, sizes: list[int], measure: Callable[[int], dict[str, in
         peaks[middle] = sum(measure(sizes[middle]).values())
         low, high = (middle + 1, high) if peaks[middle] <= limit else (low, middle)
     return (None, peaks[0]) if low == 0 else (sizes[low - 1], peaks[low - 1])
+
+
+# -- time of a run from a few real steps of it on this machine, at two lengths --------------------------------------
 
 
 STEPS = 4  # of which the first is a warm-up

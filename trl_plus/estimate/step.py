@@ -1,4 +1,7 @@
-"""The peak memory of one training step, found by running it on tensors without data."""
+"""The peak memory of one training step, found by running it on tensors without data.
+
+Its micro-batches are the largest ones that the rows of the run make in its row layout.
+"""
 
 import random
 import weakref

@@ -1,4 +1,4 @@
-"""Values with 95% intervals, and Wilson's. Imports no numpy: commands that load none print them, too."""
+"""Values with 95% intervals, and the table of held-out figures. Imports no numpy: commands without it print them."""
 
 import math
 from collections.abc import Mapping
@@ -42,6 +42,9 @@ def wilson_interval(share: float, count: float) -> tuple[float, float]:
 
 
 ACCURACY, MARGIN, LOSS = "eval_rewards/accuracies", "eval_rewards/margins", "eval_loss"
+
+
+# -- the table of held-out figures before and after training --------------------------------------------------------
 
 
 def held_out_table(

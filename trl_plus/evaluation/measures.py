@@ -1,4 +1,4 @@
-"""From scores of held-out completions to the figures of an evaluation."""
+"""From scores of held-out completions to the figures of an evaluation, and what surface features alone reach."""
 
 from dataclasses import dataclass, field
 from itertools import islice
@@ -266,6 +266,13 @@ def divergence(held_out: HeldOut, base: Scores, tuned: Scores) -> dict[str, Esti
 
 
 TRAIN, HELD_OUT = "train", "held_out"
+# -- the accuracy of surface features alone -------------------------------------------------------------------------
+#
+# The rule (`data.shortcut_rule`) is fitted on the training rows, with their own weights and not those of `balance`,
+# since it is what a model could learn there without reading. If these are too few or a stream, it is cross-fitted on
+# the held-out rows.
+
+
 _MOST = 5000  # training rows that the rule is fitted on
 
 

@@ -1,4 +1,4 @@
-"""Models loaded as the trainer loads them, with what it puts on them: the fused LM head and ours."""
+"""Models loaded as the trainer loads them, and held-out completions scored by them."""
 
 import gc
 import json
@@ -160,6 +160,9 @@ def free() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+# -- held-out completions under a model: one pass over the trainer's evaluation batches -----------------------------
 
 
 Reward = Callable[[Completions], torch.Tensor]

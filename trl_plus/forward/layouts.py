@@ -206,6 +206,9 @@ def _branches(size: list[int], start: list[int], shape: tuple[int, int], each: i
     return tuple(found)
 
 
+# -- a packed row as kernels for sequences of variable length take it -----------------------------------------------
+
+
 @dataclass(frozen=True)
 class Sequences:
     """Sequences whose queries are the last of their keys.
@@ -242,6 +245,12 @@ def sequences_of(branches: Sequence[Branch]) -> Sequences:
         longest_q=int(sizes_q.max()),
         longest_k=int(sizes_k.max()),
     )
+
+
+# -- plans of the micro-batches of a step ---------------------------------------------------------------------------
+#
+# Their rows are counted on the device, read once, and laid out on the host before the first forward pass of a step. So
+# nothing between its first forward and its last backward pass waits for the device.
 
 
 @dataclass(frozen=True)

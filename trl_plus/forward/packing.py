@@ -21,7 +21,12 @@ from trl_plus.forward.rope import lay_out, own_factors
 
 
 class AllLabelled(Tensor):
-    """Integer labels of which none is -100."""
+    """Integer labels of which none is -100.
+
+    A head selects the states that a label asks for by a boolean mask, which waits for the device to count them, once
+    more in the backward pass. A row layout hands over only such states. These labels know it, so the head's
+    `labels != -100`, `states[mask]` and `masked_scatter(mask, ...)` become views.
+    """
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:

@@ -1,4 +1,4 @@
-"""Rows in the terminal, token by token, as trained on."""
+"""A preview as it is shown: the prompt that both sides share, then each side, in stretches of one kind."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -87,6 +87,9 @@ def _kind(token: Token) -> Kind:
     return Kind.RESPONSE if token.loss else Kind.PROMPT
 
 
+# -- in the terminal ------------------------------------------------------------------------------------------------
+
+
 _STYLES = {Kind.PROMPT: "dim", Kind.RESPONSE: "bold", Kind.CUT: "red strike"}
 _SPECIAL = "magenta"
 # Without colour: what encloses a stretch, and a special token
@@ -150,6 +153,9 @@ def _marked_token(token: Token) -> str:
 
 def _with_line_ends(text: str) -> str:
     return text.replace("\n", f"{LINE_END}\n")
+
+
+# -- as a page ------------------------------------------------------------------------------------------------------
 
 
 def preview_page(previews: list[Preview], source: str) -> str:

@@ -210,6 +210,9 @@ REFUSALS = {
 
 
 LEFT_OUT, RARE = "D110", 0.1  # up to this share it is only INFO: ties between scored answers are left out by design
+# -- D110: rows that a converter has left out, so that no other check sees them -------------------------------------
+
+
 TITLE = "the converter leaves the row out"
 CURE = "Look at the reasons: mend these rows, or choose the converter by the rows shown in docs/data.md."
 
@@ -229,6 +232,9 @@ def _finding(note: LeftOut, split: str) -> Finding:
 
 
 _BINS, _POINTS = 40, 1000
+# -- lengths and labels of a split, for the table and the page ------------------------------------------------------
+
+
 _QUANTILES = (0.5, 0.9, 0.99, 1.0)
 
 
@@ -265,6 +271,9 @@ def lengths_of(part: str, values: np.ndarray) -> Lengths:
         {f"{q:g}": float(np.quantile(values, q, method="inverted_cdf")) for q in _QUANTILES} if len(values) else {}
     )
     return Lengths(part, edges.tolist(), counts.tolist(), quantiles, float(values.mean()) if len(values) else 0.0)
+
+
+# -- batches of rows examined in several processes, in order --------------------------------------------------------
 
 
 _AHEAD = 2  # batches per process that are read before one is finished: memory stays bounded

@@ -1,4 +1,4 @@
-"""Files of the package: the bundled recipes, and the model and data that `bundled:` values name."""
+"""Files of the package: the bundled recipes and their list, and the model and data that `bundled:` values name."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -125,6 +125,9 @@ def resolve(value: str) -> str:
     if "\0" in value or not any(target.is_relative_to((_PACKAGE / asset).resolve()) for asset in _ASSETS):
         raise RecipeError(f"`{value}` is not part of the package: {SCHEME} values begin with {SCHEME}{_ASSETS[0]}/.")
     return str(target)
+
+
+# -- tables of the bundled recipes ----------------------------------------------------------------------------------
 
 
 _GROUPS = (

@@ -1,4 +1,4 @@
-"""The messages of a run and its end: `journal.jsonl`, one event a line, beside its metrics.
+"""The record of a run: its messages and end in `journal.jsonl`, one event a line, and its figures in `metrics.json`.
 
 Events: "begin" (also of a resumed run), "training" (the steps it will make), "note", "warning", "end".
 """
@@ -145,6 +145,9 @@ class _Handler(logging.Handler):
 
 
 METRICS = "metrics.json"
+
+
+# -- the measurements of a run: metrics.json ------------------------------------------------------------------------
 
 
 @dataclass

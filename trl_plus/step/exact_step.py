@@ -145,6 +145,13 @@ def totals_of(
     return StepTotals(weight=sums[0], tokens=sums[1], ranks=ranks)
 
 
+# -- `tokens_per_device`: micro-batches of equal work instead of equal rows -----------------------------------------
+#
+# The rows of a whole optimizer step are merged and cut anew: as many rows to a micro-batch as fit a number of tokens.
+# transformers counts the micro-batches that a data loader gives, so it gets as many: each carries a share of those that
+# are computed, and only the last of all synchronises gradients.
+
+
 PARTS = "micro_batches"  # the key under which a batch of the data loader carries micro-batches
 
 

@@ -352,6 +352,9 @@ class KTOConfig(_Checks, TRLKTOConfig):
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
 
 
+# -- losses of DPOTrainer: `loss_type` names to our objectives, and what is left to TRL -----------------------------
+
+
 LOSSES = FAMILIES["DPO"].losses
 
 

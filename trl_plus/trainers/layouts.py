@@ -1,4 +1,7 @@
-"""The row layout of a run: the fastest that is proved right at its first batch, or the one that was asked for."""
+"""The row layout of a run: the fastest that is proved right at its first batch, or the one that was asked for.
+
+The first step also checks that a row does not depend on the rows beside it.
+"""
 
 import logging
 from collections.abc import Iterator
@@ -21,6 +24,12 @@ from trl_plus.trainers.adapters import needs_plain_rows
 from trl_plus.trainers.checkpoints import untouched_random_state
 from trl_plus.trainers.reference import ROUNDING_16_BIT
 from trl_plus.upstream.models import base_model, is_peft, without_checkpointing
+
+# -- a check at the first step that a row's log-probabilities do not depend on the rows beside or before it ---------
+#
+# Exact steps, `eval_loss` and a precomputed reference all rest on rows that do not. Batch normalisation, experts with a
+# capacity, buffers that grow, noise in training and attention that reads the padded length break it.
+
 
 logger = logging.getLogger("trl_plus")
 FASTEST = "packed"

@@ -279,6 +279,9 @@ class LearningWatch(TrainerCallback):
             say(sentence)
 
 
+# -- a run's learning rate and beta beside published ones, before its first step ------------------------------------
+
+
 LORA = 10  # adapters are trained with rates up to this many times higher than full weights
 MARGIN = 5  # published rates are few: only a rate this far outside is reported
 BETA_MARGIN = 10  # and only a beta this far outside
@@ -361,6 +364,9 @@ def unknown_beta(method: str, args: Any) -> str | None:
             "its own scale of beta: set a value in that range, unless a sweep on your model says otherwise."
         )
     return None
+
+
+# -- weights in 16 bits whose steps are rounded away ----------------------------------------------------------------
 
 
 SAMPLE = 4096  # weights that are looked at of each tensor, evenly spread

@@ -1,4 +1,4 @@
-"""Record a run while it trains: metrics, journal, progress, trackers. Imports transformers."""
+"""Callbacks of a run: its record (metrics, journal, progress, trackers) and its end. Imports transformers."""
 
 import json
 import os
@@ -189,6 +189,9 @@ def end_trackers(trainer: Any) -> None:
     for callback in trainer.callback_handler.callbacks:
         if type(callback).__name__ in ("TensorBoardCallback", "TrackioCallback"):
             callback.on_train_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
+
+
+# -- the end of a run: signals, early stopping, and which checkpoint is kept ----------------------------------------
 
 
 # A launcher passes on what the terminal has sent to every process already: that is no second Ctrl-C

@@ -327,6 +327,9 @@ class Run:
             trainer.end()
 
 
+# -- the look at a sample of the rows before the model is loaded ----------------------------------------------------
+
+
 ROWS = 200
 NAMED = 3  # warnings that `train` names
 

@@ -1,4 +1,4 @@
-"""Optional packages that a setting needs, looked up before a model is loaded. Imports no torch."""
+"""Installed libraries: packages that a setting needs, engines with faults, and what is silenced. Imports no torch."""
 
 import importlib.util
 import logging
@@ -119,6 +119,9 @@ def _shown(value: Any) -> str:
 ADAPTERS, SHARDS = "1.15", "1.13"
 
 
+# -- engines that would save or resume something else than what was trained -----------------------------------------
+
+
 def check_fsdp2(adapter: bool, shards: bool) -> None:
     """Check that accelerate's FSDP2 resumes a run with the bits that it saved.
 
@@ -138,6 +141,9 @@ def check_fsdp2(adapter: bool, shards: bool) -> None:
         f"accelerate {installed} does not resume {what} under FSDP2 as it was saved. "
         f"Fix: pip install 'accelerate>={needed}'."
     )
+
+
+# -- what the libraries of a run print that its user can do nothing about -------------------------------------------
 
 
 def quiet_libraries() -> None:

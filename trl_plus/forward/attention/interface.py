@@ -128,6 +128,9 @@ def name_eager_attention(model: Any) -> str | None:
 
 # Relative distance (L2) that a kernel's gradient may have from one computed in float32
 TOLERANCE, TOLERANCE_16_BIT = 1e-3, 5e-2
+# -- proof at the start of a run that a kernel's gradient is right, of which log-probabilities say nothing ----------
+
+
 _faults: list[Exception] | None = None  # of the proof that runs; None outside one
 
 

@@ -135,6 +135,12 @@ def swapped_columns(summary: Summary, target: Target) -> Verdict | None:
     return None
 
 
+# -- near duplicates by MinHash (Broder 1997), in time linear in the number of rows ---------------------------------
+#
+# A row has two sketches, one of its prompt and one of its responses; it is nearly another row if both are nearly alike.
+# Rows that agree in a band of the sketches are compared with the first row of that band only.
+
+
 PERMUTATIONS = 64  # of each sketch: the standard error of a similarity of 0.85 is 0.045
 _BANDS, _ROWS = (
     32,
