@@ -1,4 +1,4 @@
-"""Is it learning? A callback that reads the log and says once, in one sentence with the cure, what looks wrong.
+"""Is it learning? A callback that reads the log and says once, in one sentence with the fix, what looks wrong.
 
 A rule compares what was logged: it sees what a person in front of the curves would see, only earlier. Rules stay
 silent where the log cannot tell: a false alarm costs more trust than a late one.
