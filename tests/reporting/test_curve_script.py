@@ -91,6 +91,17 @@ def test_tokens_that_a_resumed_run_counts_anew(make_run):
     assert found == {"steps": [1, 2, 3, 4], "tokens": [100, 200, 225, 250], "seconds": None}
 
 
+def test_steps_and_counts_that_are_not_numbers(make_run):
+    log = [
+        {"step": math.nan, "loss": 1.0},
+        {"step": 1, "num_tokens": 10.0, "tokens_per_second": 1.0},
+        {"step": 2, "num_tokens": math.nan, "tokens_per_second": 1.0},
+        {"step": 3, "num_tokens": 30.0, "tokens_per_second": math.inf},
+    ]
+    found = axes(read_run(str(make_run(log=log))))
+    assert found == {"steps": [1, 2, 3], "tokens": [10, 20, 30], "seconds": [10, 10, 10]}
+
+
 def test_axes_that_were_not_logged_are_not_offered(show, make_run):
     browser = show(page_of(make_run()))
     assert browser.evaluate("[...document.querySelectorAll('#curve-by option')].map((x) => x.value)") == ["steps"]

@@ -3,7 +3,7 @@
 import json
 from bisect import bisect_left
 from collections.abc import Sequence
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
 from trl_plus.report.curves import HEIGHT, POINTS, WIDTH, Panel, points_of, resumed_at
@@ -14,11 +14,17 @@ Known = list[tuple[float, float]]
 
 def script_data(runs: Sequence[tuple[str, Run]], panels: Sequence[Panel]) -> str:
     """JSON: the runs with their axes, the moments at which they were resumed, and the lines of every plot.
+    A line names its steps by their place among `steps`.
 
     A number that JSON does not have is the text "NaN", "Infinity" or "-Infinity", as JavaScript's Number reads it.
     """
+    steps: dict[tuple[float | int | str, ...], int] = {}  # most lines share theirs
+
+    def place(points: Known) -> int:
+        return steps.setdefault(tuple(_plain(step) for step, _ in points), len(steps))
+
     resumes = [[at for at in map(resumed_at, run.begins) if at is not None] for _, run in runs]
-    content = {
+    content: dict[str, Any] = {
         "width": WIDTH,
         "height": HEIGHT,
         "points": POINTS,
@@ -35,7 +41,7 @@ def script_data(runs: Sequence[tuple[str, Run]], panels: Sequence[Panel]) -> str
                         "name": drawn.whole.name,
                         "look": f"c{drawn.whole.colour}" + (" dashed" if drawn.whole.dashed else ""),
                         "dots": drawn.whole.dots,
-                        "steps": [_plain(step) for step, _ in drawn.whole.points],
+                        "steps": place(drawn.whole.points),
                         "values": [_plain(value) for _, value in drawn.whole.points],
                     }
                     for drawn in plot.lines
@@ -44,6 +50,7 @@ def script_data(runs: Sequence[tuple[str, Run]], panels: Sequence[Panel]) -> str
             for plot in panels
         ],
     }
+    content["steps"] = list(steps)
     return json.dumps(content, allow_nan=False, separators=(",", ":"))
 
 
@@ -65,12 +72,12 @@ def axes(run: Run) -> dict[str, Any]:
     seconds: Known = [(0.0, 0.0)]
     before = 0.0
     for step, count in points_of(run.log, "num_tokens"):
+        if not step or not isfinite(count):
+            continue
         more = count - before if count >= before else count  # a run that counts anew
         before = count
-        if not step or not isfinite(more):
-            continue
         tokens.append((step, tokens[-1][1] + more))
-        if isfinite(speeds.get(step, 0.0)) and speeds.get(step, 0.0) > 0:
+        if 0 < speeds.get(step, 0.0) < inf:
             seconds.append((step, seconds[-1][1] + more / speeds[step]))
     return {
         "steps": [_plain(step) for step in steps],

@@ -5,6 +5,7 @@
   if (!root || !controls) return;
   const data = JSON.parse(root.dataset.curves);
   const { width, height } = data;
+  for (const line of data.plots.flatMap((plot) => plot.lines)) line.steps = data.steps[line.steps];
   const places = data.runs.map((run) => new Map(run.steps.map((step, place) => [step, place])));
   const [by, smooth, log, whole, reading] = ["curve-by", "curve-smooth", "curve-log", "curve-whole", "reading"].map((id) => document.getElementById(id));
   const boxes = Array.from(document.querySelectorAll(".curve-run"));
@@ -52,12 +53,17 @@
     return found;
   }
 
+  // Values above 0 that reach over [low, high]: round ones within a decade, 1, 2 and 5 or powers of ten over more
   function logTicks(low, high) {
+    if (high / low < 8) return ticks(low, high, 4).filter((value) => value > 0);
+    const factors = high / low < 300 ? [1, 2, 5] : [1];
     const found = [];
-    for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power += 1) for (const factor of [1, 2, 5]) found.push(factor * 10 ** power);
-    const inside = found.filter((value) => value >= low * 0.999 && value <= high * 1.001);
-    if (inside.length > 7) return inside.filter((value) => Math.abs(Math.log10(value) - Math.round(Math.log10(value))) < 1e-9);
-    return inside.length > 2 ? inside : ticks(low, high, 3).filter((value) => value >= low * 0.999 && value <= high * 1.001);
+    for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power += 1) for (const factor of factors) found.push(Number((factor * 10 ** power).toPrecision(12)));
+    const first = found.findLastIndex((value) => value <= low * 1.001);
+    const last = found.findIndex((value) => value >= high * 0.999);
+    const held = found.slice(Math.max(first, 0), last < 0 ? found.length : last + 1);
+    const every = Math.ceil(held.length / 8);
+    return held.filter((value, index) => index % every === 0 || index === held.length - 1);
   }
 
   function short(value) {
@@ -130,7 +136,7 @@
       [low, high] = [low === plot.bounds[0] && !logged ? low : low - room, high === plot.bounds[1] && !logged ? high : high + room];
     }
     const marks = logged ? logTicks(low, high) : ticks(low, high, 4);
-    if (!logged) [low, high] = [Math.min(low, marks[0]), Math.max(high, marks[marks.length - 1])];
+    if (marks.length) [low, high] = [Math.min(low, marks[0]), Math.max(high, marks[marks.length - 1])];
     const share = logged ? (value) => Math.log(value / low) / Math.log(high / low) : (value) => (value - low) / (high - low);
     const y = (value) => Number((height * (1 - share(value))).toFixed(2));
     const shown = (value) => isFinite(value) && (!logged || value > 0);
@@ -247,7 +253,12 @@
     drag = { svg, start: axisAt(svg, event), box: element("rect", { class: "chosen", y: 0, height, x: 0, width: 0 }) };
     svg.append(drag.box);
   });
+  function drop() {
+    if (drag) drag.box.remove();
+    drag = null;
+  }
   document.addEventListener("pointermove", (event) => {
+    if (event.buttons === 0) drop(); // let go outside of the window
     if (!drag) return;
     const now = axisAt(drag.svg, event);
     drag.box.setAttribute("x", Math.min(now, drag.start));
@@ -257,18 +268,14 @@
     if (!drag) return;
     const [from, to] = view || [0, span()];
     const ends = [drag.start, axisAt(drag.svg, event)].sort((a, b) => a - b).map((at) => from + (at / width) * (to - from));
-    drag.box.remove();
     const far = Math.abs(axisAt(drag.svg, event) - drag.start) > 8;
-    drag = null;
+    drop();
     if (far) {
       view = ends;
       apply();
     }
   });
-  document.addEventListener("pointercancel", () => {
-    if (drag) drag.box.remove();
-    drag = null;
-  });
+  document.addEventListener("pointercancel", drop);
 
   function read(event) {
     const stripe = event.target.closest && event.target.closest(".stripe");
