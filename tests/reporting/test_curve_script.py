@@ -196,11 +196,13 @@ def test_the_csv_of_several_runs(show, make_run, tmp_path):
 
 
 def test_a_run_is_hidden(show, make_run):
-    browser = show(page_of(make_run("a"), make_run("b"), make_run("c")))
+    browser = show(page_of(make_run("a"), make_run("b", log=make_run.log(steps=40)), make_run("c")))
     count = f"new Set([...{PLOT.format(0)}.querySelectorAll('polyline')].map((x) => x.classList[1])).size"
     assert browser.evaluate(count) == 3
+    assert seen(browser, BELOW)[-1] == "40"
     browser.evaluate("document.querySelectorAll('.curve-run')[1].click()")
     assert browser.evaluate(count) == 2
+    assert seen(browser, BELOW)[-1] == "20"  # the axis fits the runs that are shown
     assert seen(browser, READINGS)[0] == "step 0\na held out 1.2\nc held out 1.2"
 
 

@@ -72,7 +72,9 @@ def cautions(names: Sequence[str], runs: Sequence[Run]) -> list[str]:
     """Sentences about figures and curves of these runs that cannot be compared."""
     found = []
     who = "two runs" if len(runs) == 2 else "runs"
-    if len(set(held_out_groups(runs)) - {""}) > 1:
+    same_rows = len(set(held_out_groups(runs)) - {""}) <= 1
+    accuracies = ": only accuracies can be compared." if same_rows else "."
+    if not same_rows:
         found.append(f"The {who} have different held-out rows: their figures cannot be compared.")
     data = differing(runs, _DATA)
     if data:
@@ -82,11 +84,11 @@ def cautions(names: Sequence[str], runs: Sequence[Run]) -> list[str]:
         counts = " or ".join(f"{count:,}" for count in sorted(rows))
         found.append(f"The {who} were trained on different data: the training split had {counts} rows.")
     if len({method_of(run) for run in runs}) > 1:
-        found.append("Rewards and losses of different methods have different units: only accuracies can be compared.")
+        found.append(f"Rewards and losses of different methods have different units{accuracies}")
     elif reward := differing(runs, _REWARD):
-        found.append(f"Rewards, margins and losses depend on {_keys(reward)}: only accuracies can be compared.")
+        found.append(f"Rewards, margins and losses depend on {_keys(reward)}{accuracies}")
     elif loss := differing(runs, _LOSS):
-        found.append(f"Losses depend on {_keys(loss)}: compare accuracies and margins.")
+        found.append(f"Losses depend on {_keys(loss)}{': compare accuracies and margins.' if same_rows else '.'}")
     return found
 
 

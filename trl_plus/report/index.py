@@ -20,7 +20,7 @@ _DEPTH = 3  # folders below the named one: runs/, runs/sweep/, runs/sweep/run
 
 def is_run(folder: Path) -> bool:
     """True if a folder holds a file of a run that a report can be made of."""
-    return any((folder / name).is_file() for name in (RECIPE, LOG, METRICS))
+    return any(os.path.isfile(folder / name) for name in (RECIPE, LOG, METRICS))
 
 
 def runs_in(folder: Path, depth: int = _DEPTH) -> Iterator[Path]:
@@ -28,7 +28,7 @@ def runs_in(folder: Path, depth: int = _DEPTH) -> Iterator[Path]:
     if depth == 0:
         return
     try:
-        inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        inside = sorted(path for path in folder.iterdir() if os.path.isdir(path) and not path.name.startswith("."))
     except OSError:
         return
     for path in inside:

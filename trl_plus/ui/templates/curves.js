@@ -153,7 +153,7 @@
     const svg = element("svg", { class: "plot", viewBox: item.first.getAttribute("viewBox"), role: "img", "aria-label": item.first.getAttribute("aria-label") });
     for (const value of axis.marks) {
       svg.append(element("line", { class: "grid", x1: 0, y1: axis.y(value), x2: width, y2: axis.y(value) }));
-      svg.append(element("text", { x: -7, y: axis.y(value) + 3.5, "text-anchor": "end" }, figure(value)));
+      svg.append(element("text", { x: -7, y: axis.y(value) + 3.5, "text-anchor": "end" }, Math.abs(value) >= 1000 && Math.abs(value) < 1e9 ? value.toLocaleString("en") : figure(value)));
     }
     svg.append(element("line", { class: "axis", x1: 0, y1: height, x2: width, y2: height }));
     const [size, unit] = scale(to);
@@ -212,9 +212,10 @@
     });
   }
 
-  // The end of the axis: the furthest log of any run
+  // The end of the axis: the furthest log of the runs that are shown
   function span() {
-    return Math.max(1e-9, ...data.runs.map((run) => (run[by.value] ? run[by.value][run.steps.length - 1] : 0)), by.value === "steps" ? 1 : 0);
+    const shown = data.runs.filter((run, index) => !boxes.length || boxes[index].checked);
+    return Math.max(1e-9, ...shown.map((run) => (run[by.value] && run.steps.length ? run[by.value][run.steps.length - 1] : 0)), by.value === "steps" ? 1 : 0);
   }
 
   function apply() {
