@@ -17,9 +17,13 @@ _OURS = ("<title>Report: ", "<title>Runs: ")
 
 
 def write_report(
-    arguments: Sequence[str], out: Path | None, against: str | None, watch: bool, say: Callable[[str], None]
-) -> None:
-    """Write the page of a run, of several, or of a folder of runs.
+    arguments: Sequence[str],
+    out: Path | None,
+    against: str | None,
+    watch: bool = False,
+    say: Callable[[str], None] = lambda sentence: None,
+) -> Path:
+    """Write the page of a run, of several, or of a folder of runs; returns its path.
 
     Args:
         arguments: folders of runs, or one folder that holds runs.
@@ -61,6 +65,7 @@ def write_report(
                 going = make(True)
         finally:
             make(False)  # a page that does not load itself again
+    return path
 
 
 def _holds_runs(folder: Path) -> bool:
