@@ -159,7 +159,10 @@ def _twice(row: dict[str, Any]) -> tuple[dict[str, Any], Tensor, bool]:
 def loudness(logits: Tensor) -> float:
     """Return the factor that makes the largest of some logits `LOUD`; 1 if one is that large."""
     logits = logits.float()
-    largest = float((logits - logits.mean(-1, keepdim=True)).abs().max()) if logits.numel() else LOUD
+    finite = logits.isfinite()  # a token that is ruled out has the logit -inf
+    logits = torch.where(finite, logits, 0.0)
+    centred = torch.where(finite, logits - logits.sum(-1, keepdim=True) / finite.sum(-1, keepdim=True), 0.0)
+    largest = float(centred.abs().max()) if logits.numel() else LOUD
     return LOUD / largest if 0 < largest < LOUD else 1.0
 
 
@@ -185,7 +188,7 @@ def louder(model: Any, factor: float) -> Iterator[list[int]]:
 def sees_ahead(logits: Tensor, model: Any) -> bool:
     """Return True if the rows of (2, T, V), which differ in their last token only, differ before it."""
     first, second = (side[:-1].float().log_softmax(-1) for side in logits)
-    return exceeds((first - second).abs().amax(-1), model)
+    return exceeds(_apart(first, second).amax(-1), model)
 
 
 def difference(log_probs: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
@@ -193,7 +196,12 @@ def difference(log_probs: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
     logits = logits[:, -targets.size(1) :]  # virtual tokens of a prompt-learning adapter come first
     after = targets[:, 1:]
     own = logits[:, :-1].float().log_softmax(-1).gather(2, after.clamp(min=0)[..., None])[..., 0]
-    return (log_probs.float()[:, -after.size(1) :] - own)[after != -100].abs()
+    return _apart(log_probs.float()[:, -after.size(1) :], own)[after != -100]
+
+
+def _apart(a: Tensor, b: Tensor) -> Tensor:
+    """|a - b|, which is 0 for two infinities of the same sign."""
+    return torch.where(a == b, 0.0, (a - b).abs())
 
 
 def exceeds(gap: Tensor, model: Any) -> bool:
