@@ -309,7 +309,8 @@ def completion_log_probs(
     pass instead of being kept.
     """
     # the weight's own shape is another one in 4 bits, and while ZeRO-3 has it cut
-    vocabulary = getattr(head, "out_features", None) or head.weight.size(0)
+    whole = head.weight.shape[1:] == hidden.shape[-1:]
+    vocabulary = head.weight.size(0) if whole else getattr(head, "out_features", 1)
     rows = max(1, CHUNK_ELEMENTS // max(1, vocabulary))
     if len(targets) <= rows:
         return _chunk(hidden, targets, head, statistics)

@@ -14,8 +14,6 @@ from accelerate import Accelerator
 from accelerate.data_loader import SkipBatchSampler
 from torch import Tensor
 
-from trl_plus.upstream.models import writes_into
-
 _TINY = torch.finfo(torch.float32).tiny
 
 _COUNTED = ("completion_mask", "attention_mask", "weight")  # what totals are counted from
@@ -107,6 +105,11 @@ def last_round(state: Any, ranks: int) -> tuple[int, int]:
     return loader.total_dataset_length % size, size
 
 
+def _writes_into(tensor: Tensor) -> int:
+    """The number of writes into a tensor; an inference tensor does not count them."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 @dataclass(frozen=True)
 class CountedRows:
     """A micro-batch as it was when the totals of its step were counted.
@@ -122,7 +125,7 @@ class CountedRows:
     @classmethod
     def of(cls, batch: dict[str, Any]) -> "CountedRows":
         found = {name: batch.get(name) for name in (*_COUNTED, "input_ids")}
-        return cls({name: (x, writes_into(x)) for name, x in found.items() if isinstance(x, Tensor)})
+        return cls({name: (x, _writes_into(x)) for name, x in found.items() if isinstance(x, Tensor)})
 
     def are(self, batch: dict[str, Any], tokens: bool = False) -> bool:
         """True if the rows that are counted are those of a batch; with `tokens`, its token ids too."""
@@ -131,10 +134,10 @@ class CountedRows:
     def _same(self, name: str, value: Any) -> bool:
         known, writes = self.tensors.get(name, (None, 0))
         if value is known:
-            return value is None or writes_into(value) == writes
+            return value is None or _writes_into(value) == writes
         if not isinstance(value, Tensor) or known is None or value.shape != known.shape:
             return False
-        return writes_into(known) == writes and torch.equal(value.to(known.device), known.to(value.dtype))  # a copy
+        return _writes_into(known) == writes and torch.equal(value.to(known.device), known.to(value.dtype))  # a copy
 
 
 def without_repeats(batch: dict[str, Any], accelerator: Accelerator) -> dict[str, Any]:

@@ -69,11 +69,6 @@ def uncompiled(model: Any) -> Any:
     return extract_model_from_parallel(model, keep_torch_compile=False) if isinstance(model, torch.nn.Module) else model
 
 
-def writes_into(tensor: Any) -> int:
-    """The number of writes into a tensor, which an inference tensor does not count."""
-    return 0 if tensor.is_inference() else tensor._version
-
-
 def build_again(model: Any) -> Any:
     """A model of the same class and configuration with other weights. Under ZeRO-3 they are cut at once."""
     return type(model)._from_config(copy.deepcopy(model.config), dtype=model.dtype)
@@ -96,6 +91,18 @@ def without_checkpointing(model: Any, args: Any) -> Any:
     from trl.models.utils import disable_gradient_checkpointing
 
     return disable_gradient_checkpointing(model, args.gradient_checkpointing_kwargs)
+
+
+def head_size(head: Any) -> int | None:
+    """The number of logits of an LM head, or None.
+
+    `out_features` of the copy that PEFT ties to an embedding (`ensure_weight_tying`) is the width of the states. The
+    weight of a head in 4 bits, or cut by ZeRO-3, has another shape than its logits.
+    """
+    shape = tuple(getattr(getattr(head, "weight", None), "shape", ()))
+    features = getattr(head, "out_features", None)
+    swapped = len(shape) == 2 and shape == (getattr(head, "in_features", None), features)
+    return (shape[0] if shape else None) if features is None or swapped else features
 
 
 def size_of(parameter: Any) -> int:
