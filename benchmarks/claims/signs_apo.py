@@ -1,0 +1,40 @@
+"""APO-zero raises the chosen answers, APO-down lowers both sides, on five draws of the quickstart's pairs.
+
+python benchmarks/claims/signs_apo.py
+"""
+
+import sys
+
+from common import Figure, main
+from signs import base, draw, over_seeds, pairs, run, sums
+
+CLAIM = "APO-zero raises the chosen answers and lowers the rejected ones; APO-down lowers both."
+SOURCE = "D'Oosterlinck et al. 2024 (https://huggingface.co/papers/2408.06266), section 3"
+WANTED = {
+    ("apo_zero", "chosen"): "above 0",
+    ("apo_zero", "rejected"): "below 0",
+    ("apo_down", "chosen"): "below 0",
+    ("apo_down", "rejected"): "below 0",
+}
+
+
+def figures(small: bool) -> list[Figure]:
+    seeds, steps = (2, 2) if small else (5, 25)
+    train, held = pairs("train"), pairs("test")[: 16 if small else 160]
+    model, tokenizer = base()
+    before = {side: sums(model, tokenizer, held, side) for side in ("chosen", "rejected")}
+    found = []
+    for loss in ("apo_zero", "apo_down"):
+        keys = {"beta": 0.1, "loss_type": [loss], "learning_rate": 4e-4}
+        tuned = [run("DPO", draw(train, 16 * steps, seed), seed, **keys) for seed in range(seeds)]
+        for side in before:
+            change = over_seeds([float((sums(one, tokenizer, held, side) - before[side]).mean()) for one in tuned])
+            wanted = WANTED[loss, side]
+            what = f"{loss}, {steps} steps: change of the {side} answers' log-probability, {seeds} seeds"
+            holds = change.agrees(1 if wanted == "above 0" else -1, small)
+            found.append(Figure(what, wanted, str(change), holds))
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main(CLAIM, SOURCE, figures))
