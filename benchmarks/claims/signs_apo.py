@@ -19,13 +19,13 @@ WANTED = {
 
 
 def figures(small: bool) -> list[Figure]:
-    seeds, steps = (2, 2) if small else (5, 25)
+    seeds, steps = (2, 2) if small else (5, 20)
     train, held = pairs("train"), pairs("test")[: 16 if small else 160]
     model, tokenizer = base()
     before = {side: sums(model, tokenizer, held, side) for side in ("chosen", "rejected")}
     found = []
     for loss in ("apo_zero", "apo_down"):
-        keys = {"beta": 0.1, "loss_type": [loss], "learning_rate": 4e-4}
+        keys = {"beta": 0.1, "loss_type": [loss], "learning_rate": 1e-4}
         tuned = [run("DPO", draw(train, 16 * steps, seed), seed, **keys) for seed in range(seeds)]
         for side in before:
             change = over_seeds([float((sums(one, tokenizer, held, side) - before[side]).mean()) for one in tuned])

@@ -19,7 +19,7 @@ SOURCE = "Meng, Xia and Chen 2024 (https://huggingface.co/papers/2405.14734), se
 MEASURES = {
     "rank correlation of log-probability per token and length": "correlation",
     "tokens of a greedy answer": "length",
-    "accuracy on held-out pairs whose chosen answer is the shorter one": "against",
+    "change of the accuracy on held-out pairs whose chosen answer is the shorter one": "against",
 }
 
 
@@ -60,14 +60,17 @@ def _ranks(values: torch.Tensor) -> torch.Tensor:
 def figures(small: bool) -> list[Figure]:
     seeds, steps = (2, 2) if small else (5, 12)
     train, held = pairs("train"), pairs("test")[: 16 if small else 160]
-    tokenizer = base()[1]
+    model, tokenizer = base()
+    rewards = {"SimPO": means, "summed": sums}
+    before = {name: measures(model, tokenizer, held, reward)["against"] for name, reward in rewards.items()}
     found: dict[str, list[dict[str, float]]] = {"SimPO": [], "summed": []}
     for seed in range(seeds):
         rows = biased(train, 16 * steps, seed)
         simpo = run("SimPO", rows, seed, beta=2.0, gamma_beta_ratio=0.5)
         summed = run("CPO", rows, seed, beta=0.15, cpo_alpha=0.0)
-        found["SimPO"].append(measures(simpo, tokenizer, held, means))
-        found["summed"].append(measures(summed, tokenizer, held, sums))
+        for name, tuned in (("SimPO", simpo), ("summed", summed)):
+            after = measures(tuned, tokenizer, held, rewards[name])
+            found[name].append(after | {"against": after["against"] - before[name]})
     figures = []
     for what, key in MEASURES.items():
         each = {name: over_seeds([one[key] for one in found[name]]) for name in found}

@@ -30,7 +30,7 @@ def flipped(rows: list[dict], seed: int) -> list[dict]:
 
 
 def figures(small: bool) -> list[Figure]:
-    seeds, count, epochs = (2, 32, 1) if small else (5, 160, 3)
+    seeds, count, epochs = (2, 32, 1) if small else (5, 96, 3)
     train, held = pairs("train"), pairs("test")[: 16 if small else 160]
     model, tokenizer = base()
     before = {side: sums(model, tokenizer, held, side) for side in ("chosen", "rejected")}
@@ -39,7 +39,7 @@ def figures(small: bool) -> list[Figure]:
         found = []
         for seed in range(seeds):
             rows = flipped(draw(train, count, seed), seed)
-            tuned = run("DPO", rows, seed, beta=0.1, num_train_epochs=epochs, learning_rate=LRATE, **keys)
+            tuned = run("DPO", rows, seed, beta=0.1, num_train_epochs=epochs, **keys)
             ratio = {side: sums(tuned, tokenizer, held, side) - before[side] for side in before}
             found.append(float((ratio["chosen"] > ratio["rejected"]).double().mean()))
         accuracy[name] = over_seeds(found)
@@ -53,8 +53,6 @@ def figures(small: bool) -> list[Figure]:
         figures.append(Figure(what, "above 0", str(more), more.agrees(1, small)))
     return figures
 
-
-LRATE = 4e-4
 
 if __name__ == "__main__":
     sys.exit(main(CLAIM, SOURCE, figures))
