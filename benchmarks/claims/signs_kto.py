@@ -12,7 +12,7 @@ from common import Figure, main
 from signs import base, draw, minus, over_seeds, pairs, run, sums
 
 CLAIM = "With one good answer for nine bad ones, KTO learns better with the paper's class weights than without."
-SOURCE = "Ethayarajh et al. 2024 (https://huggingface.co/papers/2402.01306), section 4.2, eq. 8"
+SOURCE = "Ethayarajh et al. 2024 (https://huggingface.co/papers/2402.01306), on imbalanced data"
 
 
 def imbalanced(rows: list[dict], count: int, seed: int) -> list[dict]:

@@ -12,7 +12,7 @@ from common import Figure, main
 from signs import base, draw, minus, over_seeds, pairs, run, sums
 
 CLAIM = "With a fifth of the labels flipped, cDPO and robust DPO order more held-out pairs rightly than DPO."
-SOURCE = "Chowdhury, Kini and Natarajan 2024 (https://huggingface.co/papers/2403.00409), section 6"
+SOURCE = "Chowdhury, Kini and Natarajan 2024 (https://huggingface.co/papers/2403.00409)"
 LOSSES = {
     "DPO": {},
     "cDPO": {"label_smoothing": 0.2},
