@@ -7,6 +7,7 @@ eric-mitchell/direct-preference-optimization. Which one it is shows in its files
 of authors_losses.py: the losses are read from the clone, and of xfactlab/orpo the whole `compute_loss`.
 """
 
+import argparse
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +16,7 @@ from types import SimpleNamespace
 
 import torch
 from authors_losses import BAR, RATE, plain_loop
-from clones import arguments, definitions, skip
+from clones import definitions, skip
 from common import Figure, main, tiny, token_log_probs, train
 from torch import Tensor
 from torch.nn import functional
@@ -196,4 +197,7 @@ def figures(small: bool, clones: list[Path] = ()) -> list[Figure]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(CLAIM, SOURCE, partial(figures, clones=arguments())))
+    parser = argparse.ArgumentParser(description=CLAIM)
+    parser.add_argument("clones", metavar="CLONE", nargs="*", type=Path, help="the top folder of a clone")
+    parser.add_argument("--small", action="store_true", help="a few steps on a few rows")
+    sys.exit(main(CLAIM, SOURCE, partial(figures, clones=parser.parse_args().clones)))

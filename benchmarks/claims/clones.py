@@ -7,14 +7,8 @@ provides the names that they use.
 import __future__
 
 import ast
-import sys
 from pathlib import Path
 from typing import Any
-
-
-def arguments() -> list[Path]:
-    """The folders that the command line names."""
-    return [Path(word) for word in sys.argv[1:] if not word.startswith("--")]
 
 
 def skip(words: str) -> list[Any]:

@@ -10,6 +10,7 @@ functions that it calls. Three parts:
 - the criteria of issue 358 of that repository for SimPO and ORPO, on the quickstart's model, theirs and ours.
 """
 
+import argparse
 import runpy
 import sys
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from typing import Any
 import signs
 import torch
 from authors_losses import BAR, RATE
-from clones import arguments, definitions, skip
+from clones import definitions, skip
 from common import Figure, main, tiny, train
 from torch import Tensor
 
@@ -296,4 +297,7 @@ def figures(small: bool, clones: list[Path] = ()) -> list[Figure]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(CLAIM, SOURCE, partial(figures, clones=arguments())))
+    parser = argparse.ArgumentParser(description=CLAIM)
+    parser.add_argument("clones", metavar="CLONE", nargs="*", type=Path, help="the top folder of a clone")
+    parser.add_argument("--small", action="store_true", help="a few steps on a few rows")
+    sys.exit(main(CLAIM, SOURCE, partial(figures, clones=parser.parse_args().clones)))
