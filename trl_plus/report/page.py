@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from trl_plus.evaluation.intervals import wilson_interval
+from trl_plus.evaluation.intervals import ACCURACY, LOSS, MARGIN, wilson_interval
 from trl_plus.preflight import words as preflight_words
 from trl_plus.preflight.findings import Severity
 from trl_plus.preflight.page import finding_view, split_view
@@ -22,7 +22,6 @@ from trl_plus.report.script_data import axes, script_data
 from trl_plus.runs import checkpoint_files
 from trl_plus.runs.folder import running
 from trl_plus.runs.journal import FAILED, FINISHED, STOPPED
-from trl_plus.training.held_out_table import ACCURACY, LOSS, MARGIN
 from trl_plus.ui.console import clipped, counted
 from trl_plus.ui.pages import render
 
