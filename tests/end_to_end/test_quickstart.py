@@ -83,7 +83,7 @@ def test_the_surface_of_the_shipped_data_tells_nothing(name):
     """The prompt decides which answer is right: each manner is chosen as often as it is rejected."""
     from importlib.resources import files
 
-    from trl_plus.data.surface_rows import surface_rows
+    from trl_plus.data.shortcut_rule import surface_rows
     from trl_plus.preflight.shortcuts import audit
 
     lines = (files("trl_plus") / "quickstart" / f"{name}.jsonl").read_text().splitlines()
