@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
+from trl_plus.evaluation.intervals import ACCURACY, LOSS, MARGIN
 from trl_plus.recipes.recipe import RESOLVED as RECIPE
 from trl_plus.report.page import overview
 from trl_plus.report.run import Run
 from trl_plus.runs.folder import LOG, REPORT
 from trl_plus.runs.journal import METRICS
-from trl_plus.evaluation.intervals import ACCURACY, LOSS, MARGIN
 from trl_plus.ui.console import clipped, counted
 from trl_plus.ui.pages import render
 
