@@ -7,6 +7,8 @@ would have no effect under the chosen method is refused instead of ignored.
 from dataclasses import MISSING, dataclass, field, fields
 from typing import ClassVar
 
+from trl_plus.data.spans import MASKS, TRAIN_ON
+from trl_plus.data.templates import refuse_arguments
 from trl_plus.methods import FAMILIES, Family
 from trl_plus.trainers.losses import refuse_ignored
 from trl_plus.trainers.speed_options import SpeedOptions
@@ -46,6 +48,30 @@ class _Checks(SpeedOptions):
     family: ClassVar[Family]
 
     overlong: str = _overlong_field()
+    train_on: str = field(
+        default="last",
+        metadata={
+            "help": "The part of a completion of several turns that is in the loss: 'last' assistant turn, 'all' of its "
+            "assistant turns, 'final_answer' for what follows the thinking block of the last one, or the whole "
+            "'completion' with the turns of user and tools, as TRL trains it.",
+            "choices": list(TRAIN_ON),
+        },
+    )
+    mask: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Spans of the assistant's turns that are not in the loss: 'think' (thinking blocks), 'tool_calls', "
+            "'tool_results' (results of tools that stand in its text; messages of tools are never in it).",
+            "choices": list(MASKS),
+        },
+    )
+    chat_template_kwargs: dict | None = field(
+        default=None,
+        metadata={
+            "help": "What the chat template is given for every row, as {enable_thinking: false}. A column of this name "
+            "wins, key by key."
+        },
+    )
     nonfinite: str = field(
         default="stop",
         metadata={
@@ -59,6 +85,7 @@ class _Checks(SpeedOptions):
     )
 
     def _check_common(self) -> None:
+        self._check_selection()
         if self.overlong not in OVERLONG_CHOICES:
             raise ValueError(f"`overlong` must be one of {', '.join(OVERLONG_CHOICES)}, got {self.overlong!r}.")
         if self.family.name != "SimPO" and "simpo" in self.loss_type:
@@ -81,6 +108,25 @@ class _Checks(SpeedOptions):
             raise ValueError(f"`margin_scale` must not be negative, got {self.margin_scale}.")
         if self.beta < 0 or (self.beta == 0 and self.family.name != "ORPO"):
             raise ValueError(f"`beta` must be positive, got {self.beta}.")
+
+    def _check_selection(self) -> None:
+        if self.train_on not in TRAIN_ON:
+            raise ValueError(f"`train_on` must be one of {', '.join(TRAIN_ON)}, got {self.train_on!r}.")
+        self.mask = [self.mask] if isinstance(self.mask, str) else self.mask
+        for name in self.mask or ():
+            if name not in MASKS:
+                raise ValueError(f"`mask` must be a list of {', '.join(MASKS)}, got {name!r}.")
+        if self.train_on == "final_answer" and "think" in (self.mask or ()):
+            raise ValueError(
+                "`mask: think` has no effect with `train_on: final_answer`, which leaves thinking blocks out. Fix: "
+                "remove it."
+            )
+        if self.train_on == "completion" and "tool_results" in (self.mask or ()):
+            raise ValueError(
+                "`train_on: completion` puts results of tools into the loss, and `mask: tool_results` takes them out. "
+                "Fix: `train_on: all`, or remove the mask."
+            )
+        refuse_arguments(self.chat_template_kwargs)
 
     def _is_default(self, name: str) -> bool:
         spec = next(f for f in fields(self) if f.name == name)
