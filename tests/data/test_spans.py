@@ -1,7 +1,7 @@
 """Every chat template of the installed TRL, times conversations and selections: exactly the right words are trained on.
 
-The words of a conversation are unique, so the words in the trained text tell which parts are in the loss. The template's
-own words (headers, tags) are told by rendering the same turns one after the other, if the template writes them alike.
+The words of a conversation are unique, so the words in the trained text tell which parts are in the loss.
+Tokens are compared where a template writes each turn alike whatever follows: there the turns are cut out one by one.
 """
 
 from pathlib import Path
@@ -20,7 +20,9 @@ TEMPLATES = sorted(path.name for path in FOLDER.glob("*.jinja"))
 WITHOUT_BOS = "{%- if bos_token is not defined -%}{%- set bos_token = '' -%}{%- endif -%}"
 TOOL = {"type": "function", "function": {"name": "lampword", "description": "d", "parameters": {"type": "object",
         "properties": {"state": {"type": "string", "description": "s"}}, "required": ["state"]}}}  # fmt: skip
-WORDS = ["systemword", "askword", "firstword", "moreword", "lastword", "firstthought", "lastthought", "lampword", "stateword", "resultword"]  # fmt: skip
+WORDS = (  # noqa: SIM905
+    "systemword askword firstword moreword lastword firstthought lastthought lampword stateword resultword"
+).split()
 THOUGHTS, CALLED = {"firstthought", "lastthought"}, {"lampword", "stateword"}
 
 
@@ -84,6 +86,20 @@ def trained(toy, prompt, completion, selection, tools):
     return toy.decode(ids[begin:]), toy.decode([token for token, keep in zip(ids[begin:], kept, strict=True) if keep])
 
 
+def by_prefixes(toy, prompt, completion):
+    """The text of every turn of the assistant as the template writes it last; None if one is written otherwise here."""
+    messages = prompt + completion
+    whole, found = toy.apply_chat_template(messages, tokenize=False), ""
+    for number in range(len(prompt), len(messages)):
+        if messages[number]["role"] == "assistant":
+            opened = toy.apply_chat_template(messages[:number], tokenize=False, add_generation_prompt=True)
+            alone = toy.apply_chat_template(messages[: number + 1], tokenize=False)
+            if not (alone.startswith(opened) and whole.startswith(alone)):
+                return None
+            found += alone[len(opened) :]
+    return found
+
+
 @pytest.fixture(scope="module")
 def toy():
     return build_toy()
@@ -103,9 +119,12 @@ def look(toy, name, selections):
             try:
                 written, text = trained(toy, prompt, completion, selection, tools)
             except SpanFault as fault:
-                assert "Fix: " in str(fault)
+                assert "Fix: " in str(fault)  # noqa: PT017
                 refused.add(kind)
                 continue
+            if selection == Selection("all", ("tool_calls",)) and kind in ("turns", "system", "space"):
+                exact = by_prefixes(toy, prompt, completion)
+                assert exact is None or text == exact, (kind, text, exact)
             wanted, found = expected(completion, selection, written), {word for word in WORDS if word in text}
             if selection.train_on == "completion" and "resultword" in text:
                 found.discard("lampword")  # some templates name the tool in front of its result

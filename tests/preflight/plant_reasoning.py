@@ -61,7 +61,7 @@ def with_tools(row: dict[str, Any]) -> None:
     row["tools"] = [{"type": "function", "function": {"name": "measure", "parameters": {"type": "object"}}}]
 
 
-@planter("D225", chat, lambda form: {"D415"})
+@planter("D225", chat)
 def unheard_of_tool(field: Field, row: int) -> None:
     field[row].responses[field.side()] += '\n<tool_call>{"name": "weigh", "arguments": {}}</tool_call>.'
     edit(field[row], with_tools)

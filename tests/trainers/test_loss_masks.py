@@ -17,9 +17,8 @@ SELECTIONS = {
     ("final_answer", ()): "\n\nlarch" + CLOSE,
     ("all", ()): "<think>\nreed\n</think>\n\nfern" + CLOSE + "<think>\nsage\n</think>\n\nlarch" + CLOSE,
     ("all", ("think",)): "\n\nfern" + CLOSE + "\n\nlarch" + CLOSE,
-    ("completion", ("think",)): "\n\nfern" + CLOSE + "<|im_start|>user\nmore" + CLOSE + "<|im_start|>assistant\n\n\nlarch"
-    + CLOSE,
-}  # fmt: skip
+    ("completion", ("think",)): f"\n\nfern{CLOSE}<|im_start|>user\nmore{CLOSE}<|im_start|>assistant\n\n\nlarch{CLOSE}",
+}
 
 
 def turns(first, last, thought="sage"):

@@ -24,7 +24,7 @@ class RowExtras:
     - `margin` of pairs becomes a float32 tensor `"margin"`, (B,), if it is asked for.
     - `chosen_context`, `rejected_context` or `completion_context` (tokens) shorten the `"completion_mask"`, so that
       only the last assistant turn is the response where the two sides of a pair have different histories.
-    - `chosen_loss_mask`, `rejected_loss_mask` or `completion_loss_mask` (for each token, whether it is in the loss) take
+    - `chosen_loss_mask`, `rejected_loss_mask` or `completion_loss_mask` (true for a token in the loss) take
       tokens out of the `"completion_mask"`. The mask without them becomes `"response_mask"`, (R, T).
 
     >>> collator = RowExtras(DataCollatorForPreference(pad_token_id=0))

@@ -95,6 +95,8 @@ def loss_masks(
 def side_mask(row: dict[str, Any], side: str, processing_class: Any, selection: Selection) -> Any:
     """The mask of one side, bool, (tokens of the side,)."""
     ids = [*row["prompt_ids"], *row[f"{side}_ids"]]
+    if selection.train_on == "completion" and not selection.mask:
+        return np.ones(len(row[f"{side}_ids"]), bool)
     if is_conversation(row[side]):
         conversation = Rendering(processing_class, [*row["prompt"], *row[side]], template_arguments(row))
         text, special = conversation.text, False
@@ -249,10 +251,10 @@ class Rendering:
         whole, places = self._until(len(self.messages) - 1)
         alone, own = self._until(number)
         opened = self._write(self.messages[:number], opened=True)
-        begin = len(commonprefix([opened, alone]))
+        begin = _shared(opened, alone)
         marks = sorted((mark for mark in self._marks[number].values() if mark in places and mark in own), key=own.get)
         if not _only_tags(opened[begin:]) and marks:  # the template writes earlier turns in another way, too
-            header = opened[len(commonprefix([self._write(self.messages[:number]), opened])) :]
+            header = opened[_shared(self._write(self.messages[:number]), opened) :]
             begin = self._behind_header(alone, header, 0, own[marks[0]], number)
         if number == len(self.messages) - 1:
             return begin, len(whole)
@@ -264,19 +266,19 @@ class Rendering:
                 )
             return None
         first, last = marks[0], marks[-1]
-        shared = len(commonprefix([whole[: places[first]][::-1], alone[begin : own[first]][::-1]]))
+        shared = _shared(whole[: places[first]][::-1], alone[begin : own[first]][::-1])
         if shared == own[first] - begin:
             start = places[first] - shared
         else:  # the template writes this turn in another way when others follow
-            header = alone[len(commonprefix([self._write(self.messages[:number]), alone])) : begin]
+            header = alone[_shared(self._write(self.messages[:number]), alone) : begin]
             start = self._behind_header(whole, header, behind, places[first], number)
-        end = places[last] + len(commonprefix([whole[places[last] :], alone[own[last] :]]))
+        end = places[last] + _shared(whole[places[last] :], alone[own[last] :])
         if last == self._marks[number].get("answer end") and len(alone) - own[last] > end - places[last]:
             end = places[last] + len(_HALF_A_TAG.sub("", whole[places[last] : end]))
         return start, end
 
     def _behind_header(self, text: str, header: str, behind: int, before: int, number: int) -> int:
-        """Where the header of a turn ends in a text, of which the end may be missing if it opens a thinking block."""
+        """The place behind the header of a turn. The end of a header that opens a thinking block may be missing."""
         for length in range(len(header), 0, -1):
             place = text.rfind(header[:length], behind, before)
             if place >= 0:
@@ -316,8 +318,8 @@ class Rendering:
         spans = [found.span() for found in RESULTS.finditer(self.text, *turn)]
         if any(not any(start <= place < end for start, end in spans) for place in inside):
             raise SpanFault(
-                "the chat template writes results of tools inside the assistant's turn, between tags that are not known "
-                "here. Fix: use another template (`chat_template_path`), or `train_on: last`."
+                "the chat template writes results of tools inside the assistant's turn, between tags that are not "
+                "known here. Fix: use another template (`chat_template_path`), or `train_on: last`."
             )
         return spans
 
@@ -346,13 +348,17 @@ class Rendering:
     def _closing(self, number: int, end: int) -> int:
         """Length of what closes a turn at the end of its calls: what closes one that only holds text."""
         before = self.messages[:number]
-        probe = {key: value for key, value in self.messages[number].items() if key in ("role",)}
         text = "alphabetagamma"
         content = [{"type": "text", "text": text}] if isinstance(self.messages[number].get("content"), list) else text
-        written = self._write([*before, {**probe, "content": content}])
+        written = self._write([*before, {"role": "assistant", "content": content}])
         closing = written[written.rfind(text) + len(text) :]
-        shared = commonprefix([self.text[:end][::-1], closing[::-1]])[::-1]
+        shared = closing[len(closing) - _shared(self.text[:end][::-1], closing[::-1]) :]
         return len(_REST_OF_A_TAG.sub("", shared))
+
+
+def _shared(a: str, b: str) -> int:
+    """Number of characters that two texts begin with alike."""
+    return len(commonprefix([a, b]))  # noqa: RUF071
 
 
 def _only_tags(text: str) -> bool:
@@ -368,7 +374,7 @@ def _free_marks(text: str) -> Iterator[str]:
 
 
 def _marked(message: Message, marks: dict[str, str], free: Iterator[str]) -> Message:
-    """A message of the assistant or a tool with marks round its texts, which are added to `marks` by what they stand for."""
+    """A message of the assistant or a tool with marks round its texts, which `marks` gets by what they stand for."""
     new = dict(message)
     if message["role"] in ("tool", "function", "ipython") and isinstance(message.get("content"), str):
         new["content"] = _enclosed(message["content"], 0, "result", marks, free)

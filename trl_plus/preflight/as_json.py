@@ -157,9 +157,7 @@ def _preview(preview: Preview) -> dict[str, Any]:
         "dropped": preview.dropped,
         "sides": {
             side: [
-                {"text": t.text, "loss": t.loss, "special": t.special, "cut": t.cut}
-                | ({"masked": True} if t.masked else {})
-                for t in tokens
+                {"text": t.text, "loss": t.loss, "special": t.special, "cut": t.cut, "masked": t.masked} for t in tokens
             ]
             for side, tokens in preview.sides.items()
         },

@@ -50,11 +50,11 @@ class Target:
 
     @property
     def template_kwargs(self) -> dict[str, Any] | None:
-        """What the chat template is given for every row."""
+        """The arguments of the chat template for every row."""
         return getattr(self.args, "chat_template_kwargs", None)
 
     def arguments(self, raw: dict[str, Any]) -> dict[str, Any]:
-        """What the chat template is given for a row beside its messages."""
+        """The arguments of the chat template for one row, beside its messages."""
         from trl_plus.data.templates import template_arguments, with_arguments
 
         return template_arguments(with_arguments(raw, self.template_kwargs))

@@ -51,7 +51,7 @@ class _Checks(SpeedOptions):
     train_on: str = field(
         default="last",
         metadata={
-            "help": "The part of a completion of several turns that is in the loss: 'last' assistant turn, 'all' of its "
+            "help": "The part of a completion of several turns that is in the loss: 'last' assistant turn, 'all' its "
             "assistant turns, 'final_answer' for what follows the thinking block of the last one, or the whole "
             "'completion' with the turns of user and tools, as TRL trains it.",
             "choices": list(TRAIN_ON),

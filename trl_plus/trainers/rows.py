@@ -352,7 +352,7 @@ def refuse_unlabelled(dataset: Any, sides: tuple[str, ...], name: str) -> None:
 
 
 def finish_stream(
-    dataset: Any, max_length: int | None, overlong: str, processing_class: Any, selection: Selection = Selection()
+    dataset: Any, max_length: int | None, overlong: str, processing_class: Any, selection: Selection
 ) -> Any:
     """As `PreferenceRows.finish`, for rows that come one at a time; nothing can be counted before it has passed."""
     first = next(iter(dataset))

@@ -5,7 +5,6 @@ from typing import Any
 
 from trl_plus.data.messages import message_text, parsed
 from trl_plus.data.spans import CALLS, RESULTS, THINKING, think_blocks
-from trl_plus.data.templates import template_arguments
 from trl_plus.preflight.registry import INFO, WARNING, text_check
 from trl_plus.preflight.rows import Row, excerpt
 
@@ -35,7 +34,7 @@ def _bare(block: str) -> str:
     "long to think.",
 )
 def unequal_thinking(row: Row) -> str | None:
-    if not row.paired:
+    if not row.paired or never_closed(row) is not None:
         return None
     sizes = {side: sum(len(_bare(block)) for block in blocks) for side, blocks in _thoughts(row).items()}
     (short, least), (long, most) = sorted(sizes.items(), key=lambda one: one[1])
@@ -122,10 +121,10 @@ def broken_call(row: Row) -> str | None:
     "Add the tool to `tools`, or remove these rows: the model learns to call what it was not given.",
 )
 def unknown_tool(row: Row) -> str | None:
-    tools = template_arguments(row.raw).get("tools") if not isinstance(row.raw.get("tools"), dict) else None
-    if not isinstance(tools, list) or not tools:
+    tools = parsed(row.raw.get("tools"))
+    known = {_name(parsed(tool)) for tool in (tools if isinstance(tools, list) else [tools])} - {None}
+    if not known:
         return None
-    known = {_name(tool) for tool in tools}
     for side in row.responses:
         calls: list[Any] = [parsed(inner) for where, inner in _written_calls(row) if where == side]
         if row.conversational:
@@ -147,7 +146,7 @@ def _name(tool: Any) -> str | None:
     "D226",
     WARNING,
     "the result of a tool stands in the text of a response",
-    "Give it a message of the role `tool`, or set `mask: [tool_results]`: the model otherwise learns to invent results.",
+    "Give it a message of the role `tool`, or set `mask: [tool_results]`: the model learns to invent results.",
 )
 def result_in_response(row: Row) -> str | None:
     for side in row.responses:
