@@ -45,8 +45,8 @@ def test_a_row_with_nothing_left_is_an_error(model, tmp_path):
 
 def test_turns_that_cannot_be_located_are_an_error(tmp_path):
     counting = (
-        "{% for m in messages %}{{ '<|im_start|>' + m.role + (m.content | length | string) + m.content + '<|im_end|>' }}"
-        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant' }}{% endif %}"
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + (m.content | length | string) + m.content }}"
+        "{{ '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant' }}{% endif %}"
     )
     model = save_toy(tmp_path / "toy", build_toy(counting))
     found = look_with(model, rows(), FORMS["chat"], tmp_path / "rows.jsonl", train_on="all")
