@@ -170,7 +170,7 @@ def think_blocks(text: str, start: int = 0, end: int | None = None) -> list[Span
         if begins and closing >= 0 and closing < opening:
             closing = text.find(closer, opening, end)
         opened_before = text[:start].rstrip().endswith(opener)
-        alone = closes_alone and closing >= 0 and not 0 <= opening < closing and not _quoted(text, closing)
+        alone = closes_alone and closing >= 0 and not 0 <= opening < closing and not _in_prose(text, closing, closer)
         if begins or opened_before or alone:
             position = end if closing < 0 else closing + len(closer)
             found.append((start, position))
@@ -179,13 +179,15 @@ def think_blocks(text: str, start: int = 0, end: int | None = None) -> list[Span
             if closing < 0:
                 break
             position = closing + len(closer)
-            if not _quoted(text, opening):
+            if text[opening - 1] in "\n>]":  # not a tag that a sentence mentions
                 found.append((opening, position))
     return sorted(found)
 
 
-def _quoted(text: str, place: int) -> bool:
-    return text[place - 1 : place] == "`"
+def _in_prose(text: str, place: int, tag: str) -> bool:
+    """True if a sentence mentions the tag at a place: between backticks or spaces."""
+    around = text[max(0, place - 1) : place], text[place + len(tag) : place + len(tag) + 1]
+    return around[0] == "`" or around == (" ", " ")
 
 
 class Rendering:

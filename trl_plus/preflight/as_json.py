@@ -156,9 +156,7 @@ def _preview(preview: Preview) -> dict[str, Any]:
         "label": None if preview.label is None else bool(preview.label),
         "dropped": preview.dropped,
         "sides": {
-            side: [
-                {"text": t.text, "loss": t.loss, "special": t.special, "cut": t.cut, "masked": t.masked} for t in tokens
-            ]
+            side: [{"text": t.text, "loss": t.loss, "special": t.special, "cut": t.cut} for t in tokens]
             for side, tokens in preview.sides.items()
         },
     }
