@@ -7,7 +7,7 @@ import pytest
 from tests.conftest import build_tokenizer, user
 from tests.preflight.toys import build_toy
 from trl_plus.comparison.answers import as_text
-from trl_plus.comparison.prompts import held_out_prompts, prompt_text, read_prompts
+from trl_plus.comparison.prompts import held_out_prompts, prompt_text, read_prompts, with_run_arguments
 from trl_plus.errors import DataError
 
 FUNCTION = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
@@ -72,6 +72,10 @@ def test_tools_and_arguments_of_the_template_are_used(tmp_path):
     answer = {"chosen": [{"role": "assistant", "content": "a"}], "rejected": [{"role": "assistant", "content": "b"}]}
     (prompt,) = held_out_prompts([{**formed, **answer}], 1)
     assert as_text(tokenizer, prompt) == "calm find_birdWhy?"
+    (own,) = with_run_arguments([prompt], {"mood": "gruff "})
+    assert as_text(tokenizer, own) == "calm find_birdWhy?"
+    (plain,) = with_run_arguments([[user("Why?")]], {"mood": "gruff "})
+    assert as_text(tokenizer, plain) == "gruff Why?"
 
 
 def test_calls_are_shown():

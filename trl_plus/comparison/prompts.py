@@ -105,6 +105,16 @@ def as_conversations(prompts: list[Prompt]) -> list[Prompt]:
     return [[{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt for prompt in prompts]
 
 
+def with_run_arguments(prompts: list[Prompt], values: dict[str, Any] | None) -> list[Prompt]:
+    """Conversations with the `chat_template_kwargs` of a run, which their own override."""
+    if not values:
+        return prompts
+    return [
+        prompt if isinstance(prompt, str) else Conversation(prompt, {**values, **getattr(prompt, "arguments", {})})
+        for prompt in prompts
+    ]
+
+
 def _json_prompt(line: str, place: str) -> Prompt:
     try:
         value: Any = json.loads(line)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from trl_plus.comparison.answers import Answer, Sampling, answers_of
-from trl_plus.comparison.prompts import Prompt, as_conversations, held_out_prompts, read_prompts
+from trl_plus.comparison.prompts import Prompt, as_conversations, held_out_prompts, read_prompts, with_run_arguments
 from trl_plus.data.loading import load
 from trl_plus.data.refusals import refuse_rows
 from trl_plus.errors import DataError
@@ -92,6 +92,7 @@ def compare(
                 "Texts are asked as a user's message, through the chat template; --raw takes them as they are."
             )
             asked = as_conversations(asked)
+    asked = with_run_arguments(asked, objects.args.chat_template_kwargs)
     _check_template(tokenizer, asked, recipe)
     with out_of_memory(f"lower --batch-size (now {sampling.batch_size})"):
         base, tuned = _both(objects, weights, tokenizer, asked, sampling, progress)

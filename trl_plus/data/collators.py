@@ -8,7 +8,10 @@ import torch
 from trl_plus.data.checks import is_number, is_weight
 
 # Row columns that this module reads. `*_context` counts the leading tokens of a completion that are earlier turns.
-EXTRA_COLUMNS = ("weight", "chosen_context", "rejected_context", "completion_context")
+EXTRA_COLUMNS = (
+    "weight",
+    *(f"{side}_{what}" for what in ("context", "loss_mask") for side in ("chosen", "rejected", "completion")),
+)
 
 
 class RowExtras:
@@ -21,6 +24,8 @@ class RowExtras:
     - `margin` of pairs becomes a float32 tensor `"margin"`, (B,), if it is asked for.
     - `chosen_context`, `rejected_context` or `completion_context` (tokens) shorten the `"completion_mask"`, so that
       only the last assistant turn is the response where the two sides of a pair have different histories.
+    - `chosen_loss_mask`, `rejected_loss_mask` or `completion_loss_mask` (true for a token in the loss) take
+      tokens out of the `"completion_mask"`. The mask without them becomes `"response_mask"`, (R, T).
 
     >>> collator = RowExtras(DataCollatorForPreference(pad_token_id=0))
     >>> collator([{"prompt_ids": [1], "chosen_ids": [2, 3], "rejected_ids": [4], "weight": 0.5, "chosen_context": 1}])
@@ -78,7 +83,21 @@ class RowExtras:
             skip = torch.tensor([row.get(f"{side}_context") or 0 for side in sides for row in examples])
             mask = batch["completion_mask"]
             batch["completion_mask"] = mask * (mask.cumsum(1) > skip[:, None])
+        self._take_out(examples, batch)
         return batch
+
+    def _take_out(self, examples: list[dict[str, Any]], batch: dict[str, Any]) -> None:
+        sides = ("completion",) if "completion_loss_mask" in examples[0] else ("chosen", "rejected")
+        if f"{sides[0]}_loss_mask" not in examples[0]:
+            return
+        cuts_the_front = getattr(self.collator, "truncation_mode", "keep_start") == "keep_end"
+        response = batch["completion_mask"]
+        kept = torch.zeros_like(response)
+        for number, flags in enumerate(row[f"{side}_loss_mask"] for side in sides for row in examples):
+            places = response[number].nonzero()[:, 0]  # the tokens that the collator has left
+            left = flags[len(flags) - len(places) :] if cuts_the_front else flags[: len(places)]
+            kept[number, places] = torch.tensor(left, dtype=kept.dtype)
+        batch["completion_mask"], batch["response_mask"] = kept, response
 
 
 def _margin(value: Any) -> float:

@@ -42,8 +42,21 @@ def lengths(dataset: Any, columns: list[str]) -> dict[str, np.ndarray]:
     return {column: np.concatenate(parts) if parts else np.zeros(0, int) for column, parts in found.items()}
 
 
+def first_labels(dataset: Any, side: str) -> np.ndarray:
+    """The place of the first token of each `<side>_ids` that is in the loss, (rows,) int64; -1 if none is."""
+    found = []
+    for batch in dataset.select_columns([f"{side}_loss_mask"]).with_format("arrow").iter(_BATCH):
+        found += [mask.index(True) if True in mask else -1 for mask in batch[f"{side}_loss_mask"].to_pylist()]
+    return np.array(found, np.int64)
+
+
 def apply_overlong(
-    dataset: Any, sides: tuple[str, ...], max_length: int, overlong: str, rows_before: int
+    dataset: Any,
+    sides: tuple[str, ...],
+    max_length: int,
+    overlong: str,
+    rows_before: int,
+    end_is_cut: bool = True,
 ) -> tuple[Any, LengthReport]:
     """The dataset without the rows that must go, and the report.
 
@@ -52,6 +65,7 @@ def apply_overlong(
         overlong: "truncate" leaves the cutting to the collator, "drop" removes rows with a side that is too long,
             "error" raises a ValueError that counts them.
         rows_before: rows before TRL's tokenization.
+        end_is_cut: the collator cuts the end of a row, and not its beginning.
     """
     columns = dataset.column_names
     contexts = [f"{side}_context" for side in sides if f"{side}_context" in columns]
@@ -66,6 +80,8 @@ def apply_overlong(
     keep = ~over.any(0) if overlong == "drop" else np.ones(len(dataset), bool)
     for column in contexts:  # a response that would be cut to nothing
         keep &= size["prompt_ids"] + np.array(dataset[column]) < max_length
+    for side in sides if f"{sides[0]}_loss_mask" in columns and end_is_cut else ():  # nothing left to train on
+        keep &= size["prompt_ids"] + first_labels(dataset, side) < max_length
     if not keep.all():
         dataset = dataset.select(np.flatnonzero(keep))
     cut = {side: int(over[i][keep].sum()) for i, side in enumerate(sides)}

@@ -78,6 +78,11 @@ def unchecked() -> Iterator[None]:
         _unchecked.reset(before)
 
 
+def is_unchecked() -> bool:
+    """True within `unchecked`."""
+    return _unchecked.get()
+
+
 def refuse_rows(dataset: Any, name: str) -> None:
     """Raises a ValueError that names the first of some rows whose prompt, or a part of it, would not be read.
 

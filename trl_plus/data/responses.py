@@ -18,11 +18,17 @@ def is_conversation(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], dict) and "role" in value[0]
 
 
-def split_response(row: dict[str, Any], sides: tuple[str, ...], index: int | None = None) -> dict[str, Any]:
+def split_response(
+    row: dict[str, Any], sides: tuple[str, ...], index: int | None = None, keep_turns: bool = False
+) -> dict[str, Any]:
     """`prompt` and one list of messages per side, whose last message is the response.
 
     Usually each side is that one message. Where the histories of two sides differ, the prompt is what they share and a
     side keeps its own earlier turns in front of the response; `context_tokens` takes those out of the loss again.
+
+    Args:
+        keep_turns: the prompt is the row's own, and a side keeps all of its turns. Without one, the prompt of a pair is
+            what the sides share, and that of a single completion what comes before its first answer.
 
     Raises:
         ValueError: a conversation does not end with an assistant message, or the sides answer different prompts.
@@ -36,10 +42,14 @@ def split_response(row: dict[str, Any], sides: tuple[str, ...], index: int | Non
             raise ValueError(
                 f"`{side}`{where} {last}: the last message must be the assistant's response. Remove what follows it."
             )
+    if keep_turns and prompt:
+        return {"prompt": prompt, **{side: row[side] for side in sides}}
     contexts = [messages[:-1] for messages in whole.values()]
     shared = shared_turns(contexts)
     if not shared:
         raise ValueError(f"The sides{where} have no first turn in common: both must answer the same prompt.")
+    if keep_turns and len(sides) == 1:
+        shared = next((n for n, turn in enumerate(contexts[0]) if turn["role"] == "assistant"), shared) or shared
     return {"prompt": contexts[0][:shared], **{side: messages[shared:] for side, messages in whole.items()}}
 
 
@@ -65,13 +75,15 @@ def is_plain(row: dict[str, Any], sides: tuple[str, ...]) -> bool:
     )
 
 
-def split_batch(batch: dict[str, list[Any]], indices: list[int], sides: tuple[str, ...]) -> dict[str, list[Any]]:
+def split_batch(
+    batch: dict[str, list[Any]], indices: list[int], sides: tuple[str, ...], keep_turns: bool = False
+) -> dict[str, list[Any]]:
     """`split_response` over a batch of columns, for `Dataset.map(batched=True, with_indices=True)`."""
     columns = {name: batch[name] for name in ("prompt", *sides) if name in batch}
     out: dict[str, list[Any]] = {name: [] for name in ("prompt", *sides)}
     for position, index in enumerate(indices):
         row = {name: values[position] for name, values in columns.items()}
-        row = row if is_plain(row, sides) else split_response(row, sides, index)
+        row = row if is_plain(row, sides) else split_response(row, sides, index, keep_turns)
         for name in out:
             out[name].append(row[name])
     return out

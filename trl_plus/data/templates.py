@@ -1,6 +1,7 @@
 """The forms that a chat template takes: content as text or blocks, arguments as mappings or JSON text."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -96,6 +97,39 @@ def _as_text(call: Any) -> Any:
 def tokenize_messages(processing_class: Any, messages: list[dict[str, Any]], **kwargs: Any) -> list[int]:
     """Token ids of a conversation, by the very function that TRL tokenizes rows with."""
     return tokenize(processing_class, fitted(messages, needs_of(processing_class)), **kwargs)
+
+
+_TAKEN = ("tools", "conversation", "messages", "chat_template", "add_generation_prompt", "continue_final_message",
+          "tokenize", "return_dict", "return_tensors", "padding", "truncation", "max_length")  # fmt: skip
+
+
+def refuse_arguments(values: Any) -> None:
+    """Raises a ValueError for `chat_template_kwargs` of a run that are not a chat template's."""
+    if values is None:
+        return
+    if not isinstance(values, Mapping):
+        raise ValueError(
+            f"`chat_template_kwargs` must be a mapping, as {{enable_thinking: false}}, got {values!r:.60}."
+        )
+    taken = [name for name in values if name in _TAKEN]
+    if taken:
+        instead = "a column `tools`" if taken[0] == "tools" else "the other keys of the recipe"
+        raise ValueError(f"`chat_template_kwargs` must not hold `{taken[0]}`: it is set by {instead}. Fix: remove it.")
+
+
+def unread_arguments(processing_class: Any, values: Mapping[str, Any] | None) -> list[str]:
+    """The names in `chat_template_kwargs` that the chat template does not read."""
+    template = getattr(processing_class, "chat_template", None)
+    if not values or not isinstance(template, str):
+        return []
+    return [name for name in values if not re.search(rf"\b{re.escape(name)}\b", template)]
+
+
+def with_arguments(row: Mapping[str, Any], values: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The row with the `chat_template_kwargs` of a run; its own win."""
+    if not values:
+        return dict(row)
+    return {**row, "chat_template_kwargs": {**values, **(row.get("chat_template_kwargs") or {})}}
 
 
 def template_arguments(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -202,7 +202,8 @@ def sampled(objects: RunObjects, data: Any, processor: Any) -> list[Row]:
     except ValueError as error:
         raise DataError(str(error)) from error
     sides = [side for side in ("chosen", "rejected", "completion") if f"{side}_ids" in made.column_names]
-    tokens = made.select_columns(["prompt_ids", *(f"{side}_ids" for side in sides)])
+    masks = [f"{side}_loss_mask" for side in sides if f"{side}_loss_mask" in made.column_names]
+    tokens = made.select_columns(["prompt_ids", *(f"{side}_ids" for side in sides), *masks])
     return [_measured(row, sides, args.max_length) for row in tokens]
 
 
@@ -218,7 +219,12 @@ def _measured(row: dict[str, Any], sides: list[str], max_length: int | None) -> 
     prompt = row["prompt_ids"]
     ids = [[*prompt, *row[f"{side}_ids"]][:max_length] for side in sides]
     common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids[0], ids[-1], strict=False)))
-    lengths = tuple((len(side), max(0, len(side) - len(prompt))) for side in ids)
+    masks = [row.get(f"{side}_loss_mask") for side in sides]
+    scored = [
+        max(0, len(side) - len(prompt)) if mask is None else sum(mask[: max(0, len(side) - len(prompt))])
+        for side, mask in zip(ids, masks, strict=True)
+    ]
+    lengths = tuple((len(side), count) for side, count in zip(ids, scored, strict=True))
     return Row(lengths, common if len(ids) > 1 else 0)
 
 

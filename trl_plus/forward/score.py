@@ -10,7 +10,16 @@ from trl_plus.objectives import Completions
 
 # Keys of a micro-batch that describe rows and are not arguments of a model
 ROW_KEYS = frozenset(
-    {"completion_mask", "weight", "margin", "label", "ref_chosen_logps", "ref_rejected_logps", "ref_logps"}
+    {
+        "completion_mask",
+        "response_mask",
+        "weight",
+        "margin",
+        "label",
+        "ref_chosen_logps",
+        "ref_rejected_logps",
+        "ref_logps",
+    }
 )
 
 

@@ -164,6 +164,9 @@ def _examine_tokens(batch: Batch, raw: list[dict[str, Any]], rows: list[Row], ta
     for index, message in tokens.failed.items():
         tally.of("D410").add(target.example(by_index[index].raw, excerpt(message)))
     tally.of("D410").checked += len(rows)
+    for index, message in tokens.unplaced.items():
+        tally.of("D416").add(target.example(by_index[index].raw, excerpt(message)))
+    tally.of("D416").checked += len(rows)
     if not len(tokens.index):
         return
     _refuse_unknown_tokens(tokens, target, batch.split)

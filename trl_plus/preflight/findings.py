@@ -105,12 +105,14 @@ class Token:
         loss: part of the response, so of the loss. False: prompt, or an earlier turn.
         special: a special token of the tokenizer.
         cut: beyond `max_length`, never seen by the model.
+        masked: part of the completion that `train_on` and `mask` take out of the loss.
     """
 
     text: str
     loss: bool
     special: bool
     cut: bool
+    masked: bool = False
 
 
 @dataclass(frozen=True)

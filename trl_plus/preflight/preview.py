@@ -26,15 +26,17 @@ def _preview(tokens: TokenRows, place: int, target: Target, split: str) -> Previ
 def _tokens(tokens: TokenRows, side: str, place: int, target: Target) -> list[Token]:
     prompt, own = tokens.prompt[place], tokens.sides[side][place]
     ids = np.concatenate([prompt, own])
-    trained_from = len(prompt) + int(tokens.context[side][place])
+    loss = np.concatenate([np.zeros(len(prompt), bool), tokens.in_loss(side, place)])
+    masked = side in tokens.loss
     over = int(tokens.over(side)[place])
     texts, control_tokens = token_texts(target.tokenizer, ids.tolist()), target.control_tokens
     return [
         Token(
             text=text,
-            loss=position >= trained_from,
+            loss=bool(loss[position]),
             special=token in control_tokens,
             cut=position >= len(ids) - over if target.keeps_start else position < over,
+            masked=masked and position >= len(prompt) and not loss[position],
         )
         for position, (token, text) in enumerate(zip(ids.tolist(), texts, strict=True))
     ]

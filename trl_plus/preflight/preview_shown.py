@@ -46,7 +46,9 @@ class Part:
 
 def parts_of(preview: Preview) -> list[Part]:
     """The prompt on its own where it is the same on every side, then each side without it."""
-    prompts = [list(takewhile(lambda token: not token.loss, tokens)) for tokens in preview.sides.values()]
+    prompts = [
+        list(takewhile(lambda token: not (token.loss or token.masked), tokens)) for tokens in preview.sides.values()
+    ]
     shared = prompts[0] if prompts and all(prompt == prompts[0] for prompt in prompts) else []
     trained_on = not preview.dropped
     parts = [Part("prompt", _counts(shared, trained_on), _stretches(shared))] if shared else []
@@ -64,10 +66,12 @@ def heading(preview: Preview) -> str:
 
 def _counts(tokens: list[Token], trained_on: bool) -> str:
     cut, loss = sum(token.cut for token in tokens), sum(token.loss and not token.cut for token in tokens)
-    prompt = len(tokens) - cut - loss
+    masked = sum(token.masked and not token.cut for token in tokens)
+    prompt = len(tokens) - cut - loss - masked
     named = [
         (prompt, f"prompt {_tokens(prompt)}"),
         (loss, f"{_tokens(loss)} in the loss" if trained_on else f"response {_tokens(loss)}"),
+        (masked, "masked"),
         (cut, "cut"),
     ]
     return ", ".join(f"{count:,} {name}" for count, name in named if count) or "no tokens"

@@ -49,6 +49,17 @@ class Target:
         return getattr(self.processor, "tokenizer", self.processor)
 
     @property
+    def template_kwargs(self) -> dict[str, Any] | None:
+        """The arguments of the chat template for every row."""
+        return getattr(self.args, "chat_template_kwargs", None)
+
+    def arguments(self, raw: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of the chat template for one row, beside its messages."""
+        from trl_plus.data.templates import template_arguments, with_arguments
+
+        return template_arguments(with_arguments(raw, self.template_kwargs))
+
+    @property
     def max_length(self) -> int | None:
         return getattr(self.args, "max_length", None)
 

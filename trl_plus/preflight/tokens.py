@@ -1,13 +1,15 @@
 """Rows as token ids, made by the trainer's own code, and what `max_length` does to them."""
 
+import copy
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trl_plus.data.spans import LOSS_MASK, Selection, SpanFault, loss_masks
 from trl_plus.preflight.rows import ROW, Row
 from trl_plus.preflight.target import Target
 
@@ -78,6 +80,7 @@ class TokenRows:
         index: row of the source, for each token row; a pair that became two completions stands there twice.
         prompt, sides: token ids.
         context: leading ids of each side that are earlier turns and not the response.
+        loss: for each token of each side, 1 if it is in the loss; empty if all but `context` are.
         dropped: rows that `max_length` or `overlong` removes.
         rows: the same rows as text.
         label: of completions; None for pairs.
@@ -92,6 +95,8 @@ class TokenRows:
     label: Bools | None = None
     max_length: int | None = None
     failed: dict[int, str] = field(default_factory=dict)  # rows that the template refuses: index -> its message
+    unplaced: dict[int, str] = field(default_factory=dict)  # rows in which `train_on` and `mask` find no place
+    loss: dict[str, Ragged] = field(default_factory=dict)
 
     def over(self, side: str) -> Ints:
         """Tokens of prompt and side beyond `max_length`, 0 where none are."""
@@ -100,7 +105,16 @@ class TokenRows:
         return np.maximum(self.prompt.lengths + self.sides[side].lengths - self.max_length, 0)
 
     def response_lengths(self, side: str) -> Ints:
+        """Tokens of a side that are in the loss."""
+        if side in self.loss:
+            return self.loss[side].count([1])
         return self.sides[side].lengths - self.context[side]
+
+    def in_loss(self, side: str, place: int) -> Bools:
+        """For each token of a side of a row, whether it is in the loss."""
+        if side in self.loss:
+            return self.loss[side][place].astype(bool)
+        return np.arange(len(self.sides[side][place])) >= self.context[side][place]
 
 
 def tokenize(dataset: Any, rows: list[Row], target: Target) -> TokenRows:
@@ -111,15 +125,19 @@ def tokenize(dataset: Any, rows: list[Row], target: Target) -> TokenRows:
         rows: the same rows as text, in the same order.
     """
     failed: dict[int, str] = {}
+    unplaced: dict[int, str] = {}
     try:
         kept = _as_trained(dataset, target)
     except Exception:  # a chat template may raise anything for a single row: find the rows, go on with the others
         failed = _refused(rows, target)
-        if not failed:
-            raise
         dataset = dataset.select([i for i, row in enumerate(dataset[ROW]) if row not in failed])
+        if not Selection.of(target.args).whole_response:
+            unplaced = _unplaced(dataset, target)
+        if not failed and not unplaced:
+            raise
+        dataset = dataset.select([i for i, row in enumerate(dataset[ROW]) if row not in unplaced])
         kept = _as_trained(dataset, target) if len(dataset) else None
-    return _token_rows(dataset, kept, rows, target, failed)
+    return replace(_token_rows(dataset, kept, rows, target, failed), unplaced=unplaced)
 
 
 def _as_trained(dataset: Any, target: Target) -> Any | None:
@@ -139,8 +157,6 @@ def _trainer_rows(dataset: Any, target: Target, max_length: int | None) -> Any:
 def trainer_rows(dataset: Any, args: Any, processor: Any, max_length: int | None, paired: bool | None = None) -> Any:
     """Prepared rows as a trainer makes them, but none is refused: rows that are too long are dropped, and what is wrong
     with the others is a finding."""
-    import copy
-
     from trl_plus.data.refusals import unchecked
     from trl_plus.trainers.rows import tokenize
 
@@ -156,11 +172,11 @@ def trainer_rows(dataset: Any, args: Any, processor: Any, max_length: int | None
 
 def _refused(rows: list[Row], target: Target) -> dict[int, str]:
     """Rows that the chat template refuses, and why."""
-    from trl_plus.data.templates import template_arguments, tokenize_messages
+    from trl_plus.data.templates import tokenize_messages
 
     failed = {}
     for row in rows:
-        kwargs = template_arguments(row.raw)
+        kwargs = target.arguments(row.raw)
         try:
             tokenize_messages(target.processor, row.turns, add_generation_prompt=True, **kwargs)
             for side, context in row.context.items():
@@ -168,6 +184,25 @@ def _refused(rows: list[Row], target: Target) -> dict[int, str]:
         except Exception as error:  # see `tokenize`
             failed[row.index] = (str(error).strip() or type(error).__name__).splitlines()[-1]
     return failed
+
+
+def _unplaced(dataset: Any, target: Target) -> dict[int, str]:
+    """Rows whose turns or spans `train_on` and `mask` cannot locate, and why."""
+    whole = copy.copy(target.args)
+    whole.mask, selection = None, Selection.of(target.args)
+    if not selection.keeps_turns:
+        whole.train_on = "last"
+    else:  # keeps the turns, and locates none
+        whole.train_on = "completion"
+    if not len(dataset):
+        return {}
+    found: dict[int, str] = {}
+    for row in _trainer_rows(dataset, replace(target, args=whole), max_length=None):
+        try:
+            loss_masks(row, target.sides, target.processor, selection)
+        except SpanFault as fault:
+            found.setdefault(row[ROW], str(fault))
+    return found
 
 
 def _token_rows(dataset: Any, kept: Any | None, rows: list[Row], target: Target, failed: dict[int, str]) -> TokenRows:
@@ -198,6 +233,11 @@ def _token_rows(dataset: Any, kept: Any | None, rows: list[Row], target: Target,
         label=np.array(table.column("label").to_pylist(), bool) if "label" in names else None,
         max_length=target.max_length,
         failed=failed,
+        loss={
+            side: Ragged.of(table.column(f"{side}{LOSS_MASK}"))
+            for side in target.sides
+            if f"{side}{LOSS_MASK}" in names
+        },
     )
 
 
@@ -223,7 +263,12 @@ def _sides(table: Any) -> Iterable[tuple[int, bool]]:
 
 
 def _table(dataset: Any, target: Target) -> Any:
-    wanted = [ROW, "prompt_ids", "label", *(f"{side}_{what}" for side in target.sides for what in ("ids", "context"))]
+    wanted = [
+        ROW,
+        "prompt_ids",
+        "label",
+        *(f"{side}_{what}" for side in target.sides for what in ("ids", "context", "loss_mask")),
+    ]
     known = [name for name in wanted if name in dataset.column_names]
     table = dataset.select_columns(known).with_format("arrow")[:]
     for side in target.sides:  # marked only where some row of its batch has earlier turns

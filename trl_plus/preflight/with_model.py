@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from trl_plus.data.spans import LOSS_MASK
 from trl_plus.errors import DataError
 from trl_plus.preflight.findings import Example, Finding, Result, Severity
 from trl_plus.preflight.opening import Opened
@@ -108,6 +109,8 @@ def _row(tokens: TokenRows, place: int) -> dict[str, object]:
     row: dict[str, object] = {"prompt_ids": tokens.prompt[place].tolist()}
     for side in ("chosen", "rejected"):
         row |= {f"{side}_ids": tokens.sides[side][place].tolist(), f"{side}_context": int(tokens.context[side][place])}
+        if side in tokens.loss:
+            row[f"{side}{LOSS_MASK}"] = tokens.in_loss(side, place).tolist()
     return row
 
 

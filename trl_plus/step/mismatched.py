@@ -26,14 +26,25 @@ Pass = tuple[Tensor, Batch, Batch]
 
 @dataclass(frozen=True)
 class KLRow:
-    """Token ids of one row's prompt and completion, without padding, and its example weight."""
+    """Token ids of one row's prompt and completion, without padding, and its example weight.
+
+    Attributes:
+        masked: the places of the tokens of the completion that are not in the loss.
+    """
 
     prompt: tuple[int, ...]
     completion: tuple[int, ...]
     weight: float = 1.0
+    masked: tuple[int, ...] = ()
+
+    @property
+    def mask(self) -> list[int]:
+        """1 for each token of the completion that is in the loss, 0 for the others."""
+        out = set(self.masked)
+        return [int(place not in out) for place in range(len(self.completion))]
 
 
-READ = ("input_ids", "attention_mask", "completion_mask", "weight")
+READ = ("input_ids", "attention_mask", "completion_mask", "response_mask", "weight")
 
 
 def read_batches(
@@ -50,11 +61,15 @@ def rows_of(batch: dict[str, Tensor]) -> list[KLRow]:
     rows = []
     ((batch,), _) = read_batches([batch])
     weights = batch["weight"].tolist() if "weight" in batch else [1.0] * len(batch["input_ids"])
-    columns = zip(batch["input_ids"], batch["attention_mask"], batch["completion_mask"], weights, strict=True)
-    for ids, attended, completion, weight in columns:
-        ids, completion = ids[attended.bool()], completion[attended.bool()].bool()
-        start = int(completion.int().argmax()) if completion.any() else len(ids)
-        rows.append(KLRow(tuple(ids[:start].tolist()), tuple(ids[completion].tolist()), weight))
+    responses = batch.get("response_mask", batch["completion_mask"])
+    columns = zip(
+        batch["input_ids"], batch["attention_mask"], responses, batch["completion_mask"], weights, strict=True
+    )
+    for ids, attended, response, scored, weight in columns:
+        ids, response, scored = ids[attended.bool()], response[attended.bool()].bool(), scored[attended.bool()].bool()
+        start = int(response.int().argmax()) if response.any() else len(ids)
+        masked = (~scored[response]).nonzero()[:, 0].tolist()
+        rows.append(KLRow(tuple(ids[:start].tolist()), tuple(ids[response].tolist()), weight, tuple(masked)))
     return rows
 
 
@@ -71,7 +86,7 @@ def mismatched_partners(rows: Sequence[KLRow]) -> list[int | None]:
     order is by hash rather than by token, so that prompts that begin alike do not become neighbours.
     """
     keys = [_digest(row.prompt) for row in rows]
-    order = sorted(range(len(rows)), key=lambda i: (keys[i], _digest(rows[i].completion)))
+    order = sorted(range(len(rows)), key=lambda i: (keys[i], _digest(rows[i].completion), rows[i].masked))
     groups = [len(list(group)) for _, group in groupby(order, key=lambda i: keys[i])]
     partners: list[int | None] = [None] * len(rows)
     if len(groups) < 2:
@@ -95,7 +110,7 @@ def kl_batch(
     Returns `input_ids`, `attention_mask` and `completion_mask`, (B, T), int64, cut at `max_length` tokens, on `device`.
     """
     ids = [torch.tensor((*a.prompt, *b.completion)[:max_length]) for a, b in pairs]
-    masks = [torch.tensor([0] * len(a.prompt) + [1] * len(b.completion))[:max_length] for a, b in pairs]
+    masks = [torch.tensor([0] * len(a.prompt) + b.mask)[:max_length] for a, b in pairs]
     pad = torch.nn.utils.rnn.pad_sequence
     batch = {
         "input_ids": pad(ids, batch_first=True, padding_value=pad_token_id),

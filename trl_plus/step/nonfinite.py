@@ -307,7 +307,11 @@ def find_rows(dataset: Any, collator: Any, wanted: list[list[list[int]]]) -> lis
     columns = getattr(dataset, "column_names", None) or []
     if not hasattr(dataset, "__len__") or "prompt_ids" not in columns:
         return [None] * len(wanted)
-    read = [name for name in columns if name.endswith(("_ids", "_context", "logps")) or name in ("label", "weight")]
+    read = [
+        name
+        for name in columns
+        if name.endswith(("_ids", "_context", "_loss_mask", "logps")) or name in ("label", "weight")
+    ]
     numbers: dict[str, list[int]] = {json.dumps(tokens): [] for tokens in wanted}
     for number, row in enumerate(dataset.select_columns(read)):
         ((_, tokens),) = rows_of(collator([row]), None)

@@ -56,7 +56,7 @@ from trl_plus.upstream.models import base_model, is_peft, leave_autocast
 
 def without_weights(batch: dict[str, Any]) -> dict[str, Any]:
     """A micro-batch as TRL knows it: what it does not know would be passed on to the model."""
-    return {name: value for name, value in batch.items() if name not in ("weight", "margin")}
+    return {name: value for name, value in batch.items() if name not in ("weight", "margin", "response_mask")}
 
 
 def model_id(model: Any) -> str:

@@ -11,6 +11,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from trl_plus import objectives
+from trl_plus.data.spans import MASKS, TRAIN_ON
+from trl_plus.data.templates import refuse_arguments
 from trl_plus.methods import FAMILIES, Family
 from trl_plus.objectives import Completions
 from trl_plus.recipes.options import ONE_OF_THEM, UPSTREAM, exclusions, range_problem
@@ -70,6 +72,30 @@ class _Checks:
             "choices": ["truncate", "drop", "error"],
         },
     )
+    train_on: str = field(
+        default="last",
+        metadata={
+            "help": "The part of a completion of several turns that is in the loss: 'last' assistant turn, 'all' its "
+            "assistant turns, 'final_answer' for what follows the thinking block of the last one, or the whole "
+            "'completion' with the turns of user and tools, as TRL trains it.",
+            "choices": list(TRAIN_ON),
+        },
+    )
+    mask: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Spans of the assistant's turns that are not in the loss: 'think' (thinking blocks), 'tool_calls', "
+            "'tool_results' (results of tools that stand in its text; messages of tools are never in it).",
+            "choices": list(MASKS),
+        },
+    )
+    chat_template_kwargs: dict | None = field(
+        default=None,
+        metadata={
+            "help": "What the chat template is given for every row, as {enable_thinking: false}. A column of this name "
+            "wins, key by key."
+        },
+    )
     nonfinite: str = field(
         default="stop",
         metadata={
@@ -87,6 +113,7 @@ class _Checks:
     )
 
     def _check_common(self) -> None:
+        self._check_selection()
         self._check_declared()
         if self.family.name != "SimPO" and "simpo" in self.loss_type:
             raise ValueError(
@@ -100,6 +127,23 @@ class _Checks:
                 raise ValueError(f"`{name}` has no effect with {self.family.name}: remove it.")
         if self.beta < 0 or (self.beta == 0 and self.family.name != "ORPO"):
             raise ValueError(f"`beta` must be positive, got {self.beta}.")
+
+    def _check_selection(self) -> None:
+        self.mask = [self.mask] if isinstance(self.mask, str) else list(self.mask or ())
+        for name in self.mask:
+            if name not in MASKS:
+                raise ValueError(f"`mask` must be a list of {', '.join(MASKS)}, got {name!r}.")
+        if self.train_on == "final_answer" and "think" in self.mask:
+            raise ValueError(
+                "`mask: think` has no effect with `train_on: final_answer`, which leaves thinking blocks out. Fix: "
+                "remove it."
+            )
+        if self.train_on == "completion" and "tool_results" in self.mask:
+            raise ValueError(
+                "`train_on: completion` puts results of tools into the loss, and `mask: tool_results` takes them out. "
+                "Fix: `train_on: all`, or remove the mask."
+            )
+        refuse_arguments(self.chat_template_kwargs)
 
     def _check_declared(self) -> None:
         """Check our fields against the choices, bounds and exclusions in their metadata.

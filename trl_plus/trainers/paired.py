@@ -73,6 +73,8 @@ class PairedTrainer(PreferenceTrainer, trl.DPOTrainer):
             # not the first token of a row, which nothing attended to could predict, wherever the padding is
             attended = batch["attention_mask"]
             mask = torch.cat([torch.zeros_like(attended[:, :1]), attended[:, 1:] * attended[:, :-1]], dim=1)
+            if "response_mask" in batch:  # what `train_on` and `mask` take out of the completion is no prompt
+                mask = mask * (1 - batch["response_mask"] + batch["completion_mask"])
         return mask[: len(mask) // 2]
 
     def micro_batch_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:

@@ -12,10 +12,19 @@ from trl_plus.data.checks import refuse_labels, refuse_margins, refuse_nulls, re
 from trl_plus.data.collators import EXTRA_COLUMNS, RowExtras
 from trl_plus.data.formats import conversational_prompt
 from trl_plus.data.forms import FORM, in_form, is_formed, refuse_faults
-from trl_plus.data.lengths import LengthReport, apply_overlong, lengths, row_fits
-from trl_plus.data.refusals import refuse_rows
+from trl_plus.data.lengths import LengthReport, apply_overlong, first_labels, lengths, row_fits
+from trl_plus.data.refusals import is_unchecked, refuse_rows
 from trl_plus.data.responses import is_conversation, is_plain, sides_of, split_batch, split_response, unpaired_batch
-from trl_plus.data.templates import Needs, fitted, needs_of, template_arguments, tokenize_messages
+from trl_plus.data.spans import LOSS_MASK, Selection, SpanFault, loss_masks
+from trl_plus.data.templates import (
+    Needs,
+    fitted,
+    needs_of,
+    template_arguments,
+    tokenize_messages,
+    unread_arguments,
+    with_arguments,
+)
 from trl_plus.data.token_ids import no_row, refuse_unknown_tokens, unknown_token, vocabulary_of
 from trl_plus.errors import NoRowLeft
 from trl_plus.trainers.seams import upstream_tokenize
@@ -43,6 +52,7 @@ class PreferenceRows:
 
     def __init__(self, args: Any, unpairs: bool, owner: str) -> None:
         self._args, self._unpairs, self._owner = args, unpairs, owner
+        self._selection = Selection.of(args)
         self.reports: dict[str, LengthReport] = {}
 
     def collator(self, collator: Any) -> Any:
@@ -79,7 +89,10 @@ class PreferenceRows:
             raise ValueError(f"The {name} dataset is empty: check its path, split and filters.")
         with PartialState().main_process_first():
             dataset = in_form(of_python(dataset), name)
+            dataset = with_template_arguments(dataset, getattr(self._args, "chat_template_kwargs", None), name)
             dataset = with_margins(dataset) if self._reads_margin else dataset
+        if name == "train":
+            note_unread(processing_class, getattr(self._args, "chat_template_kwargs", None))
         first = next(iter(dataset))
         self._check(dataset, name)
         sides = sides_of(list(first))
@@ -88,7 +101,9 @@ class PreferenceRows:
         with PartialState().main_process_first():
             if isinstance(first.get("prompt"), str):
                 dataset = conversational_prompt(dataset)
-            dataset = fit_to_template(split_sides(dataset, sides, name), sides, name, needs_of(processing_class))
+            dataset = fit_to_template(
+                split_sides(dataset, sides, name, self._selection.keeps_turns), sides, name, needs_of(processing_class)
+            )
             return unpaired(dataset, name) if self._unpairs else dataset
 
     def _check(self, dataset: Any, name: str) -> None:
@@ -121,7 +136,7 @@ class PreferenceRows:
         """
         max_length, overlong = self._args.max_length, getattr(self._args, "overlong", "truncate")
         if rows_before is None:
-            return finish_stream(dataset, max_length, overlong, processing_class)
+            return finish_stream(dataset, max_length, overlong, processing_class, self._selection)
         if rows_before and not len(dataset):
             raise NoRowLeft(
                 f"All {rows_before} rows of the {name} dataset were dropped: every prompt fills max_length "
@@ -129,9 +144,12 @@ class PreferenceRows:
             )
         sides, end_is_cut = sides_of(dataset.column_names), self._cuts_the_end
         with PartialState().main_process_first():
-            dataset = mark_contexts(dataset, sides, name, processing_class, end_is_cut)
+            if self._selection.whole_response:
+                dataset = mark_contexts(dataset, sides, name, processing_class, end_is_cut)
+            else:
+                dataset = mark_losses(dataset, sides, name, processing_class, self._selection)
         if max_length is not None:
-            dataset, report = apply_overlong(dataset, sides, max_length, overlong, rows_before)
+            dataset, report = apply_overlong(dataset, sides, max_length, overlong, rows_before, end_is_cut)
             self.reports[name] = report
             sentence = report.sentence(name, max_length, end_is_cut)
             if sentence and PartialState().is_main_process:
@@ -187,10 +205,44 @@ def of_python(dataset: Any) -> Any:
     return dataset.select_columns(dataset.format["columns"]).with_format(None)
 
 
-def split_sides(dataset: Any, sides: tuple[str, ...], name: str) -> Any:
-    """Conversations as a prompt and the response of each side."""
+def with_template_arguments(dataset: Any, values: dict[str, Any] | None, name: str) -> Any:
+    """Conversations with the `chat_template_kwargs` of the run in their column; a row's own win."""
+    if not values or not is_conversation(next(iter(dataset)).get(sides_of(list(next(iter(dataset))))[0])):
+        return dataset
     if not hasattr(dataset, "__len__"):
-        return dataset.map(split_response, fn_kwargs={"sides": sides})
+        return dataset.map(with_arguments, fn_kwargs={"values": values})
+    from datasets import Json
+
+    types = dataset.features.copy()
+    types["chat_template_kwargs"] = Json(id=FORM)
+    return dataset.map(
+        row_arguments,
+        fn_kwargs={"values": values},
+        features=types,
+        desc=f"Adding chat_template_kwargs to {name} dataset",
+    )
+
+
+def note_unread(processing_class: Any, values: dict[str, Any] | None) -> None:
+    """Notes the `chat_template_kwargs` of a run that its chat template does not read."""
+    names = unread_arguments(processing_class, values)
+    if names and PartialState().is_main_process:
+        logger.warning(
+            "`chat_template_kwargs`: the chat template does not read %s, which changes nothing.",
+            " and ".join(f"`{name}`" for name in names),
+            extra={"note": True},
+        )
+
+
+def row_arguments(row: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """The column `chat_template_kwargs` of a row."""
+    return {"chat_template_kwargs": with_arguments(row, values)["chat_template_kwargs"]}
+
+
+def split_sides(dataset: Any, sides: tuple[str, ...], name: str, keep_turns: bool = False) -> Any:
+    """Conversations as a prompt and the response of each side, or its turns with `keep_turns`."""
+    if not hasattr(dataset, "__len__"):
+        return dataset.map(split_response, fn_kwargs={"sides": sides, "keep_turns": keep_turns})
     known = [name for name in ("prompt", *sides) if name in dataset.column_names]
     if "prompt" in known and all(is_plain(row, sides) for row in dataset.select_columns(known)):
         return dataset
@@ -198,7 +250,7 @@ def split_sides(dataset: Any, sides: tuple[str, ...], name: str) -> Any:
     types.setdefault("prompt", types[sides[0]])
     return dataset.map(
         split_batch,
-        fn_kwargs={"sides": sides},
+        fn_kwargs={"sides": sides, "keep_turns": keep_turns},
         batched=True,
         with_indices=True,
         features=types,
@@ -262,12 +314,62 @@ def mark_contexts(dataset: Any, sides: tuple[str, ...], name: str, processing_cl
     )
 
 
-def finish_stream(dataset: Any, max_length: int | None, overlong: str, processing_class: Any) -> Any:
+def mark_losses(dataset: Any, sides: tuple[str, ...], name: str, processing_class: Any, selection: Selection) -> Any:
+    """Adds `<side>_loss_mask`, by `train_on` and `mask`.
+
+    Raises:
+        ValueError: the spans of a row cannot be located, or a row has nothing left to train on. It names the row.
+    """
+    from datasets import List, Value
+
+    if "prompt_ids" not in dataset.column_names:
+        raise ValueError("`train_on` and `mask` cannot be used with images: remove them.")
+    types = dataset.features.copy()
+    types.update({f"{side}{LOSS_MASK}": List(Value("bool")) for side in sides})
+    marked = dataset.map(
+        row_losses,
+        fn_kwargs={"sides": sides, "processing_class": processing_class, "selection": selection},
+        with_indices=True,
+        features=types,
+        desc=f"Masking {name} dataset",
+    )
+    if not is_unchecked():
+        refuse_unlabelled(marked, sides, name)
+    return marked
+
+
+def row_losses(
+    row: dict[str, Any], index: int, sides: tuple[str, ...], processing_class: Any, selection: Selection
+) -> dict[str, list[bool]]:
+    """`loss_masks` of a row, with its number in what is raised."""
+    try:
+        return loss_masks(row, sides, processing_class, selection)
+    except SpanFault as fault:
+        raise SpanFault(f"Row {index}: {fault}") from None
+
+
+def refuse_unlabelled(dataset: Any, sides: tuple[str, ...], name: str) -> None:
+    """Raises a ValueError for a row of which one side has no token in the loss."""
+    for side in sides:
+        empty = np.flatnonzero(first_labels(dataset, side) < 0)
+        if len(empty):
+            raise ValueError(
+                f"Row {empty[0]} of the {name} dataset has nothing left to train on in `{side}` ({len(empty)} such "
+                "rows): `train_on` and `mask` take out every token. Fix: remove these rows, or give them an answer "
+                "behind the thinking block or the calls."
+            )
+
+
+def finish_stream(
+    dataset: Any, max_length: int | None, overlong: str, processing_class: Any, selection: Selection
+) -> Any:
     """As `PreferenceRows.finish`, for rows that come one at a time; nothing can be counted before it has passed."""
     first = next(iter(dataset))
     sides = sides_of(list(first))
-    if is_conversation(first.get(sides[0])):
-        kwargs = {"sides": sides, "processing_class": processing_class}
+    kwargs = {"sides": sides, "processing_class": processing_class}
+    if not selection.whole_response:
+        dataset = dataset.map(row_losses, fn_kwargs={**kwargs, "selection": selection}, with_indices=True)
+    elif is_conversation(first.get(sides[0])):
         dataset = dataset.map(context_tokens, fn_kwargs=kwargs)
     if max_length is None or overlong == "truncate":
         return dataset

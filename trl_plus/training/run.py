@@ -6,7 +6,14 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from trl_plus.comparison.prompts import Prompt, generate, generations_table, held_out_prompts, prompt_text
+from trl_plus.comparison.prompts import (
+    Prompt,
+    generate,
+    generations_table,
+    held_out_prompts,
+    prompt_text,
+    with_run_arguments,
+)
 from trl_plus.data.digests import held_out_digest
 from trl_plus.data.loading import Data, load
 from trl_plus.data.refusals import unchecked
@@ -243,7 +250,8 @@ class Run:
         count = self.objects.options.report_generations
         if self.data.eval is None or sharded or not self.main or not count:
             return []
-        return held_out_prompts(self.data.eval, count)
+        prompts = held_out_prompts(self.data.eval, count)
+        return with_run_arguments(prompts, self.objects.args.chat_template_kwargs)
 
     def answers(self) -> list[str]:
         """The model's answers to the prompts."""

@@ -82,6 +82,7 @@ IMPORTED = {
     "transformers.utils:is_torch_bf16_gpu_available": "",
     "trl.data_utils:_tokenize": "processing_class input **apply_chat_template_kwargs",
     "trl.data_utils:common_prefix_length": "ids other_ids",
+    "trl.data_utils:prepare_multimodal_messages": "messages",
     "trl.kernels.chunked_logprob:ChunkedLogProbFunction": None,
     "trl.models.utils:disable_gradient_checkpointing": "model gradient_checkpointing_kwargs",
     "trl.trainer.dpo_trainer:DPOTrainer.__init__": f"self {_CONSTRUCTOR}",

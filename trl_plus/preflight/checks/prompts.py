@@ -74,7 +74,7 @@ def _rendered(row: Row, target: Target) -> str:
     turns = fitted(row.turns, needs_of(target.processor))
     return str(
         target.processor.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=True, **template_arguments(row.raw)
+            turns, tokenize=False, add_generation_prompt=True, **target.arguments(row.raw)
         )
     )
 

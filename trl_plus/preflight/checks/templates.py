@@ -97,6 +97,34 @@ def refused_by_template(tokens: TokenRows, target: Target) -> None:
 
 
 @token_check(
+    "D416",
+    ERROR,
+    "`train_on` or `mask` cannot be placed in what the chat template writes",
+    "Do as its message says: training would stop at the first such row.",
+)
+def unplaced(tokens: TokenRows, target: Target) -> None:
+    """Found while the rows are tokenized (`TokenRows.unplaced`)."""
+
+
+@token_check(
+    "D417",
+    ERROR,
+    "a response has nothing left to train on: `train_on` and `mask` take out every token",
+    "Remove these rows, or give them an answer behind the thinking block or the calls.",
+)
+def all_masked(tokens: TokenRows, target: Target) -> Hits | None:
+    if not tokens.loss:
+        return None
+    empty = {side: mask.count([1]) == 0 for side, mask in tokens.loss.items()}
+
+    def detail(place: int) -> str:
+        side = next(side for side, mask in empty.items() if mask[place])
+        return f"{side}: {excerpt(target.tokenizer.decode(tokens.sides[side][place]))}"
+
+    return Hits(np.any(list(empty.values()), axis=0), detail)
+
+
+@token_check(
     "D412",
     ERROR,
     "of a wanted response only the stop token is trained on: the chat template leaves out all it says",

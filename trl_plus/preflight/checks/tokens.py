@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from trl_plus.data.templates import template_arguments
+from trl_plus.data.spans import Selection
 from trl_plus.preflight.registry import ERROR, INFO, WARNING, summary_check, token_check
 from trl_plus.preflight.rows import Row
 from trl_plus.preflight.tally import Hits, Summary, Verdict
@@ -42,12 +42,16 @@ def prompt_is_no_prefix(tokens: TokenRows, target: Target) -> Hits:
 
 def _prompt_alone(row: Row, target: Target) -> list[int]:
     """The ids of the prompt by itself; [] for sides with different histories, whose shared part is no prompt."""
+    from trl_plus.data.responses import split_response
     from trl_plus.data.templates import tokenize_messages
 
+    if Selection.of(target.args).keeps_turns:
+        asked = split_response(row.raw, tuple(row.responses), keep_turns=True)["prompt"]
+        return tokenize_messages(target.processor, asked, add_generation_prompt=True, **target.arguments(row.raw))
     contexts = list(row.context.values())
     if any(context != contexts[0] for context in contexts):
         return []
-    return tokenize_messages(target.processor, contexts[0], add_generation_prompt=True, **template_arguments(row.raw))
+    return tokenize_messages(target.processor, contexts[0], add_generation_prompt=True, **target.arguments(row.raw))
 
 
 @token_check(

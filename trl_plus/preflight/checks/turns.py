@@ -82,6 +82,8 @@ def identical_sides(row: Row) -> str | None:
         return None
     if row.conversational and row.context["chosen"] != row.context["rejected"]:
         return None  # the same last words after different histories
+    if row.said("chosen").strip() != row.said("rejected").strip():
+        return None  # D223
     return excerpt(row.chosen)
 
 
@@ -124,7 +126,7 @@ def turn_order(row: Row) -> str | None:
     "D208",
     WARNING,
     "the sides differ before the last turn",
-    "Only the last assistant turn is trained on; if the earlier turns should be, make them rows of their own.",
+    "Only the last assistant turn is trained on; if the earlier turns should be, set `train_on: all`.",
 )
 def different_histories(row: Row) -> str | None:
     if not row.paired or not row.conversational or row.context["chosen"] == row.context["rejected"]:
