@@ -130,7 +130,7 @@ def test_where_the_page_of_several_runs_goes(make_run, tmp_path):
     (tmp_path / "report.html").write_text("mine")
     result = call(a, b)
     assert result.exit_code == 2
-    assert "is not a page of `trl-plus report`: name a file with --out" in result.output
+    assert "is not a page of `trl-plus report`. Fix: name a file with --out." in result.output
     assert (tmp_path / "report.html").read_text() == "mine"
     assert call(a, b, "--out", tmp_path / "report.html").exit_code == 0
     result = call(a, b, a)
@@ -199,7 +199,7 @@ def test_runs_and_a_folder_of_runs_are_not_mixed(make_run, tmp_path):
     move(make_run("x"), "runs", "x")
     result = call(tmp_path / "runs", make_run("y"))
     assert result.exit_code == 2
-    assert f"name its runs, as in `{tmp_path}/runs/*/`" in result.output
+    assert f"Fix: name its runs, as in `{tmp_path}/runs/*/`" in result.output
 
 
 @pytest.mark.parametrize("text", ["<img src=x onerror=alert(1)>", '" onclick="alert(1)', "\x1b[2J\u202e"])

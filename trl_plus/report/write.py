@@ -84,10 +84,10 @@ def _different(arguments: Sequence[str]) -> list[Run]:
     for argument in arguments:
         folder = as_path(argument)
         if len(arguments) > 1 and _holds_runs(folder):
-            raise RecipeError(f"{argument} holds runs and is not a run: name its runs, as in `{folder}/*/`.")
+            raise RecipeError(f"{argument} holds runs and is not a run. Fix: name its runs, as in `{folder}/*/`.")
         run = read_run(argument)
         if run.folder.resolve() in found:
-            raise RecipeError(f"{argument} is the same run as an earlier one: name another one.")
+            raise RecipeError(f"{argument} is the same run as one before it. Fix: name another one.")
         found[run.folder.resolve()] = run
     return list(found.values())
 
@@ -115,7 +115,9 @@ def _write(page: str, path: Path, guarded: bool) -> None:
         if guarded and path.is_file():
             begin = path.read_text(encoding="utf-8", errors="replace")[:4096]
             if not any(title in begin for title in _OURS):
-                raise RecipeError(f"{path} is there and is not a page of `trl-plus report`: name a file with --out.")
+                raise RecipeError(
+                    f"{path} is there and is not a page of `trl-plus report`. Fix: name a file with --out."
+                )
         path.parent.mkdir(parents=True, exist_ok=True)
         write_page(page, path)
     except OSError as error:
