@@ -14,7 +14,7 @@ import torch
 from trl_plus.errors import RecipeError, RunFault, first_line
 from trl_plus.forward.lm_head import CompletionHead
 from trl_plus.forward.rope import own_factors
-from trl_plus.runs.weights import Weights
+from trl_plus.runs.weights import Weights, changed_base
 from trl_plus.setup.objects import RunObjects
 from trl_plus.trainers import outside
 from trl_plus.trainers.adapters import keep_trainable
@@ -125,13 +125,15 @@ def is_adapter(weights: Weights) -> bool:
 
 
 def other_base(weights: Weights, name: str) -> str | None:
-    """A sentence if a local adapter names another base than `name`, which it is put on."""
+    """A sentence if a local adapter was trained on another base than `name`, which it is put on."""
     config = Path(weights.path, "adapter_config.json")
     if not weights.adapter or not config.is_file():
         return None
     trained_on: str = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path") or name
     same = trained_on == name or Path(trained_on).absolute() == Path(name).absolute()
-    return None if same else f"The adapter was trained on {trained_on} and is put on {name} here."
+    if same:
+        return changed_base(Path(weights.path), name)
+    return f"The adapter was trained on {trained_on} and is put on {name} here."
 
 
 def is_quantized(model: Any) -> bool:

@@ -18,6 +18,7 @@ from trl_plus.runs.folder import LOG, claimed, holds_run, refuse_moved, set_asid
 from trl_plus.runs.journal import COMMAND, Journal
 from trl_plus.runs.metrics import Report, Sample
 from trl_plus.runs.resume import check_same_run, find_checkpoint, resumed_folder, with_presets_of_run
+from trl_plus.runs.weights import changed_base, fingerprint
 from trl_plus.setup.objects import RunObjects, build
 from trl_plus.setup.plan import size_notes
 from trl_plus.setup.trainer import build_trainer, card_of, check_data, load_processor, refuse_settings
@@ -200,6 +201,7 @@ class Run:
             self.trainer = build_trainer(self.objects, self.data, self.processor, callbacks)
         self.trainer.card = card_of(self.objects)
         use_short_progress(self.trainer)
+        self.report.model_fingerprint = fingerprint(Path(self.objects.model.model_name_or_path))
         held_out = self.trainer.eval_dataset
         if held_out is not None:
             self.report.held_out_digest = held_out_digest(self.data.eval)
@@ -231,6 +233,9 @@ class Run:
             return
         if self.main:
             go_on_with_tensorboard(self.trainer.callback_handler.callbacks, self.checkpoint)
+            changed = changed_base(Path(self.checkpoint), self.objects.model.model_name_or_path)
+            if changed is not None:
+                self.journal.warn(changed)
         self.report.recall(self.folder)
         if self.force or Path(self.checkpoint).resolve().parent != self.folder.resolve():
             self.report.forget_after()
