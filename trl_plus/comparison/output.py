@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def show_comparison(result: Comparison, as_json: bool, html: Path | None, blind:
         count = write_sheet(triples, blind)
         written.append(
             f"Wrote {blind} with {count} rows to judge, and {key_path(blind)}: set each `winner` to a, b or tie, then "
-            f"`trl-plus compare --score {blind}`."
+            f"`{shlex.join(['trl-plus', 'compare', '--score', str(blind)])}`."
         )
     if as_json:
         print(json.dumps(as_object(result), indent=2, allow_nan=False))

@@ -22,7 +22,7 @@ from trl_plus.report.run import Run, read_run
 from trl_plus.runs import checkpoint_files
 from trl_plus.runs.folder import REPORT
 from trl_plus.runs.journal import FAILED, FINISHED, STOPPED
-from trl_plus.training.held_out_table import ACCURACY, LOSS, MARGIN
+from trl_plus.training.held_out_table import ACCURACY, LOSS, MARGIN, all_ties
 from trl_plus.ui.console import clipped
 from trl_plus.ui.pages import render, write_page
 
@@ -290,7 +290,9 @@ def _cell(column: Column, metric: str) -> Cell:
         return Cell("-")
     if metric != ACCURACY:
         return Cell(f"{value:.4f}")
-    if not column.rows:
+    if all_ties(column.metrics):
+        return Cell("all ties")
+    if not column.rows or column.rows == 1:
         return Cell(f"{value:.3f}", value=value)
     low, high = wilson_interval(value, column.rows)
     return Cell(f"{value:.3f}", f"{low:.3f} to {high:.3f}", value, low, high)
@@ -309,7 +311,7 @@ def remarks(shown: Sequence[Column], runs: Sequence[Run]) -> list[str]:
     if any(method is not None and method.reference for method in methods) and any(
         column.title.endswith("before") for column in shown
     ):
-        lost = " and no pair counts as won" if any(ACCURACY in column.metrics for column in shown) else ""
+        lost = ", so all pairs are ties" if any(ACCURACY in column.metrics for column in shown) else ""
         found.append(f"Before training the policy is its own reference: all rewards are 0{lost}.")
     if len({(run.summary.get("dataset"), run.summary.get("held_out_rows")) for run in runs}) > 1:
         found.append("The two runs have different held-out rows: their figures cannot be compared.")

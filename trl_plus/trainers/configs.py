@@ -7,6 +7,8 @@ would have no effect under the chosen method is refused instead of ignored.
 from dataclasses import MISSING, dataclass, field, fields
 from typing import ClassVar
 
+from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
+
 from trl_plus.methods import FAMILIES, Family
 from trl_plus.trainers.losses import refuse_ignored
 from trl_plus.trainers.speed_options import SpeedOptions
@@ -57,6 +59,23 @@ class _Checks(SpeedOptions):
     max_nonfinite_skips: int = field(
         default=3, metadata={"help": "Steps that `nonfinite: skip` may leave out before the run stops all the same."}
     )
+
+    def __post_init__(self) -> None:
+        self._choose_precision()
+        super().__post_init__()  # type: ignore[misc]
+
+    def _choose_precision(self) -> None:
+        """Turn TRL's default, bfloat16, off without a GPU that has it. With `use_cpu` the CPU computes in it."""
+        if self.use_cpu or is_torch_bf16_gpu_available() or is_torch_xla_available():
+            return
+        if self.bf16 is None and not self.fp16:
+            self.bf16 = False
+        for name in ("bf16", "bf16_full_eval"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"`{name}: true` needs a GPU with bfloat16, and none is found. Fix: remove it, or set "
+                    "`use_cpu: true` as well, so that the CPU computes in bfloat16."
+                )
 
     def _check_common(self) -> None:
         if self.overlong not in OVERLONG_CHOICES:

@@ -25,7 +25,7 @@ def look(objects: RunObjects, processor: Any, say: Callable[[Any], None]) -> Any
     result = preflight(open_run(objects, processor), Extent(rows=ROWS, near=False, previews=0))
     errors = [finding for finding in result.findings if finding.severity is Severity.ERROR]
     looked = ", ".join(f"{split.checked} {split.name}" for split in result.splits)
-    command = f"trl-plus preflight {objects.recipe.argument}"
+    command = objects.recipe.command("preflight")
     if errors:
         kinds = f"{len(errors)} kind{'s' if len(errors) > 1 else ''} of errors"
         raise DataFound(
@@ -37,12 +37,13 @@ def look(objects: RunObjects, processor: Any, say: Callable[[Any], None]) -> Any
                 ]
             )
         )
-    warnings = [finding for finding in result.findings if finding.severity is Severity.WARNING]
+    warnings = sorted((found for found in result.findings if found.severity is Severity.WARNING), key=_weight)
     plain = next((found for found in warnings if found.code == "D413" and found.split == "train"), None)
     if plain is not None:
         say(f"Preflight: D413 {plain.sentence}{_rows(plain)} {plain.cure}")
     if warnings:
-        kinds = f"{len(warnings)} warning{'s' if len(warnings) > 1 else ''}"
+        codes = len({found.code for found in warnings})
+        kinds = f"{codes} warning{'s' if codes > 1 else ''}"
         say(f"Preflight: no errors and {kinds} in {looked} rows: {_named(warnings)}. `{command}` shows them.")
     else:
         say(f"Preflight: no errors and no warnings in {looked} rows.")
@@ -61,10 +62,18 @@ def keep_preflight(result: Any | None, folder: Path) -> None:
     part.replace(path)
 
 
+def _weight(found: Any) -> tuple[bool, bool, float]:
+    """The order of warnings: training rows first, then what is true of the whole split, then by the share of rows."""
+    return found.split != "train", found.count > 0, -found.share
+
+
 def _named(warnings: list[Any]) -> str:
-    """The first findings by code and title."""
-    named = [f"{found.code} {found.split}: {found.title}" for found in warnings[:NAMED]]
-    return "; ".join(named) + (f"; and {len(warnings) - NAMED} more" if len(warnings) > NAMED else "")
+    """The first codes, each once, with their splits and title."""
+    splits: dict[tuple[str, str], list[str]] = {}
+    for found in warnings:
+        splits.setdefault((found.code, found.title), []).append(found.split)
+    named = [f"{code} {', '.join(where)}: {title}" for (code, title), where in splits.items()]
+    return "; ".join(named[:NAMED]) + (f"; and {len(named) - NAMED} more" if len(named) > NAMED else "")
 
 
 def _rows(found: Any) -> str:

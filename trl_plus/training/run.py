@@ -1,6 +1,7 @@
 """A training run: from a validated recipe to a trained, evaluated and saved model."""
 
 import os
+import shlex
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -20,7 +21,7 @@ from trl_plus.runs.metrics import Report, Sample
 from trl_plus.runs.resume import check_same_run, find_checkpoint, resumed_folder, with_presets_of_run
 from trl_plus.runs.weights import changed_base, fingerprint
 from trl_plus.setup.objects import RunObjects, build
-from trl_plus.setup.plan import size_notes
+from trl_plus.setup.plan import effective_batch, size_notes
 from trl_plus.setup.trainer import build_trainer, card_of, check_data, load_processor, refuse_settings
 from trl_plus.training.first_look import keep_preflight, look
 from trl_plus.training.held_out_table import held_out_table
@@ -167,7 +168,9 @@ class Run:
             notes=list(self.given.notes),  # they are printed already
         )
         batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        new = self.recipe.notes[len(self.given.notes) :]
+        new = list(self.recipe.notes[len(self.given.notes) :])
+        if args.world_size > 1:
+            new.append(effective_batch(args, args.world_size))
         for note in (*new, *self.data.notes, *size_notes(self.objects, self.data, batch)):
             self.say(note)
         if self.checkpoint is not None:
@@ -182,6 +185,7 @@ class Run:
             AlreadyFinished,
             FirstEvaluation,
             JournalSteps,
+            LogLastStep,
             MetricsFile,
             use_short_progress,
         )
@@ -193,6 +197,7 @@ class Run:
             JournalSteps(self.journal),
             FirstEvaluation(self.keep_before),
             *best_model_callbacks(self.objects.options),
+            LogLastStep(),
             AlreadyFinished(self.say),
             LearningWatch(self.journal.warn),
             stop,
@@ -294,9 +299,9 @@ class Run:
         newest = find(self.folder).newest
         if newest is not None and step_of(newest) == self.trainer.state.global_step:
             return f"{done}, but {missing} is missing: the same command with --resume makes up for it."
-        upload = f"`hf upload {self.objects.args.hub_model_id or 'NAME'} {self.folder}`"
-        command = upload if "hub" in missing else f"`trl-plus evaluate {self.folder}`"
-        return f"{done}, but {missing} is missing: {command} makes up for it."
+        upload = ["hf", "upload", self.objects.args.hub_model_id or "NAME"]
+        command = shlex.join([*(upload if "hub" in missing else ["trl-plus", "evaluate"]), str(self.folder)])
+        return f"{done}, but {missing} is missing: `{command}` makes up for it."
 
     def evaluate(self) -> None:
         """Measure held-out metrics and answers after training, and print both tables. Known ones are not measured."""

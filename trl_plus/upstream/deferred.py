@@ -1,7 +1,7 @@
-"""Packages that another library imports at its top, but that a command may never use: loaded at their first use.
+"""Imports of other libraries that a command may never use: loaded at their first use.
 
-transformers imports peft for two `isinstance` tests, and peft imports bitsandbytes. Together they take half of the start
-of a command that makes no model.
+transformers imports peft and the modules of models for `isinstance` tests, and peft imports bitsandbytes. Together they
+take half of the start of a command that makes no model.
 """
 
 import sys
@@ -24,22 +24,35 @@ class _Deferred(ModuleType):
 
 
 class _OnceLoaded(type):
-    """A class of peft for `isinstance`: while peft is not loaded, no object is an instance of it."""
+    """A class for `isinstance` alone: while its module is not loaded, no object is an instance of it."""
 
     def __instancecheck__(cls, instance: Any) -> bool:
-        return isinstance(instance, getattr(sys.modules.get("peft"), cls.__name__, ()))
+        return isinstance(instance, getattr(sys.modules.get(cls.__module__), cls.__name__, ()))
+
+
+def _once_loaded(module: str, name: str) -> type:
+    return _OnceLoaded(name, (), {"__module__": module})
 
 
 def import_training_arguments() -> None:
-    """Import transformers' training arguments without peft, and so without the modules of models."""
+    """Import transformers' training arguments, and what making them imports, without peft and models."""
     if "transformers.trainer_utils" in sys.modules or "peft" in sys.modules:
         return
     import_module("transformers.utils")  # with torch
+    transformers: Any = sys.modules["transformers"]
     with _deferred("peft") as peft:
         if peft is not None:
             for name in ("PeftModel", "PeftMixedModel"):
-                setattr(peft, name, _OnceLoaded(name, (), {}))
+                setattr(peft, name, _once_loaded("peft", name))
         import_module("transformers.trainer_utils")
+    if "transformers.modeling_utils" in sys.modules:
+        return
+    # `transformers` looks its names up when they are first asked for
+    transformers.PreTrainedModel = _once_loaded("transformers.modeling_utils", "PreTrainedModel")
+    try:
+        import_module("transformers.integrations.integration_utils")
+    finally:
+        del transformers.PreTrainedModel
 
 
 def import_peft() -> None:
