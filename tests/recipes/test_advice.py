@@ -60,7 +60,12 @@ def test_what_concerns_most_training_rows_comes_first():
     def found(name, split, count, share):
         return SimpleNamespace(name=name, split=split, count=count, share=share)
 
-    given = [found("d", "eval", 9, 0.9), found("c", "train", 1, 0.1), found("a", "train", 0, 0), found("b", "train", 5, 0.5)]
+    given = [
+        found("d", "eval", 9, 0.9),
+        found("c", "train", 1, 0.1),
+        found("a", "train", 0, 0),
+        found("b", "train", 5, 0.5),
+    ]
     assert [one.name for one in sorted(given, key=_weight)] == ["a", "b", "c", "d"]
 
 

@@ -27,8 +27,9 @@ def held_out_table(
     for title, metric in names.items():
         if metric in after:
             table.add_row(title, _cell(before, metric, rows), _cell(after, metric, rows))
-    if has_reference and before is not None and all_ties(before):
-        table.caption = "Before training the policy is its own reference: all rewards are 0, so all pairs are ties."
+    if has_reference and before is not None and before.get(MARGIN, 0) == 0:
+        ties = ", so all pairs are ties" if ACCURACY in after else ""
+        table.caption = f"Before training the policy is its own reference: all rewards are 0{ties}."
         table.caption_justify = "left"
     return table
 

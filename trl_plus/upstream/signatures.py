@@ -82,6 +82,7 @@ IMPORTED = {
     "transformers.trainer_utils:SaveStrategy": None,
     "transformers.utils:ModelOutput": None,
     "transformers.utils:is_torch_bf16_gpu_available": "",
+    "transformers.utils:is_torch_xla_available": "",
     "trl.data_utils:_tokenize": "processing_class input **apply_chat_template_kwargs",
     "trl.data_utils:common_prefix_length": "ids other_ids",
     "trl.kernels.chunked_logprob:ChunkedLogProbFunction": None,
