@@ -6,7 +6,7 @@ python scripts/preflight_codes.py --fix    # with the fix that a finding prints
 
 import argparse
 
-from trl_plus.preflight import checks, left_out, unused  # noqa: F401  (checks registers them)
+from trl_plus.preflight import checks, run, unused  # noqa: F401  (checks registers them)
 from trl_plus.preflight.registry import every_check
 from trl_plus.preflight.run import OTHER_SPLITS, REFUSALS
 from trl_plus.preflight.with_model import CODES
@@ -17,7 +17,7 @@ def lines(fix: bool = False) -> list[str]:
     rows = {code: ("error", title, cure) for code, (title, cure) in REFUSALS.items()}
     rows |= {code: (severity.value, title, cure) for code, (severity, title, cure) in CODES.items()}
     rows[OTHER_SPLITS[0]] = ("info", *OTHER_SPLITS[1:])
-    rows[left_out.CODE] = (f"warning, rare: {left_out.RARE:.0%}", left_out.TITLE, left_out.CURE)
+    rows[run.LEFT_OUT] = (f"warning, rare: {run.RARE:.0%}", run.TITLE, run.CURE)
     rows[unused.CODE] = ("warning or info", unused.TITLE, unused.CURE)
     for code, check in every_check().items():
         rare = f", rare: {check.rare:.0%}" if check.rare else ""

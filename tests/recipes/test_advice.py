@@ -10,7 +10,7 @@ from trl_plus.data.files import missing_path
 from trl_plus.recipes.recipe import load_recipe, parse_overrides
 from trl_plus.setup.machine_errors import explain
 from trl_plus.setup.plan import effective_batch, size_notes
-from trl_plus.training.first_look import _weight
+from trl_plus.training.run import _weight
 
 
 @pytest.mark.parametrize("words", [["beta=2.5"], ["--beta", "2.5", "output_dir=my runs"], ["run_name=it's; $HOME"], []])

@@ -4,9 +4,8 @@ from typing import Any
 
 from rich.table import Table
 
-from trl_plus.estimate.calibrate import Calibration
 from trl_plus.estimate.measure import GIB
-from trl_plus.estimate.run import Cure, Estimate, Fit
+from trl_plus.estimate.run import Calibration, Cure, Estimate, Fit
 from trl_plus.ui.console import say
 
 VERSION = 1

@@ -14,7 +14,7 @@ from trl_plus.errors import RecipeError
 from trl_plus.recipes.package_data import find_recipe
 from trl_plus.recipes.recipe import RESOLVED, Recipe, load_recipe
 from trl_plus.runs.checkpoint_files import checkpoints, step_of
-from trl_plus.runs.metrics import measured
+from trl_plus.runs.journal import measured
 
 _ADAPTER, _MODEL = "adapter_config.json", "config.json"
 # What holds weights; `training_args.bin` lies beside them and holds none

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from trl_plus.upstream.packages import missing_packages
+from trl_plus.upstream.libraries import missing_packages
 
 _LOW_RANK = ("galore", "apollo")
 _ALWAYS_THERE = ("adamw_torch", "adamw_torch_fused", "sgd")  # they need no package beside torch
