@@ -55,6 +55,42 @@ def test_fast_and_without_torch(words, starts_of):
     assert starts_of(code) < 90  # about 30; a bare interpreter starts in 10 to 15 ms of CPU time
 
 
+@pytest.mark.parametrize(
+    "code, absent",
+    [
+        (
+            "from trl_plus.cli import main\nsys.argv = 'trl-plus train quickstart --dry-run'.split()\nmain()",
+            "peft transformers.modeling_utils bitsandbytes deepspeed",
+        ),
+        ("import trl_plus\ntrl_plus.DPOTrainer", "bitsandbytes deepspeed"),
+        ("import trl_plus\ntrl_plus.DPOConfig", "peft transformers.modeling_utils"),
+    ],
+)
+def test_imports_of_only_what_is_needed(code, absent):
+    code = f"import sys\ntry:\n    exec({code!r})\nexcept SystemExit as done:\n    assert not done.code\n"
+    code += f"loaded = {set(absent.split())!r} & set(sys.modules)\nsys.exit(f'imported {{loaded}}' if loaded else 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_package_that_is_loaded_later_is_the_same():
+    """peft's class for `isinstance` in transformers, and bitsandbytes in peft."""
+    code = """
+import sys
+from trl_plus import DPOConfig
+from transformers import Qwen2Config, Qwen2ForCausalLM, trainer_utils
+sizes = dict.fromkeys(("hidden_size", "intermediate_size", "vocab_size"), 8)
+model = Qwen2ForCausalLM(Qwen2Config(num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1, **sizes))
+assert not isinstance(model, trainer_utils.PeftModel)
+import peft
+adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"]))
+assert isinstance(adapted, trainer_utils.PeftModel) and not isinstance(model, trainer_utils.PeftModel)
+assert trainer_utils.unwrap_peft_model(adapted) is model
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_version():
     assert re.fullmatch(r"trl-plus \d+\.\d+\.\d+\S*\n", call("--version").output)
 
@@ -119,7 +155,12 @@ def test_recipes(tmp_path):
     assert call("recipes", "show", "simpo_lora").output.startswith("# SimPO")
     target = tmp_path / "new" / "my.yaml"
     assert call("recipes", "copy", "simpo_lora", str(target)).exit_code == 0
-    assert target.read_text() == call("recipes", "show", "simpo_lora").output
+    shown, copied = call("recipes", "show", "simpo_lora").output, target.read_text()
+    assert f"#     trl-plus train {target}\n" in copied  # its own command, and all the rest as it is shown
+    assert "recipes/simpo_lora.yaml" not in copied
+    assert [line for line in shown.splitlines() if line not in copied.splitlines()] == [
+        "#     trl-plus train recipes/simpo_lora.yaml"
+    ]
     assert call("recipes", "copy", "simpo_lora", str(target)).exit_code == 2
     assert call("recipes", "copy", "simpo_lora", str(tmp_path)).exit_code == 0
     assert (tmp_path / "simpo_lora.yaml").is_file()

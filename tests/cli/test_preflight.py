@@ -240,6 +240,8 @@ def test_train_names_at_most_three_warnings():
     found = [SimpleNamespace(code=f"D{number}", split="train", title="odd") for number in range(501, 506)]
     assert _named(found) == "D501 train: odd; D502 train: odd; D503 train: odd; and 2 more"
     assert _named(found[:1]) == "D501 train: odd"
+    both = [SimpleNamespace(code="D501", split=split, title="odd") for split in ("train", "eval")]
+    assert _named(both) == "D501 train, eval: odd"
 
 
 def test_the_look_changes_no_weight(recipe, tmp_path):

@@ -34,6 +34,18 @@ def test_table():
     assert "accuracy" not in without
 
 
+def test_ties_and_one_pair_are_no_figure():
+    ties = {"eval_rewards/accuracies": 0.0, "eval_rewards/margins": 0.0, "eval_loss": 0.6931}
+    lost = {"eval_rewards/accuracies": 0.0, "eval_rewards/margins": -0.5, "eval_loss": 0.9}
+    shown = text(held_out_table(ties, lost, 20, has_reference=True))
+    assert "all ties" in shown
+    assert "0.000 [0.000, 0.161]" in shown  # Wilson at 0 of 20: z^2 / (n + z^2)
+    assert shown.count("0.000 [") == 1
+    one = text(held_out_table(lost, lost, 1, has_reference=False))
+    assert "0.000 (one row is no figure)" in one
+    assert "0.793" not in one
+
+
 def test_prompts_of_any_format(pair_rows, unpaired_rows):
     pair = pair_rows(1)[0]
     whole = {side: pair["prompt"] + pair[side] for side in ("chosen", "rejected")}

@@ -100,11 +100,13 @@ def _compare(
         read_prompts(prompts, count)
     quiet_libraries()  # before the libraries are imported
 
-    from trl_plus.comparison.answers import Sampling
-    from trl_plus.comparison.output import show_comparison
-    from trl_plus.comparison.run import compare as answer
     from trl_plus.setup.machine_errors import explained
-    from trl_plus.ui.console import row_progress
+    from trl_plus.ui.console import loading, row_progress
+
+    with loading():
+        from trl_plus.comparison.answers import Sampling
+        from trl_plus.comparison.output import show_comparison
+        from trl_plus.comparison.run import compare as answer
 
     with explained(recipe), row_progress(not as_json, "Answers of {}") as advance:
         result = answer(recipe, weights, prompts, count, raw, Sampling(**settings), advance)

@@ -52,12 +52,13 @@ def estimate(
     import sys
 
     from trl_plus.recipes.recipe import load_recipe
+    from trl_plus.ui.console import loading
     from trl_plus.upstream.libraries import quiet_libraries
 
     with exit_codes():
         loaded = load_recipe(recipe, context.args)
         quiet_libraries()
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), loading():
             from trl_plus.estimate import run
 
             found = run.estimate(loaded, device and device.value, memory, accelerate_config, num_processes)

@@ -52,10 +52,12 @@ def evaluate(
         recipe, weights = open_tuned(what, model, context.args)
         quiet_libraries()  # before the libraries are imported
 
-        from trl_plus.evaluation.output import show_evaluation
-        from trl_plus.evaluation.run import ALL
-        from trl_plus.evaluation.run import evaluate as measure
-        from trl_plus.ui.console import row_progress
+        from trl_plus.ui.console import loading, row_progress
+
+        with loading():
+            from trl_plus.evaluation.output import show_evaluation
+            from trl_plus.evaluation.run import ALL
+            from trl_plus.evaluation.run import evaluate as measure
 
         with row_progress(not as_json, "Scoring with {}") as advance:
             result = measure(recipe, weights, ALL if all_rows else rows, by, advance)

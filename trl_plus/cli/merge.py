@@ -58,9 +58,11 @@ def merge(
         size = shard_size(max_shard_size)
         quiet_libraries()  # before the libraries are imported
 
-        from trl_plus.merging.output import merge_report
-        from trl_plus.merging.run import merge as write
-        from trl_plus.ui.console import say
+        from trl_plus.ui.console import loading, say
+
+        with loading():
+            from trl_plus.merging.output import merge_report
+            from trl_plus.merging.run import merge as write
 
         result = write(recipe, weights, destination, dtype and dtype.value, size, base and base.value, say)
         for part in merge_report(result):

@@ -48,13 +48,14 @@ def preflight(
     from trl_plus.preflight.output import check_target, show_preflight
     from trl_plus.preflight.run import Extent
     from trl_plus.preflight.run import preflight as look
-    from trl_plus.ui.console import row_progress
+    from trl_plus.ui.console import loading, row_progress
     from trl_plus.upstream.libraries import quiet_libraries
 
     with exit_codes():
         quiet_libraries()
         check_target(html)
-        opened = open_argument(what, method, model, context.args)
+        with loading():
+            opened = open_argument(what, method, model, context.args)
         extent = Extent(rows=None if all_rows else rows, num_proc=num_proc)
         with row_progress(not as_json) as advance:
             result = look(opened.source, extent, advance)

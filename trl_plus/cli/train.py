@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from contextlib import nullcontext
 from typing import Annotated, Any
 
 import typer
@@ -55,7 +56,7 @@ def train(
     from trl_plus.launch.request import is_main_process, launch_request, launched
     from trl_plus.recipes.recipe import load_recipe
     from trl_plus.setup.machine_errors import check_machine, explained
-    from trl_plus.ui.console import say
+    from trl_plus.ui.console import loading, say
     from trl_plus.upstream.libraries import quiet_libraries
 
     with exit_codes():
@@ -66,9 +67,7 @@ def train(
         check_machine(loaded)
         quiet_libraries()
         if dry_run:
-            from trl_plus.setup.plan import plan, show_plan
-
-            show_plan(plan(loaded, accelerate_config, num_processes))
+            _show_plan(loaded, accelerate_config, num_processes)
             return
         words = _words(recipe, context.args, resume, force, no_preflight)
         _note_command(words, accelerate_config, num_processes)
@@ -77,10 +76,24 @@ def train(
         from trl_plus.launch.processes import end_with_parent
 
         end_with_parent()
-        from trl_plus.training.run import run
+        with loading() if is_main_process() else nullcontext():
+            import trl_plus
+            from trl_plus.training.run import run
+
+            getattr(trl_plus, loaded.method.trainer)
 
         with explained(loaded):
             run(loaded, resume, say, launch_request(accelerate_config, num_processes), force, not no_preflight)
+
+
+def _show_plan(recipe: Any, accelerate_config: str | None, num_processes: int | None) -> None:
+    from trl_plus.ui.console import loading
+
+    with loading():
+        from trl_plus.setup.plan import plan, show_plan
+
+        planned = plan(recipe, accelerate_config, num_processes)
+    show_plan(planned)
 
 
 def _words(recipe: str, overrides: list[str], resume: str | None, force: bool, no_preflight: bool) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def show_comparison(result: Comparison, as_json: bool, html: Path | None, blind:
         count = write_sheet(triples, blind)
         written.append(
             f"Wrote {blind} with {counted(count, 'row')} to judge, and {key_path(blind)}: set each `winner` to a, b or "
-            f"tie, then `trl-plus compare --score {blind}`."
+            f"tie, then `{shlex.join(['trl-plus', 'compare', '--score', str(blind)])}`."
         )
     if as_json:
         print(json.dumps(as_object(result), indent=2, allow_nan=False))

@@ -17,6 +17,12 @@ _SHARD = re.compile(r"^(?P<split>\w+(?:\.\w+)*)-\d{5,}-of-\d{5,}$")
 _TEST_WORDS = ("test", "validation", "valid", "val", "dev", "eval")
 
 
+def missing_path(name: str) -> str:
+    """A sentence on a path that does not exist; a relative one is told with its folder."""
+    start = "" if Path(name).expanduser().is_absolute() else f", which is relative to {Path.cwd()}"
+    return f"{name} does not exist: check the path{start}."
+
+
 def as_path(name: str) -> Path:
     """The path that a text names, `~` expanded.
 
@@ -76,7 +82,7 @@ def split_files(name: str, config: str | None = None) -> dict[str, list[Path]]:
         if path.exists():
             cure = "unpack it, for " if path.suffix in _PACKED else ""
             raise DataError(f"{name} is no dataset: {cure}its name must end in {', '.join(READERS)}.")
-        raise DataError(f"{name} does not exist: check the path, which is relative to {Path.cwd()}.")
+        raise DataError(missing_path(name))
     if path.is_file():
         return {"train": files}
     suffixes = {file.suffix for file in files}

@@ -65,13 +65,16 @@ def held_out_table(
     for title, metric in names.items():
         if metric in after:
             table.add_row(title, _cell(before, metric, rows), _cell(after, metric, rows))
-    if has_reference and before is not None:
-        table.caption = (
-            "Before training the policy is its own reference: all rewards are 0, so the margin is 0 and no pair counts "
-            "as won."
-        )
+    if has_reference and before is not None and before.get(MARGIN, 0) == 0:
+        ties = ", so all pairs are ties" if ACCURACY in after else ""
+        table.caption = f"Before training the policy is its own reference: all rewards are 0{ties}."
         table.caption_justify = "left"
     return table
+
+
+def all_ties(metrics: Mapping[str, float]) -> bool:
+    """True if no pair is won and the mean margin is 0: all rewards are alike, and their accuracy is no figure."""
+    return metrics.get(ACCURACY) == 0 and metrics.get(MARGIN) == 0
 
 
 def _cell(metrics: Mapping[str, float] | None, metric: str, rows: int | None) -> str:
@@ -80,7 +83,11 @@ def _cell(metrics: Mapping[str, float] | None, metric: str, rows: int | None) ->
     value = metrics[metric]
     if metric != ACCURACY:
         return f"{value:.4f}"
+    if all_ties(metrics):
+        return "all ties"
     if rows is None:
         return f"{value:.3f}"
+    if rows == 1:
+        return f"{value:.3f} (one row is no figure)"
     low, high = wilson_interval(value, rows)
     return f"{value:.3f} [{low:.3f}, {high:.3f}]"

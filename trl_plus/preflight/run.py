@@ -205,7 +205,10 @@ REFUSALS = {
         "there are no held-out rows for `eval_strategy`",
         "Hold some out with `eval_fraction`, name others with `eval_dataset_name`, or remove `eval_strategy`.",
     ),
-    REFUSED_CODE: ("the trainer refuses the rows", "Do as its message says."),
+    REFUSED_CODE: (
+        "the trainer refuses the rows",
+        "Change the rows or the key that this sentence names; `train` stops with it.",
+    ),
 }
 
 

@@ -1,11 +1,12 @@
 """Find the problems of a recipe: unknown keys, types, ranges, contradictions, missing keys, missing files."""
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from trl_plus.data.files import as_path, looks_like_path, split_files
+from trl_plus.data.files import as_path, looks_like_path, missing_path, split_files
 from trl_plus.errors import DataError, RecipeError
 from trl_plus.methods import Method
 from trl_plus.recipes import package_data
@@ -138,7 +139,7 @@ def _path_problem(name: str, value: str, config: str | None) -> str | None:
         return None
     is_path = value.startswith(("./", "../", "/", "~")) or value.endswith(".jinja")
     if is_path and not as_path(value).exists():
-        return f"{value} does not exist: check the path, which is relative to {Path.cwd()}."
+        return missing_path(value)
     return None
 
 
@@ -157,7 +158,7 @@ def adapter_instead_of_model(name: str) -> str | None:
     merged = f"{name.rstrip('/')}-merged"
     ours = any((place / _RECIPE).is_file() for place in (folder, folder.absolute().parent))
     command = (
-        f"`trl-plus merge {name} {merged}`"
+        f"`{shlex.join(['trl-plus', 'merge', name, merged])}`"
         if ours
         else f"`python -c \"from peft import AutoPeftModelForCausalLM as M; M.from_pretrained('{name}')"
         f".merge_and_unload().save_pretrained('{merged}')\"` and the base's tokenizer beside it"

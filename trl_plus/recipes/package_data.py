@@ -1,5 +1,6 @@
 """Files of the package: the bundled recipes and their list, and the model and data that `bundled:` values name."""
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -62,10 +63,23 @@ def copy_recipe(name: str, destination: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with target.open("xb") as file:  # refuses a link that leads elsewhere, too
-            file.write(source.read_bytes())
+            file.write(_with_own_command(source.read_text(encoding="utf-8"), target).encode())
     except FileExistsError as error:
         raise RecipeError(f"{target} exists: name another file.") from error
     return target
+
+
+def _with_own_command(text: str, target: Path) -> str:
+    """A recipe whose header shows the command that runs its copy, and the recipe that its figures are of."""
+    header, _, body = text.partition("\n\n")
+    lines = header.splitlines()
+    command = next((number for number, line in enumerate(lines) if line.startswith("#     trl-plus train ")), None)
+    if command is None:
+        return text
+    options = shlex.split(lines[command])[4:]
+    lines[command] = f"#     {shlex.join(['trl-plus', 'train', str(target), *options])}"
+    lines.insert(command + 1, "#\n# What follows is about the recipe as it ships: change it with the values below.")
+    return "\n".join(lines) + f"\n\n{body}"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ class Recipe:
         origins: for each of them "command line", "recipe", "preset" (of the method) or "machine".
         label: the recipe's file, as messages name it.
         notes: sentences to print once.
+        words: the overrides, as the command line gave them.
     """
 
     method: Method
@@ -37,15 +39,15 @@ class Recipe:
     origins: Mapping[str, str]
     label: str
     notes: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> Any:
         """The value of a key, its default if it was not given. `bundled:` values are as they were written."""
         return self.values[name] if name in self.values else keys_of(self.method)[name].default
 
-    @property
-    def argument(self) -> str:
-        """The recipe as an argument of a command: its file, or the name of the bundled recipe."""
-        return self.label.removeprefix(package_data.BUNDLED)
+    def command(self, name: str) -> str:
+        """Another command on this recipe, with its overrides, for a shell: `trl-plus preflight my.yaml beta=2.5`."""
+        return shlex.join(["trl-plus", name, self.label.removeprefix(package_data.BUNDLED), *self.words])
 
     def origin(self, name: str) -> str:
         """The origin of a key's value; "default" if it was not given."""
@@ -108,7 +110,7 @@ def load_recipe(argument: str, overrides: Sequence[str] = (), needs_data: bool =
     notes = [f"Using the bundled recipe {source.path}."] if source.bundled else []
     # The method's presets were written into it; today's may be others
     complete = _is_resolved(source.path) and "method" in given and given["method"].origin == RECIPE
-    return _merge(given, source.label, notes, needs_data, complete)
+    return replace(_merge(given, source.label, notes, needs_data, complete), words=tuple(overrides))
 
 
 def recipe_from(values: Mapping[str, Any], label: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -118,7 +120,8 @@ def recipe_from(values: Mapping[str, Any], label: str, overrides: Sequence[str] 
         RecipeError: as `load_recipe`.
     """
     given = {**values, **parse_overrides(overrides)}
-    return _merge({name: Value(value, COMMAND_LINE, "command line: ") for name, value in given.items()}, label, [])
+    entries = {name: Value(value, COMMAND_LINE, "command line: ") for name, value in given.items()}
+    return replace(_merge(entries, label, []), words=tuple(overrides))
 
 
 def _is_resolved(path: Path) -> bool:

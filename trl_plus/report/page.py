@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from trl_plus.evaluation.intervals import ACCURACY, LOSS, MARGIN, wilson_interval
+from trl_plus.evaluation.intervals import ACCURACY, LOSS, MARGIN, all_ties, wilson_interval
 from trl_plus.preflight import words as preflight_words
 from trl_plus.preflight.findings import Severity
 from trl_plus.preflight.page import finding_view, split_view
@@ -333,7 +333,9 @@ def _cell(column: Column, metric: str) -> Cell:
         return Cell("-")
     if metric != ACCURACY:
         return Cell(f"{value:.4f}")
-    if not column.rows:
+    if all_ties(column.metrics):
+        return Cell("all ties")
+    if not column.rows or column.rows == 1:
         return Cell(f"{value:.3f}", value=value)
     low, high = wilson_interval(value, column.rows)
     return Cell(f"{value:.3f}", f"{low:.3f} to {high:.3f}", value, low, high)
@@ -352,7 +354,7 @@ def remarks(shown: Sequence[Column], runs: Sequence[Run]) -> list[str]:
     if any(method is not None and method.reference for method in methods) and any(
         column.title.endswith("before") for column in shown
     ):
-        lost = " and no pair counts as won" if any(ACCURACY in column.metrics for column in shown) else ""
+        lost = ", so all pairs are ties" if any(ACCURACY in column.metrics for column in shown) else ""
         found.append(f"Before training the policy is its own reference: all rewards are 0{lost}.")
     return found
 

@@ -1,6 +1,7 @@
 """The trained weights of a run: find them, open them with their recipe, and tell them from others."""
 
 import hashlib
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,8 +52,9 @@ def refuse_shards(folder: Path) -> None:
     """Raise a RecipeError if the weights of a folder are there, but in the shards of DeepSpeed or FSDP."""
     if (folder / "zero_to_fp32.py").is_file():
         raise RecipeError(
-            f"{folder} holds its weights in shards of DeepSpeed. Fix: `cd {folder} && python zero_to_fp32.py . . "
-            "--safe_serialization` makes them whole; `zero3_save_16bit_model: true` saves them whole."
+            f"{folder} holds its weights in shards of DeepSpeed. Fix: `cd {shlex.quote(str(folder))} && python "
+            "zero_to_fp32.py . . --safe_serialization` makes them whole; `zero3_save_16bit_model: true` saves them "
+            "whole."
         )
     if (folder / _FSDP_SHARDS).is_dir():
         raise RecipeError(

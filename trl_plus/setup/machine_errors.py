@@ -64,7 +64,9 @@ def explain(error: BaseException, recipe: Recipe) -> str | None:
                 "or name another `output_dir`, and continue with --resume."
             )
         if kind == "OutOfMemoryError" or isinstance(link, MemoryError) or _NO_MEMORY.search(text):
-            return f"Out of memory. {saved(recipe)} {less_memory(recipe)} `trl-plus estimate RECIPE` shows what fits."
+            return (
+                f"Out of memory. {saved(recipe)} {less_memory(recipe)} `{recipe.command('estimate')}` shows what fits."
+            )
         if isinstance(link, RuntimeError) and (kind.startswith("Dist") or _LOST.search(text)):
             return (
                 f"Another process of this run ended or cannot be reached ({text.strip().splitlines()[0][:200]}). "

@@ -105,7 +105,7 @@ def _with_precision(recipe: Recipe) -> Recipe:
 
     if is_torch_bf16_gpu_available() and not recipe["use_cpu"]:
         return recipe
-    note = "No GPU with bfloat16 is used: bf16 is off (on a CPU it would be about five times slower than float32)."
+    note = "No GPU with bfloat16 is used: bf16 is off. `bf16: true` with `use_cpu: true` turns it on."
     return recipe.with_machine("bf16", False, note)
 
 
@@ -129,14 +129,17 @@ def check_names(recipe: Recipe) -> None:
     Raises:
         RecipeError: transformers does not know one of them.
     """
-    from transformers import AttentionInterface
-    from transformers.integrations import INTEGRATION_TO_CALLBACK
-
     asked = recipe["report_to"] or []
-    for name in [asked] if isinstance(asked, str) else asked:
-        _check(recipe, "report_to", name, [*INTEGRATION_TO_CALLBACK, "all", "none"])
+    named = {asked} if isinstance(asked, str) else {*asked}
+    if named - {"all", "none"}:
+        from transformers.integrations import INTEGRATION_TO_CALLBACK
+
+        for name in sorted(named):
+            _check(recipe, "report_to", name, [*INTEGRATION_TO_CALLBACK, "all", "none"])
     attention = recipe["attn_implementation"]
     if attention is not None and "/" not in attention:  # org/name is a kernel of the hub
+        from transformers import AttentionInterface
+
         _check(recipe, "attn_implementation", attention, ["eager", *AttentionInterface().valid_keys()])
 
 

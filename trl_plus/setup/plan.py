@@ -3,6 +3,7 @@
 import math
 import os
 from dataclasses import dataclass
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
@@ -70,7 +71,7 @@ def plan(
     if refused is not None:
         unchecked.append(f"the launch, since this machine would refuse it: {refused.rstrip('.')}")
     if data is not None:
-        unchecked.append(f"what the rows hold: `trl-plus preflight {recipe.argument}` does")
+        unchecked.append(f"what the rows hold: `{recipe.command('preflight')}` does")
     else:
         unchecked.append(f"the dataset {objects.data.label}: it is on the hub and was not downloaded")
     notes = [] if data is None else size_notes(objects, data, batch)
@@ -115,9 +116,11 @@ def size_notes(objects: RunObjects, data: Data, batch: int) -> list[str]:
     notes = []
     rows = training_rows(objects, data)
     if rows is not None and rows < batch:
+        keys = ("gradient_accumulation_steps", "per_device_train_batch_size")
+        lower = [f"lower `{key}`" for key in keys if getattr(objects.args, key) > 1] or ["start fewer processes"]
         notes.append(
             f"The effective batch of {batch} rows is larger than the data ({rows} rows), so an epoch is one step: "
-            "lower `gradient_accumulation_steps` or `per_device_train_batch_size`."
+            f"{' or '.join(lower)}."
         )
     if data.eval is None and objects.data.max_eval_rows != 0:
         cure = "`eval_dataset_name`" if rows is None else "`eval_fraction: 0.05` or `eval_dataset_name`"
@@ -126,6 +129,15 @@ def size_notes(objects: RunObjects, data: Data, batch: int) -> list[str]:
             f"will have no rows of this run: set {cure}."
         )
     return notes
+
+
+def effective_batch(args: Any, processes: int) -> str:
+    """A sentence on the rows of an optimizer step."""
+    rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
+    return (
+        f"Effective batch size: {rows} = {args.per_device_train_batch_size} per device * "
+        f"{args.gradient_accumulation_steps} accumulation steps * {processes} processes."
+    )
 
 
 # -- how a plan is printed ----------------------------------------------------------------------------------------
@@ -139,10 +151,7 @@ def show_plan(plan: Plan) -> None:
     for name, value in recipe.values.items():
         table.add_row(name, Text(inline(value)), recipe.origin(name))
     say(table)
-    say(
-        f"Effective batch size: {plan.effective_batch} = {args.per_device_train_batch_size} per device * "
-        f"{args.gradient_accumulation_steps} accumulation steps * {plan.processes} processes."
-    )
+    say(effective_batch(args, plan.processes))
     if plan.engine is not None:
         say(f"Processes: {plan.processes}, engine: {plan.engine}.")
     if plan.data is not None:

@@ -1,14 +1,16 @@
 """Tokenizer, adapter, trainer and model card of a run. What can be refused is refused before weights are loaded."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trl_plus.data.loading import Data
 from trl_plus.errors import DataError, RecipeError, first_line
 from trl_plus.methods import trained_with
 from trl_plus.recipes.package_data import resolve
-from trl_plus.runs.model_card import Card, Part
 from trl_plus.setup.objects import RunObjects
+
+if TYPE_CHECKING:
+    from trl_plus.runs.model_card import Card, Part
 
 MOVED = "If the model lies elsewhere, name its folder with model_name_or_path=PATH."
 
@@ -154,8 +156,10 @@ def _refuse_dropped_batch(trainer: Any, objects: RunObjects) -> None:
 # -- the model card -----------------------------------------------------------------------------------------------
 
 
-def card_of(objects: RunObjects) -> Card:
+def card_of(objects: RunObjects) -> "Card":
     """The card of a run before its trainer has added weights, rows and metrics."""
+    from trl_plus.runs.model_card import Card  # imports the hub's client
+
     recipe = objects.recipe
     return Card(
         name="",
@@ -167,7 +171,9 @@ def card_of(objects: RunObjects) -> Card:
     )
 
 
-def _parts(objects: RunObjects) -> list[Part]:
+def _parts(objects: RunObjects) -> "list[Part]":
+    from trl_plus.runs.model_card import Part
+
     recipe, data = objects.recipe, objects.data
     if data.mixture:
         parts = [Part(str(entry["path"]), _more(entry.get("name"), entry.get("split"))) for entry in data.mixture]

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import trl_plus.upstream.compat  # noqa: F401  checks the versions
+from trl_plus.upstream.compat import check_fit  # checks the versions
 
 _PUBLIC = {
     "DPOTrainer": "trl_plus.trainers.dpo",
@@ -20,4 +20,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'trl_plus.trainers' has no attribute {name!r}")
     from importlib import import_module
 
+    check_fit()
     return getattr(import_module(_PUBLIC[name]), name)

@@ -9,6 +9,7 @@ from inspect import get_annotations
 from typing import Any, ClassVar
 
 from torch import Tensor
+from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
 
 from trl_plus import objectives
 from trl_plus.data.spans import MASKS, TRAIN_ON
@@ -111,6 +112,23 @@ class _Checks:
             "at_least": 0,
         },
     )
+
+    def __post_init__(self) -> None:
+        self._choose_precision()
+        super().__post_init__()  # type: ignore[misc]
+
+    def _choose_precision(self) -> None:
+        """Turn TRL's default, bfloat16, off without a GPU that has it. With `use_cpu` the CPU computes in it."""
+        if self.use_cpu or is_torch_bf16_gpu_available() or is_torch_xla_available():
+            return
+        if self.bf16 is None and not self.fp16:
+            self.bf16 = False
+        for name in ("bf16", "bf16_full_eval"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"`{name}: true` needs a GPU with bfloat16, and none is found. Fix: remove it, or set "
+                    "`use_cpu: true` as well, so that the CPU computes in bfloat16."
+                )
 
     def _check_common(self) -> None:
         self._check_selection()

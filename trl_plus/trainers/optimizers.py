@@ -3,11 +3,11 @@
 from typing import Any
 
 import torch
-from transformers import Trainer
 
 from trl_plus.upstream.libraries import missing_packages
 
 _LOW_RANK = ("galore", "apollo")
+_ALWAYS_THERE = ("adamw_torch", "adamw_torch_fused", "sgd")  # they need no package beside torch
 _WITH_PACKAGES = ("report_to", "use_liger_kernel", "deepspeed", "model_init_kwargs")
 _CUDA_ONLY = ("lomo", "adalomo", "galore_adamw_8bit", "galore_adamw_8bit_layerwise")
 
@@ -38,6 +38,10 @@ def refuse_missing(args: Any) -> None:
             f"`optim: {name}` steps inside each backward pass and cannot accumulate: set "
             "`gradient_accumulation_steps: 1`."
         )
+    if name in _ALWAYS_THERE:
+        return
+    from transformers import Trainer
+
     try:
         Trainer.get_optimizer_cls_and_kwargs(args)
     except ImportError as error:  # too old, or a part of it is missing

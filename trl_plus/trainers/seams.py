@@ -12,6 +12,9 @@ from typing import Any
 import torch
 
 from trl_plus.forward.score import model_inputs
+from trl_plus.upstream.compat import check_fit
+
+check_fit()  # the first that imports TRL's trainers
 
 
 def upstream_tokenize(trl_trainer: type, args: Any, processing_class: Any, dataset: Any, name: str) -> Any:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from transformers import EarlyStoppingCallback, ProgressCallback, TrainerCallback
-from transformers.trainer_utils import SaveStrategy
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from trl_plus.errors import RecipeError
 from trl_plus.launch.processes import leave_terminal, stopping_signals
@@ -70,6 +70,14 @@ class JournalSteps(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.journal.step = state.global_step
+
+
+class LogLastStep(TrainerCallback):
+    """Logs the last step whatever `logging_steps` is, so that the last figures of a run have their loss."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps and args.logging_strategy != IntervalStrategy.NO:
+            control.should_log = True
 
 
 class AlreadyFinished(TrainerCallback):

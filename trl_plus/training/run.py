@@ -1,6 +1,7 @@
 """A training run: from a validated recipe to a trained, evaluated and saved model."""
 
 import os
+import shlex
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -27,7 +28,7 @@ from trl_plus.runs.journal import COMMAND, Journal, Report, Sample
 from trl_plus.runs.resume import check_same_run, find_checkpoint, resumed_folder, with_presets_of_run
 from trl_plus.runs.weights import changed_base, fingerprint
 from trl_plus.setup.objects import RunObjects, build
-from trl_plus.setup.plan import size_notes
+from trl_plus.setup.plan import effective_batch, size_notes
 from trl_plus.setup.trainer import build_trainer, card_of, check_data, load_processor, refuse_settings
 from trl_plus.ui.environment import devices, versions
 
@@ -171,7 +172,9 @@ class Run:
             notes=list(self.given.notes),  # they are printed already
         )
         batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        new = self.recipe.notes[len(self.given.notes) :]
+        new = list(self.recipe.notes[len(self.given.notes) :])
+        if args.world_size > 1:
+            new.append(effective_batch(args, args.world_size))
         for note in (*new, *self.data.notes, *size_notes(self.objects, self.data, batch)):
             self.say(note)
         if self.checkpoint is not None:
@@ -186,6 +189,7 @@ class Run:
             AlreadyFinished,
             FirstEvaluation,
             JournalSteps,
+            LogLastStep,
             MetricsFile,
             best_model_callbacks,
             use_short_progress,
@@ -197,6 +201,7 @@ class Run:
             JournalSteps(self.journal),
             FirstEvaluation(self.keep_before),
             *best_model_callbacks(self.objects.options),
+            LogLastStep(),
             AlreadyFinished(self.say),
             LearningWatch(self.journal.warn),
             stop,
@@ -299,9 +304,9 @@ class Run:
         newest = find(self.folder).newest
         if newest is not None and step_of(newest) == self.trainer.state.global_step:
             return f"{done}, but {missing} is missing: the same command with --resume makes up for it."
-        upload = f"`hf upload {self.objects.args.hub_model_id or 'NAME'} {self.folder}`"
-        command = upload if "hub" in missing else f"`trl-plus evaluate {self.folder}`"
-        return f"{done}, but {missing} is missing: {command} makes up for it."
+        upload = ["hf", "upload", self.objects.args.hub_model_id or "NAME"]
+        command = shlex.join([*(upload if "hub" in missing else ["trl-plus", "evaluate"]), str(self.folder)])
+        return f"{done}, but {missing} is missing: `{command}` makes up for it."
 
     def evaluate(self) -> None:
         """Measure held-out metrics and answers after training, and print both tables. Known ones are not measured."""
@@ -360,7 +365,7 @@ def look(objects: RunObjects, processor: Any, say: Callable[[Any], None]) -> Any
     result = preflight(open_run(objects, processor), Extent(rows=ROWS, near=False, previews=0))
     errors = [finding for finding in result.findings if finding.severity is Severity.ERROR]
     looked = ", ".join(f"{split.checked} {split.name}" for split in result.splits)
-    command = f"trl-plus preflight {objects.recipe.argument}"
+    command = objects.recipe.command("preflight")
     if errors:
         kinds = f"{len(errors)} kind{'s' if len(errors) > 1 else ''} of errors"
         raise DataFound(
@@ -372,12 +377,13 @@ def look(objects: RunObjects, processor: Any, say: Callable[[Any], None]) -> Any
                 ]
             )
         )
-    warnings = [finding for finding in result.findings if finding.severity is Severity.WARNING]
+    warnings = sorted((found for found in result.findings if found.severity is Severity.WARNING), key=_weight)
     plain = next((found for found in warnings if found.code == "D413" and found.split == "train"), None)
     if plain is not None:
         say(f"Preflight: D413 {plain.sentence}{_rows(plain)} {plain.cure}")
     if warnings:
-        kinds = f"{len(warnings)} warning{'s' if len(warnings) > 1 else ''}"
+        codes = len({found.code for found in warnings})
+        kinds = f"{codes} warning{'s' if codes > 1 else ''}"
         say(f"Preflight: no errors and {kinds} in {looked} rows: {_named(warnings)}. `{command}` shows them.")
     else:
         say(f"Preflight: no errors and no warnings in {looked} rows.")
@@ -396,10 +402,18 @@ def keep_preflight(result: Any | None, folder: Path) -> None:
     part.replace(path)
 
 
+def _weight(found: Any) -> tuple[bool, bool, float]:
+    """The order of warnings: training rows first, then what is true of the whole split, then by the share of rows."""
+    return found.split != "train", found.count > 0, -found.share
+
+
 def _named(warnings: list[Any]) -> str:
-    """The first findings by code and title."""
-    named = [f"{found.code} {found.split}: {found.title}" for found in warnings[:NAMED]]
-    return "; ".join(named) + (f"; and {len(warnings) - NAMED} more" if len(warnings) > NAMED else "")
+    """The first codes, each once, with their splits and title."""
+    splits: dict[tuple[str, str], list[str]] = {}
+    for found in warnings:
+        splits.setdefault((found.code, found.title), []).append(found.split)
+    named = [f"{code} {', '.join(where)}: {title}" for (code, title), where in splits.items()]
+    return "; ".join(named[:NAMED]) + (f"; and {len(named) - NAMED} more" if len(named) > NAMED else "")
 
 
 def _rows(found: Any) -> str:

@@ -43,6 +43,19 @@ def clipped(text: str, limit: int) -> str:
 
 
 @contextmanager
+def loading() -> Iterator[None]:
+    """While libraries are imported, which takes seconds: a spinner on a terminal, nothing elsewhere."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status("Loading the libraries"):
+        yield
+
+
+@contextmanager
 def row_progress(shown: bool, text: str = "Looking at {} rows") -> Iterator[Callable[[str, int, int | None], None]]:
     """A function that takes a split, rows done and rows in all (None if unknown), and draws a bar on a terminal.
 

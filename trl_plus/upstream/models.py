@@ -9,6 +9,10 @@ import torch
 from accelerate.utils import extract_model_from_parallel, is_peft_model
 from accelerate.utils.operations import ConvertOutputsToFp32
 
+from trl_plus.upstream.deferred import import_peft
+
+import_peft()  # `is_peft_model` would load it with bitsandbytes
+
 
 def is_peft(model: Any) -> bool:
     return isinstance(model, torch.nn.Module) and is_peft_model(model)  # a path is neither

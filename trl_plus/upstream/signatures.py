@@ -14,6 +14,8 @@ from typing import Any
 
 from packaging.version import Version
 
+from trl_plus.upstream.deferred import import_peft
+
 logger = logging.getLogger("trl_plus")
 
 # Oldest and newest versions that the tests ran with (docs/compatibility.md)
@@ -80,6 +82,7 @@ IMPORTED = {
     "transformers.trainer_utils:SaveStrategy": None,
     "transformers.utils:ModelOutput": None,
     "transformers.utils:is_torch_bf16_gpu_available": "",
+    "transformers.utils:is_torch_xla_available": "",
     "trl.data_utils:_tokenize": "processing_class input **apply_chat_template_kwargs",
     "trl.data_utils:common_prefix_length": "ids other_ids",
     "trl.data_utils:prepare_multimodal_messages": "messages",
@@ -131,6 +134,15 @@ def check_age(library: str) -> Version:
     return installed
 
 
+def check_tested() -> bool:
+    """True if each installed library lies between the versions that the tests ran with.
+
+    Raises:
+        VersionError: one is too old.
+    """
+    return all(check_age(library).release[:2] <= Version(TESTED[library][1]).release[:2] for library in TESTED)
+
+
 def check_seams() -> None:
     """Compare everything in this file with the installed libraries; log one warning if TRL is newer than tested.
 
@@ -138,6 +150,7 @@ def check_seams() -> None:
         VersionError: a library is too old, or a place has moved.
     """
     installed = {library: check_age(library) for library in TESTED}
+    import_peft()
     moved: dict[str, list[str]] = {}
     for library, sentence in differences():
         moved.setdefault(library, []).append(sentence)
