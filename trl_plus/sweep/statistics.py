@@ -6,9 +6,9 @@ crossed random effects: d[s, p] = delta + a[s] + b[p] + e[s, p]. The variance of
 
     var(a) / S + var(b) / P + var(e) / (S P)  <=  V_seeds + V_prompts
 
-V_seeds is the variance of the S means of each seed, divided by S. V_prompts is the variance of D when prompts are drawn
-anew (a bootstrap over prompts, with all runs and seeds of a prompt together). Each of the two contains the last term, so
-their sum is never too small on average (as for the two-way bootstrap of Owen 2007, "The pigeonhole bootstrap").
+V_seeds is the variance of the S means of each seed, divided by S. V_prompts is the variance of D when prompts are
+drawn anew (a bootstrap over prompts, with all runs and seeds of a prompt together). Each of the two contains the last
+term, so their sum is never too small on average (as for the two-way bootstrap of Owen 2007, "The pigeonhole bootstrap").
 
 The interval is D -+ sqrt(t(S - 1)^2 V_seeds + t(P - 1)^2 V_prompts), with the quantiles of Student's t. Its coverage is
 at least nominal for any size of the two variances (Banerjee 1960: the distribution function of chi-square with one
@@ -68,8 +68,8 @@ def compare(scores: Floats, weights: Floats, prompts: Ints, shares: bool) -> lis
         scores: (K, S, N), of K values, S seeds and N held-out rows; a run that is missing is NaN throughout.
         weights: (N,).
         prompts: (N,), rows of one number share a prompt. Whole prompts are drawn.
-        shares: scores are 0 or 1. Their variance is never taken as 0: as if one more prompt were won by each of the two,
-            with half of its weight (Agresti and Min 2005).
+        shares: scores are 0 or 1. Their variance is never taken as 0: as if each of the two had won one more prompt,
+            of half a weight (Agresti and Min 2005).
     """
     pairs = list(combinations(range(len(scores)), 2))
     _, own = np.unique(prompts, return_inverse=True)
@@ -144,7 +144,7 @@ def _level_of(value: float, seeds: int, prompts: int, by_seeds: float, by_prompt
 
 
 def prompts_needed(found: Difference) -> int | None:
-    """Held-out prompts with which a difference of this size would show, with these seeds; None if no number would do."""
+    """Held-out prompts with which a difference of this size would show; None if these seeds show none on any number."""
     if found.seeds < 2 or not found.value:
         return None
     left = found.value**2 - quantile(found.level, found.seeds - 1) ** 2 * found.by_seeds
