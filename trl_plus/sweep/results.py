@@ -136,8 +136,8 @@ def results(plan: Plan, places: Sequence[int], left: Mapping[int, int], failed: 
     known = [place for place in places if not math.isnan(rows[place].accuracy)]
     best = max(known, key=lambda place: (round(rows[place].accuracy, 9), rows[place].margin), default=None)
     done = Results(
-        plan, found.measure, found.unit, len(found.weights), prompts, found.left_out, rows, _placed(differences, places),
-        _placed(margins, places), best, told,
+        plan, found.measure, found.unit, len(found.weights), prompts, found.left_out, rows,
+        _placed(differences, places), _placed(margins, places), best, told,
     )  # fmt: skip
     return _told(done)
 
@@ -270,14 +270,18 @@ def no_verdict(each: Difference) -> str:
         return f"{nothing}; about {more:,} more held-out prompts would be needed for a difference of this size."
     seeds = seeds_needed(each)
     if seeds is not None:
-        return f"{nothing}; about {seeds - each.seeds} more seeds would be needed for a difference of this size."
+        return f"{nothing}; about {_more_seeds(seeds - each.seeds)} would be needed for a difference of this size."
     for factor in (2, 4, 8, 16):
         seeds = seeds_needed(each, each.prompts * factor)
         if seeds is not None:
             prompts = each.prompts * (factor - 1)
-            more = f"about {prompts:,} more held-out prompts and {seeds - each.seeds} more seeds"
+            more = f"about {prompts:,} more held-out prompts and {_more_seeds(seeds - each.seeds)}"
             return f"{nothing}; {more} would be needed for a difference of this size."
     return f"{nothing}; if there is one, it is too small to be worth the runs that would show it."
+
+
+def _more_seeds(count: int) -> str:
+    return f"{count} more seed{'' if count == 1 else 's'}"
 
 
 def _seen(each: Difference) -> str:

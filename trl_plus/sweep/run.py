@@ -14,6 +14,7 @@ from typing import Any
 
 from trl_plus.errors import RecipeError
 from trl_plus.launch.processes import INTERRUPTED, PARENT
+from trl_plus.launch.request import launched
 from trl_plus.sweep.grid import OneRun, Plan, read_plan
 from trl_plus.sweep.halving import Round, rounds
 from trl_plus.sweep.results import Results, ranking, results
@@ -39,6 +40,8 @@ def sweep(
         RecipeError, DataError: the sweep is refused, before anything trains.
         KeyboardInterrupt: SIGTERM or Ctrl-C. The same command continues.
     """
+    if launched():
+        raise RecipeError("A sweep starts its runs itself: call it without a launcher, with --jobs for several at a time.")
     devices = devices_of(jobs)
     plan = read_plan(argument, words, seeds, out, budget)
     shared = Shared()

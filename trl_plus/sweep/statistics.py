@@ -8,7 +8,7 @@ crossed random effects: d[s, p] = delta + a[s] + b[p] + e[s, p]. The variance of
 
 V_seeds is the variance of the S means of each seed, divided by S. V_prompts is the variance of D when prompts are
 drawn anew (a bootstrap over prompts, with all runs and seeds of a prompt together). Each of the two contains the last
-term, so their sum is never too small on average (as for the two-way bootstrap of Owen 2007, "The pigeonhole bootstrap").
+term, so their sum is never too small on average (as in Owen 2007, "The pigeonhole bootstrap").
 
 The interval is D -+ sqrt(t(S - 1)^2 V_seeds + t(P - 1)^2 V_prompts), with the quantiles of Student's t. Its coverage is
 at least nominal for any size of the two variances (Banerjee 1960: the distribution function of chi-square with one
