@@ -74,7 +74,7 @@ def state(found: Results, place: int) -> str:
 
 
 def remark(found: Results) -> str:
-    """How the differences were judged."""
+    """A note on how the differences were judged."""
     count = len(found.differences)
     if not count:
         return ""

@@ -1,4 +1,4 @@
-"""What the runs of a sweep show: figures of each value, differences that hold, and sentences."""
+"""Results of a sweep: figures of each value, differences that hold, and sentences."""
 
 import json
 import math
@@ -80,7 +80,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Results:
-    """What a sweep shows.
+    """The results of a sweep.
 
     Attributes:
         rows: of every value, in the order in which they were given.
@@ -254,7 +254,7 @@ def points(low: float, high: float) -> str:
 
 
 def no_verdict(each: Difference) -> str:
-    """Why there is no verdict on two values, and what would be needed for one on a difference of this size."""
+    """The reason why there is no verdict on two values, and what would be needed for one on what they differ by."""
     if not each.seeds:
         return "no seed has a run of both."
     if each.prompts < FEWEST_PROMPTS:

@@ -41,7 +41,7 @@ def sweep(
         KeyboardInterrupt: SIGTERM or Ctrl-C. The same command continues.
     """
     if launched():
-        raise RecipeError("A sweep starts its runs itself: call it without a launcher, with --jobs for several at a time.")
+        raise RecipeError("A sweep starts its runs itself: call it without a launcher, and with --jobs for several.")
     devices = devices_of(jobs)
     plan = read_plan(argument, words, seeds, out, budget)
     shared = Shared()
@@ -164,7 +164,7 @@ def _in_turn(
 
 
 def devices_of(jobs: int) -> list[str | None]:
-    """What each process sees as CUDA_VISIBLE_DEVICES; None to leave that as it is.
+    """The CUDA_VISIBLE_DEVICES of each process; None to leave that as it is.
 
     Raises:
         RecipeError: there are not as many GPUs, or without GPUs not as many CPUs.
@@ -236,7 +236,7 @@ def _start(plan: Plan, run: OneRun, until: int | None, device: str | None, jobs:
 
 
 def _problem(code: int, log: Path) -> str | None:
-    """Why a process failed."""
+    """The sentence for a process that failed; None if it did not."""
     if not code:
         return None
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
