@@ -14,8 +14,8 @@ from gpu import write
 from gpu_trainers import SHAPES, attention_seen, gradient, layout_of, make_trainer, rows, tokens
 from transformers import TrainerCallback
 
-from trl_plus.forward.attention import cuda, dense, segments
-from trl_plus.forward.attention.options import Options
+from trl_plus.forward.attention import cuda, plain
+from trl_plus.forward.attention.plain import Options
 from trl_plus.forward.layouts import Plan, make_plan
 
 # Largest relative error of a kernel's output and gradients against float64, and of a step's gradient
@@ -96,8 +96,8 @@ class Stage:
             output = attend(*inputs, plan, options)
             return [output, *torch.autograd.grad(output, inputs, given[3].to(cast))]
 
-        right = outcome(segments.attend, torch.float64)
-        named = {"varlen": cuda.varlen, "flex": cuda.flex, "dense": dense.attend}
+        right = outcome(plain.by_branch, torch.float64)
+        named = {"varlen": cuda.varlen, "flex": cuda.flex, "dense": plain.by_mask}
         if not cuda.takes_varlen(given[0], given[2], plan, options) or self.tiny:
             del named["varlen"]  # torch has no such kernel on a CPU
         if self.tiny:

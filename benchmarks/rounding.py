@@ -22,7 +22,7 @@ from transformers.utils import logging
 
 import trl_plus
 from trl_plus.step.nonfinite import NonFiniteError
-from trl_plus.trainers.rounding import needed_rates
+from trl_plus.trainers.watch import needed_rates
 
 ROOT = Path(trl_plus.__file__).parent / "quickstart"
 RATES = (5e-7, 5e-6, 2e-5, 5e-5, 1e-4, 3e-4)

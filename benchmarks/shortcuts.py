@@ -20,8 +20,12 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
-from trl_plus.data.shortcut_rule import Examples, cross_fitted, right  # noqa: E402
-from trl_plus.data.surface_rows import surface_rows  # noqa: E402
+from trl_plus.data.shortcut_rule import (  # noqa: E402
+    Examples,
+    cross_fitted,
+    right,
+    surface_rows,
+)
 from trl_plus.preflight.findings import worth  # noqa: E402
 from trl_plus.preflight.shortcuts import accuracy, audit  # noqa: E402
 

@@ -2,7 +2,7 @@
 
     python scripts/build_quickstart.py [--out DIR] [--steps N] [--data-only]
 
-Takes ten to fifteen minutes on two CPU cores, nearly all of it the model's training; the data take seconds. No
+Takes five to ten minutes on two CPU cores, nearly all of it the model's training; the data take seconds. No
 network, no dates, fixed seeds: the data are the same bytes on any machine, the weights on machines that add floats in
 the same order (same torch, same kind of CPU, two threads).
 
@@ -23,17 +23,20 @@ from pathlib import Path
 from quickstart_text import KINDS, make_row
 
 SEED = 20
-ROWS = {"train": 480, "test": 160}
+ROWS = {"train": 720, "test": 160}
 README = """\
 # Quickstart assets
 
 - What: a chat model of 2.0 M parameters (`model/`, Llama architecture, weights stored in float16, loaded as float32),
-  480 training and 160 held-out preference pairs, and the same answers unpaired with labels for KTO.
+  720 training and 160 held-out preference pairs, and the same answers unpaired with labels for KTO.
 - How: `python scripts/build_quickstart.py` writes all of it from word lists and sentence templates, fixed seeds.
-- Kinds: politeness, format, arithmetic, brevity. The model was fine-tuned on right and wrong style half and half, so
-  before alignment about half of its sampled answers (48%) are in the rejected style.
+- Kinds: politeness (a kind or a grumpy answer), format (a list or a sentence, capitals or small letters, JSON or words,
+  a last word, yes or no), arithmetic (an equation or a sentence), brevity (short or long). The prompt asks for one of
+  the two. Each is chosen as often as it is rejected, so the surface of the answers does not give the preference away.
+- The model first learned to answer as asked, then to give either answer, so before alignment about half of its sampled
+  answers (44%) are of the rejected kind.
 - Can: answer in sentences to new combinations of the names, things and numbers (up to 12) in the templates.
-- Cannot: anything else. It knows no other words, and a third of its greedy sums on held-out numbers are wrong.
+- Cannot: anything else. It knows no other words, and 25 of its 40 greedy sums on held-out numbers are wrong.
 - Licence: Apache-2.0, text and weights are this project's own.
 """
 
@@ -106,7 +109,7 @@ def main() -> None:
     package = Path(__file__).resolve().parent.parent / "trl_plus" / "quickstart"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=package, help="folder to write (default: the package's own)")
-    parser.add_argument("--steps", type=int, default=2800, help="training steps of the model (fewer: a rougher model)")
+    parser.add_argument("--steps", type=int, default=2000, help="training steps of the model (fewer: a rougher model)")
     parser.add_argument("--data-only", action="store_true", help="write the data and leave the model as it is")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)

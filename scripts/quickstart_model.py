@@ -22,6 +22,8 @@ CHAT_TEMPLATE = (
 )
 VOCABULARY = 1280
 CONTEXT = 512
+# Shares of chosen answers: until LAST of the training it learns what is asked for, then to give either answer
+AS_ASKED, EITHER, LAST = 0.95, 0.5, 0.7
 
 
 def render(row: dict, style: str) -> tuple[str, str]:
@@ -85,7 +87,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM
 
 
 def batches(tokenizer: PreTrainedTokenizerFast, seed: int, steps: int, size: int):
-    """Yields (input ids, labels) of fresh questions, each answered in a style picked by a coin.
+    """Yields (input ids, weights) of fresh questions, first answered as asked, then either way.
 
     Rows are drawn in blocks and sorted by length, so that little is spent on padding. An answer is followed by the
     template's newline and one more end token, both trained: that is how TRL's CPO tokenization closes a completion,
@@ -95,12 +97,13 @@ def batches(tokenizer: PreTrainedTokenizerFast, seed: int, steps: int, size: int
     rng, block = random.Random(seed), 16
     mix = (*KINDS, "arithmetic")  # sums take the longest to learn
     pending: list[list[tuple[list[int], int]]] = []
-    for _ in range(steps):
+    for step in range(steps):
+        share = AS_ASKED if step < LAST * steps else EITHER
         if not pending:
             rows = []
             for i in range(size * block):
                 row = make_row(rng, mix[i % len(mix)], "train")
-                prompt, answer = render(row, rng.choice(("chosen", "rejected")))
+                prompt, answer = render(row, "chosen" if rng.random() < share else "rejected")
                 rows.append((tokenizer(prompt)["input_ids"], tokenizer(answer + END)["input_ids"]))
             rows.sort(key=lambda pair: len(pair[0]) + len(pair[1]))
             pending = [rows[i : i + size] for i in range(0, len(rows), size)]

@@ -1,4 +1,4 @@
-"""The politeness kind of the quickstart: a friendly answer against a curt one, to someone who says their name."""
+"""The politeness kind of the quickstart: a friendly or a grumpy answer, as the user asks for it."""
 
 from __future__ import annotations
 
@@ -51,6 +51,9 @@ COURTESIES = (
         ("Late again. Just stay at home.", "Nobody needs you at the {e}.", "Learn to read a clock."),
     ),
 )
+# How the user asks for a friendly answer, and for a grumpy one
+KIND = ("Please answer kindly.", "Be nice to me.", "A friendly answer, please.", "I like warm words.")
+GRUMPY = ("Please answer grumpily.", "Be rude to me.", "A grumpy answer, please.", "I like harsh words.")
 HELLOS = ("Hi, I am {n}.", "Hello, this is {n}.", "{n} here.", "My name is {n}.")
 
 
@@ -119,10 +122,11 @@ def _courtesy(rng: random.Random, name: str) -> tuple[str, str, str, str]:
 
 
 def politeness(rng: random.Random, names: list[str]) -> tuple[str, str, str, str]:
-    """(key, prompt, polite answer, curt answer)."""
-    name = rng.choice(names)
-    key, prompt, chosen, rejected = rng.choice([_help, _place, _courtesy, _courtesy])(rng, name)
+    """(key, prompt, the answer that was asked for, the other one)."""
+    name, kind = rng.choice(names), rng.random() < 0.5
+    key, prompt, polite, rude = rng.choice([_help, _place, _courtesy, _courtesy])(rng, name)
     # A polite answer uses the name half of the time: more would make politeness a test of copying names.
     if rng.random() < 0.5:
-        chosen = chosen.replace(f", {name}", "")
-    return key, f"{rng.choice(HELLOS).format(n=name)} {prompt}", chosen, rejected
+        polite = polite.replace(f", {name}", "")
+    asked = f"{rng.choice(HELLOS).format(n=name)} {prompt} {rng.choice(KIND if kind else GRUMPY)}"
+    return key, asked, *((polite, rude) if kind else (rude, polite))

@@ -142,6 +142,24 @@ def test_light_rooms_import_no_torch():
     check(broken)
 
 
+def registered(path, name):
+    """Read the words of the tuple or list that a file assigns to a name."""
+    (found,) = [
+        ast.literal_eval(node.value)
+        for node in tree(path).body
+        if isinstance(node, ast.Assign) and [target.id for target in node.targets] == [name]
+    ]
+    return set(found)
+
+
+def test_every_file_of_checks_and_commands_is_registered():
+    """A file of checks that nothing imports finds nothing, and a command that is not in the list does not exist."""
+    checks, cli = PACKAGE / "preflight" / "checks", PACKAGE / "cli"
+    assert registered(checks / "__init__.py", "__all__") == {path.stem for path in checks.glob("*.py")} - {"__init__"}
+    helpers = {"__init__", "__main__", "arguments", "exits", "streams"}
+    assert registered(cli / "__init__.py", "_COMMANDS") == {path.stem for path in cli.glob("*.py")} - helpers
+
+
 # -- other libraries ------------------------------------------------------------------------------------------------
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 class RecipeError(ValueError):
-    """A recipe, an override or a path in it is wrong; each problem is one sentence that names the cure."""
+    """A recipe, an override or a path in it is wrong; each problem is one sentence that names the fix."""
 
     def __init__(self, problems: str | Sequence[str]) -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)
@@ -26,7 +26,7 @@ class RunFault(RuntimeError):
 
 
 class DataError(ValueError):
-    """The data cannot be used as it is; the text says what is wrong and names the cure."""
+    """The data cannot be used as it is; the text says what is wrong and names the fix."""
 
 
 class DataFound(ValueError):

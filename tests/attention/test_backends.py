@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-from trl_plus.forward.attention import cuda, dense, segments
-from trl_plus.forward.attention.options import Options
+from trl_plus.forward.attention import cuda, plain
+from trl_plus.forward.attention.plain import Options
 from trl_plus.forward.layouts import make_plan
 
 # Three groups: a long common beginning, one that is too short to share, and a row that begins the other
@@ -33,7 +33,7 @@ def padded():
     return made
 
 
-def plain(query, key, value, options):
+def eager(query, key, value, options):
     """Eager causal attention of each row by itself."""
     key, value = (x.repeat_interleave(HEADS // KEY_HEADS, dim=1) for x in (key, value))
     distance = torch.arange(WIDTH)[:, None] - torch.arange(WIDTH)
@@ -54,13 +54,13 @@ def by_row(output, plan):
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("layout", ["packed", "shared"])
-@pytest.mark.parametrize("attend", [segments.attend, dense.attend, cuda.flex], ids=["segments", "dense", "flex"])
+@pytest.mark.parametrize("attend", [plain.by_branch, plain.by_mask, cuda.flex], ids=["segments", "dense", "flex"])
 def test_backend(attend, layout, options, padded):
     plan = make_plan(LENGTHS, COMMON, WIDTH, layout)
     with torch.no_grad():
         output = by_row(attend(*(laid_out(x, plan) for x in padded), plan, options), plan)
     real = torch.arange(WIDTH) < LENGTHS[:, None]
-    expected = plain(*padded, options)
+    expected = eager(*padded, options)
     assert torch.allclose(output.transpose(1, 2)[real], expected.transpose(1, 2)[real], atol=1e-5)
 
 
@@ -75,6 +75,6 @@ def test_what_kernels_of_variable_length_are_told(padded):
     for a, b, c, d in zip(ends[0], ends[0][1:], ends[1], ends[1][1:], strict=False):
         mask = torch.arange(d - c - (b - a), d - c)[:, None] >= torch.arange(d - c)
         outputs.append(sdpa(query[:, :, a:b], keys[:, :, c:d], values[:, :, c:d], attn_mask=mask))
-    assert torch.allclose(torch.cat(outputs, 2), segments.attend(query, key, value, plan, Options()), atol=1e-6)
+    assert torch.allclose(torch.cat(outputs, 2), plain.by_branch(query, key, value, plan, Options()), atol=1e-6)
     assert told.longest_q == max(b - a for a, b in zip(ends[0], ends[0][1:], strict=False))
     assert told.longest_k == max(b - a for a, b in zip(ends[1], ends[1][1:], strict=False))

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn.attention import flex_attention as torch_flex
 
-from trl_plus.forward.attention import dense, flex
-from trl_plus.forward.attention.options import Options
+from trl_plus.forward.attention import flex, plain
+from trl_plus.forward.attention.plain import Options
 from trl_plus.forward.layouts import make_plan
 
 GEMMA = (Options(window=70, softcap=50.0), Options(softcap=50.0))
@@ -94,7 +94,7 @@ def test_few_variants_are_compiled(compiles):
                 q, k, v = (torch.randn(1, heads, plan.computed, 16, requires_grad=grad) for heads in (4, 2, 2))
                 with torch.set_grad_enabled(grad):
                     output = flex.flex(q, k, v, plan, options)
-                expected = dense.attend(q, k, v, plan, options)
+                expected = plain.by_mask(q, k, v, plan, options)
                 assert torch.allclose(output, expected, atol=1e-5)
         if step == 1:
             after_two = len(count)

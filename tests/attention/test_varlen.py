@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn.attention import varlen
 
-from trl_plus.forward.attention import cuda, interface, segments
-from trl_plus.forward.attention.options import Options
+from trl_plus.forward.attention import cuda, interface, plain
+from trl_plus.forward.attention.plain import Options
 from trl_plus.forward.layouts import make_plan
 
 LENGTHS, COMMON = torch.tensor([14, 9, 12, 20, 11, 10]), torch.tensor([11, 3, 10])
@@ -115,7 +115,7 @@ def test_what_a_version_is_asked_for(options, able, version):
     assert cuda.takes_varlen(half[0], half[2], plan, options) == (version in able)
     if version in able:
         inputs = [x.double().requires_grad_() for x in half]
-        output, expected = cuda.varlen(*inputs, plan, options), segments.attend(*inputs, plan, options)
+        output, expected = cuda.varlen(*inputs, plan, options), plain.by_branch(*inputs, plan, options)
         assert torch.allclose(output, expected, atol=1e-9)
         found, right = (torch.autograd.grad(x.tanh().sum(), inputs) for x in (output, expected))
         assert all(torch.allclose(a, b, atol=1e-9) for a, b in zip(found, right, strict=True))
@@ -140,4 +140,4 @@ def test_an_older_torch_takes_another_kernel(monkeypatch):
 
     half = [x.as_subclass(OnGPU) for x in tensors(plan, torch.bfloat16)]
     assert interface.backend(half[0], half[2], plan, Options()) is cuda.flex
-    assert interface.backend(half[0], half[2], plan, Options(dropout=0.1)) is segments.attend
+    assert interface.backend(half[0], half[2], plan, Options(dropout=0.1)) is plain.by_branch

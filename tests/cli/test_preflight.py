@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from trl_plus.cli import app
 from trl_plus.cli.arguments import normalise
 from trl_plus.preflight.as_json import schema
-from trl_plus.training.first_look import _named
+from trl_plus.training.run import _named
 
 
 def call(*words):

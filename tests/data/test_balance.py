@@ -13,10 +13,9 @@ from tests.preflight.plant_shortcuts import planted
 from tests.preflight.test_shortcuts import as_rows, pairs
 from trl_plus.data.balance import CAP, balance, balanced
 from trl_plus.data.loading import load
-from trl_plus.data.request import DataRequest
-from trl_plus.data.shortcut_rule import fit
+from trl_plus.data.mixture import DataRequest
+from trl_plus.data.shortcut_rule import fit, surface_rows
 from trl_plus.data.surface import NAMES
-from trl_plus.data.surface_rows import surface_rows
 from trl_plus.errors import DataError
 from trl_plus.evaluation.run import evaluate
 from trl_plus.runs.weights import open_run

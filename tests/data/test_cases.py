@@ -18,7 +18,7 @@ from trl_plus.comparison.prompts import as_conversations, held_out_prompts, read
 from trl_plus.data.loading import load
 from trl_plus.data.reading import read_files
 from trl_plus.errors import DataError
-from trl_plus.estimate.shapes import sampled
+from trl_plus.estimate.step import sampled
 from trl_plus.evaluation.rows import held_out_rows
 from trl_plus.preflight.findings import Severity
 from trl_plus.preflight.previews import preview_source

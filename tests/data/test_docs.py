@@ -23,6 +23,8 @@ def examples():
 
 def test_every_converter_has_a_section():
     assert set(SECTIONS) == set(CONVERTERS)
+    of_several_rows = {"trees", "groups"}
+    assert {example.id.rpartition("-")[0] for example in examples()} == set(CONVERTERS) - of_several_rows
 
 
 def test_every_key_of_an_entry_is_described():

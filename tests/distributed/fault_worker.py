@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import trl_plus
 from tests.conftest import make_pairs, make_unpaired
-from trl_plus.forward.attention import interface, proof
+from trl_plus.forward.attention import interface
 from trl_plus.step.nonfinite import NonFiniteError
 from trl_plus.trainers import layouts
 
@@ -120,7 +120,7 @@ def late(name: str, folder: str, model: str, other: str) -> dict:
         )
 
         def backend(*args, trainer=trainer):
-            if RANK == 1 and proof._faults is None and fails(trainer):
+            if RANK == 1 and interface._faults is None and fails(trainer):
                 raise ValueError("longer than ever")
             return kernel(*args)
 

@@ -1,8 +1,8 @@
 """A run that an earlier version left behind is resumed, evaluated, reported and merged by this one.
 
 `old_run/run` was made by commit db73402 with `trl-plus train quickstart` and the overrides that its journal names, then
-evaluated. `old_run/three_steps.jsonl` holds the metrics of the same run with max_steps=3. The package's own path is
-written as PACKAGE; tokenizer.json, a copy of the bundled model's, is left out.
+evaluated. `old_run/three_steps.jsonl` holds the metrics of the same run with max_steps=3. `old_run/quickstart` has the
+model and the pairs that this version bundled. Its path is written as PACKAGE; copies of tokenizer.json are left out.
 """
 
 import json
@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-import trl_plus
 from trl_plus.cli import app
+from trl_plus.recipes import package_data
 
-PACKAGE = Path(trl_plus.__file__).parent
 STORED = Path(__file__).parent / "old_run"
 
 
@@ -40,13 +39,14 @@ def numbers(value, path=""):
 
 @pytest.fixture
 def old_run(tmp_path, monkeypatch):
-    """The folder of the stored run, as it would lie on this machine."""
+    """The folder of the stored run, as it would lie on a machine whose package bundles the model of that version."""
+    monkeypatch.setattr(package_data, "_PACKAGE", STORED)
     run = tmp_path / "run"
     shutil.copytree(STORED / "run", run)
     for folder in (run, run / "checkpoint-2"):
-        shutil.copy(PACKAGE / "quickstart" / "model" / "tokenizer.json", folder)
+        shutil.copy(STORED / "quickstart" / "model" / "tokenizer.json", folder)
     for path in [*run.rglob("*.json"), run / "journal.jsonl"]:
-        path.write_text(path.read_text(encoding="utf-8").replace("PACKAGE", str(PACKAGE)), encoding="utf-8")
+        path.write_text(path.read_text(encoding="utf-8").replace("PACKAGE", str(STORED)), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return run
 

@@ -49,7 +49,7 @@ def test_the_adapter_loads_and_answers(run):
 
     model = AutoPeftModelForCausalLM.from_pretrained(run[0])
     tokenizer = AutoTokenizer.from_pretrained(run[0])
-    messages = [{"role": "user", "content": "Hello, this is Georg. Where is the town hall?"}]
+    messages = [{"role": "user", "content": "Hello, this is Georg. Where is the town hall? Be nice to me."}]
     inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     with torch.no_grad():
         out = model.generate(**inputs, max_new_tokens=40, do_sample=False)
@@ -65,7 +65,7 @@ def test_what_is_left_in_the_folder(run):
     assert load_recipe(str(run[0] / "recipe.resolved.yaml"), [])["beta"] == 2.0
 
 
-def test_the_shipped_model_is_small_and_half_wrong():
+def test_the_shipped_model_is_small_and_its_splits_are_apart():
     from importlib.resources import files
 
     folder = files("trl_plus") / "quickstart"
@@ -76,6 +76,18 @@ def test_the_shipped_model_is_small_and_half_wrong():
     assert len(train) >= 400
     assert {row["kind"] for row in train} == {"politeness", "format", "arithmetic", "brevity"}
     assert not {json.dumps(r["prompt"]) for r in train} & {json.dumps(r["prompt"]) for r in test}
+
+
+@pytest.mark.parametrize("name", ["pairs_train", "unpaired_train"])
+def test_the_surface_of_the_shipped_data_tells_nothing(name):
+    """The prompt decides which answer is right: each manner is chosen as often as it is rejected."""
+    from importlib.resources import files
+
+    from trl_plus.data.shortcut_rule import surface_rows
+    from trl_plus.preflight.shortcuts import audit
+
+    lines = (files("trl_plus") / "quickstart" / f"{name}.jsonl").read_text().splitlines()
+    assert audit(surface_rows(map(json.loads, lines)).examples).accuracy.value < 0.6
 
 
 def test_its_report(quickstart, tmp_path):

@@ -205,14 +205,14 @@ def failing(*args, **kwargs):
 def fail_proof(how: str):
     """One rank's proof fails: that of the layout in a layer or before any pass, or that of the LM head."""
     import trl_plus.forward.layout_proof as proof
-    from trl_plus.forward import head_proof, lm_head
+    from trl_plus.forward import lm_head
     from trl_plus.forward.attention import interface
 
     places = {
         "layer": (interface, "backend", failing),
         "before": (proof, "plan_rows", lambda *args: None),
         "head fails": (lm_head, "_chunk", lambda hidden, targets, head, *args: failing(head(hidden))),
-        "head differs": (head_proof, "difference", lambda *args: torch.ones(1)),
+        "head differs": (lm_head, "difference", lambda *args: torch.ones(1)),
     }
     module, name, instead = places[how]
     kept = getattr(module, name)

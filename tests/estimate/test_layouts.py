@@ -7,7 +7,7 @@ import pytest
 from trl_plus.data.loading import load
 from trl_plus.errors import RecipeError
 from trl_plus.estimate.run import estimate
-from trl_plus.estimate.shapes import Row, Rows
+from trl_plus.estimate.step import Row, Rows
 from trl_plus.forward.layouts import make_plan
 from trl_plus.setup.objects import build
 from trl_plus.setup.trainer import build_trainer, load_processor

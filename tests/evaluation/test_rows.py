@@ -1,6 +1,7 @@
 """Which rows are evaluated, which of them are pairs, and what is refused."""
 
 import json
+import shutil
 
 import pytest
 from typer.testing import CliRunner
@@ -168,6 +169,17 @@ def test_another_base_is_said(simpo_run, other_model_dir):
     done = call("evaluate", simpo_run, "--rows", 6, f"model_name_or_path={other_model_dir}")
     assert done.exit_code == 0, done.output
     assert f"is put on {other_model_dir} here" in done.output
+
+
+def test_a_base_that_changed_since_the_run_is_said(simpo_run, tmp_path):
+    shutil.copytree(simpo_run, tmp_path / "run")
+    assert "have changed since" not in call("evaluate", tmp_path / "run", "--rows", 6).output
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert len(metrics["model_fingerprint"]) == 32
+    (tmp_path / "run" / "metrics.json").write_text(json.dumps({**metrics, "model_fingerprint": "0" * 32}))
+    output = " ".join(call("evaluate", tmp_path / "run", "--rows", 6).output.split())
+    assert f"{metrics['model']} have changed since" in output
+    assert "Fix: put the earlier files back, or train again." in output
 
 
 def test_rows_that_may_have_been_trained_on_are_said(simpo_run):

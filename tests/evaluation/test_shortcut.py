@@ -10,8 +10,8 @@ from datasets import Dataset
 from tests.preflight.plant_shortcuts import planted
 from tests.preflight.test_shortcuts import as_rows, pairs
 from tests.reporting.test_evaluation import evaluation, make_rows, printed, scores
+from trl_plus.evaluation.measures import HELD_OUT, TRAIN, by_shortcut
 from trl_plus.evaluation.output import as_json, schema
-from trl_plus.evaluation.shortcut import HELD_OUT, TRAIN, by_shortcut
 from trl_plus.report.evaluation import shown_evaluation
 
 COUNT = 240

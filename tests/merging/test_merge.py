@@ -14,7 +14,7 @@ from trl_plus.cli import app
 from trl_plus.cli.arguments import normalise
 from trl_plus.errors import RecipeError, RunFault
 from trl_plus.merging.destination import check_destination, check_space, shard_size, whole
-from trl_plus.merging.weights import Gap
+from trl_plus.merging.run import Gap
 
 FOUR_BIT = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "dtype": "float32"}
 TEXT = "anchor basil cedar dune elm"

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.preflight.corpus import Form, write
-from trl_plus.data.request import DataRequest
+from trl_plus.data.mixture import DataRequest
 from trl_plus.preflight.findings import Result
 from trl_plus.preflight.run import Extent, preflight
 from trl_plus.preflight.source import open_dataset

@@ -10,7 +10,7 @@ from tests.preflight.corpus import FORMS, clean_samples, rendered, write
 from tests.preflight.looks import EVERYTHING, counts, first_rows
 from tests.preflight.toys import build_toy, open_toy, save_toy
 from trl_plus.data.loading import load
-from trl_plus.data.request import DataRequest
+from trl_plus.data.mixture import DataRequest
 from trl_plus.preflight.findings import Severity
 from trl_plus.preflight.run import preflight
 

@@ -10,9 +10,8 @@ from tests.preflight.corpus import FORMS, clean_samples, rendered, write
 from tests.preflight.looks import look
 from tests.preflight.plant_shortcuts import PLANTS, WRONGS, planted
 from tests.preflight.toys import build_toy, open_toy, save_toy
-from trl_plus.data.shortcut_rule import Examples, cross_fitted, fit, of_labels, of_pairs, right
+from trl_plus.data.shortcut_rule import Examples, cross_fitted, fit, of_labels, of_pairs, right, surface_rows
 from trl_plus.data.surface import FEATURES, NAMES, Stock, measure, of_responses, stock_keys
-from trl_plus.data.surface_rows import surface_rows
 from trl_plus.preflight.as_json import as_json, from_json
 from trl_plus.preflight.findings import WORTH, Severity, worth
 from trl_plus.preflight.page import preflight_page
@@ -186,7 +185,7 @@ def test_chunks_change_nothing(monkeypatch):
     whole = measure(texts, [""] * 60)
     monkeypatch.setattr("trl_plus.data.surface._CHUNK", 100)
     np.testing.assert_array_equal(measure(texts, [""] * 60), whole)
-    monkeypatch.setattr("trl_plus.data.surface_rows._ROWS", 7)
+    monkeypatch.setattr("trl_plus.data.shortcut_rule._ROWS", 7)
     rows = as_rows(planted(pairs(50), "bold"))
     np.testing.assert_array_equal(surface_rows(rows).features, of_responses(*sides_and_prompts(rows))[0])
 

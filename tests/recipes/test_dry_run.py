@@ -120,7 +120,7 @@ def test_what_only_the_libraries_know_is_refused_with_its_place(write, word, sai
     "word", ["report_to=none", "report_to=all", "attn_implementation=org/kernel", "attn_implementation=sdpa"]
 )
 def test_known_names_pass(write, word, monkeypatch):
-    monkeypatch.setattr("trl_plus.upstream.packages.installed", lambda *modules: True)
+    monkeypatch.setattr("trl_plus.upstream.libraries.installed", lambda *modules: True)
     assert dry_run(write(), word).exit_code == 0
 
 
@@ -133,14 +133,14 @@ def test_known_names_pass(write, word, monkeypatch):
     ],
 )
 def test_missing_packages_are_refused_with_the_command(key, value, package, write, monkeypatch):
-    monkeypatch.setattr("trl_plus.upstream.packages.installed", lambda *modules: False)
+    monkeypatch.setattr("trl_plus.upstream.libraries.installed", lambda *modules: False)
     result = dry_run(write(), f"{key}={value}")
     assert result.exit_code == 2
     assert f"`{key}: {value}` needs a package: pip install {package}" in result.output
 
 
 def test_settings_that_an_optimizer_needs(write, monkeypatch):
-    monkeypatch.setattr("trl_plus.upstream.packages.installed", lambda *modules: True)
+    monkeypatch.setattr("trl_plus.upstream.libraries.installed", lambda *modules: True)
     result = dry_run(write(), "optim=galore_adamw")
     assert result.exit_code == 2
     assert "needs `optim_target_modules`" in result.output

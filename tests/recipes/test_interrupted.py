@@ -9,8 +9,8 @@ import pytest
 
 from trl_plus.errors import RecipeError
 from trl_plus.recipes.recipe import load_recipe
+from trl_plus.training.callbacks import Stopped
 from trl_plus.training.run import Run, run
-from trl_plus.training.stopping import Stopped
 
 
 def execute(path, resume=None):

@@ -84,6 +84,27 @@ def test_python_reads_the_same_bounds(values, text):
         RunOptions(**values)
 
 
+@pytest.mark.parametrize(
+    "method, values, text",
+    [
+        ("SimPO", {"tokens_per_device": 0}, "`tokens_per_device` must be at least 1, got 0."),
+        ("DPO", {"nonfinite": "skip", "max_nonfinite_skips": -1}, "`max_nonfinite_skips` must be at least 0, got -1."),
+        ("DPO", {"margin_scale": -1.0}, "`margin_scale` must be at least 0, got -1.0."),
+        ("SimPO", {"sft_weight": -0.1}, "`sft_weight` must be at least 0, got -0.1."),
+        ("SimPO", {"gamma": 0.0, "gamma_beta_ratio": 0.5}, "`gamma` and `gamma_beta_ratio` exclude each other"),
+        ("CPO", {"cpo_alpha": -1.0}, "`cpo_alpha` must be at least 0, got -1.0."),
+        ("KTO", {"desirable_weight": -1.0}, "`desirable_weight` must be at least 0, got -1.0."),
+        ("ORPO", {"odds": "word"}, "`odds` must be one of sequence, token, got 'word'."),
+        ("KTO", {"overlong": "cut"}, "`overlong` must be one of truncate, drop, error, got 'cut'."),
+    ],
+)
+def test_configurations_read_the_same_bounds(method, values, text, tmp_path):
+    from trl_plus.trainers import configs
+
+    with pytest.raises(ValueError, match=re.escape(text)):
+        getattr(configs, f"{method}Config")(output_dir=str(tmp_path), use_cpu=True, bf16=False, **values)
+
+
 def test_bounds_are_declared_once():
     from trl_plus.trainers import configs
 

@@ -17,7 +17,7 @@ from trl_plus.recipes.package_data import find_recipe, published_names, recipe_n
 from trl_plus.recipes.recipe import load_recipe
 from trl_plus.setup.objects import build
 from trl_plus.setup.plan import plan
-from trl_plus.trainers.rates import unknown_beta, unknown_rate
+from trl_plus.trainers.watch import unknown_beta, unknown_rate
 
 NAMES = published_names()
 BY_RECIPE = {rate.source: rate for rate in RATES if rate.source in NAMES}

@@ -3,7 +3,7 @@
 import logging
 import sys
 
-from trl_plus.upstream.quiet import quiet_libraries
+from trl_plus.upstream.libraries import quiet_libraries
 
 
 def test_deepspeed_logs_to_stderr_and_not_about_a_missing_gpu(capsys):

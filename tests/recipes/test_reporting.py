@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from trl_plus.comparison.prompts import generate, held_out_prompts, prompt_text
-from trl_plus.training.held_out_table import held_out_table, wilson_interval
+from trl_plus.evaluation.intervals import held_out_table, wilson_interval
 
 
 def text(renderable):

@@ -207,7 +207,7 @@ def terminal():
 @pytest.mark.usefixtures("terminal")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_lets_the_step_finish(number):
-    from trl_plus.training.stopping import StopOnSignal, Stopped
+    from trl_plus.training.callbacks import StopOnSignal, Stopped
 
     before, plain = signal.getsignal(number), Plain()
     with StopOnSignal("out", print) as stop:

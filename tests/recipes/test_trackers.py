@@ -112,7 +112,7 @@ def test_any_folder_has_a_name_that_trackers_take(tmp_path):
 
 @pytest.mark.parametrize("tracker", ["tensorboard", "wandb", "trackio"])
 def test_a_missing_tracker_is_named_before_anything_is_loaded(recipe_file, tracker, monkeypatch):
-    monkeypatch.setattr("trl_plus.upstream.packages.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("trl_plus.upstream.libraries.importlib.util.find_spec", lambda name: None)
     with pytest.raises(RecipeError, match=f"pip install {tracker}, or set `report_to: none`"):
         check_machine(load_recipe(recipe_file(report_to=tracker)))
 

@@ -11,10 +11,10 @@ import pytest
 from rich.console import Console
 
 from trl_plus.evaluation.measures import by_label, by_length, by_source, divergence, pair_group
+from trl_plus.evaluation.models import Scores
 from trl_plus.evaluation.output import as_json, evaluation_report, json_text, schema
 from trl_plus.evaluation.rows import HeldOut
 from trl_plus.evaluation.run import Evaluation
-from trl_plus.evaluation.scores import Scores
 
 
 def make_rows(pairs, paired=True, sources=None):

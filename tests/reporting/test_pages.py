@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trl_plus.preflight.page import preflight_page
-from trl_plus.preflight.preview_page import preview_page
+from trl_plus.preflight.preview_shown import preview_page
 from trl_plus.ui.pages import write_page
 
 ROOT = Path(__file__).parents[2]

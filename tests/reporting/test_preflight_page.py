@@ -4,7 +4,7 @@ import pytest
 
 from trl_plus.preflight.findings import Example, Severity
 from trl_plus.preflight.page import preflight_page
-from trl_plus.preflight.preview_page import preview_page
+from trl_plus.preflight.preview_shown import preview_page
 
 SHOWN = "[...document.querySelectorAll('article.finding')].filter((x) => x.offsetParent).map((x) => x.dataset.code)"
 HOSTILE = [

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from trl_plus.preflight.findings import Preview, Token
-from trl_plus.preflight.preview_text import TokenPreview
+from trl_plus.preflight.preview_shown import TokenPreview
 
 
 def shown(previews, width=100, **options):

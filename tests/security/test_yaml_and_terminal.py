@@ -12,7 +12,7 @@ from trl_plus.errors import RecipeError
 from trl_plus.recipes.package_data import copy_recipe, recipe_path
 from trl_plus.recipes.recipe import load_recipe
 from trl_plus.recipes.yaml_text import parse, parse_value
-from trl_plus.runs.metrics import Sample
+from trl_plus.runs.journal import Sample
 from trl_plus.ui.console import say
 
 HEAD = "method: simpo\nmodel_name_or_path: org/model\ndataset_name: org/data\noutput_dir: out\n"

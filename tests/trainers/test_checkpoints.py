@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from trl_plus.runs import checkpoint_files as files
-from trl_plus.training.stopping import StopOnSignal, Stopped
-from trl_plus.upstream import engines
+from trl_plus.training.callbacks import StopOnSignal, Stopped
+from trl_plus.upstream import libraries
 from trl_plus.upstream.signatures import VersionError
 
 
@@ -118,12 +118,12 @@ def test_a_checkpoint_is_pushed_under_its_final_name(make_trainer, pair_rows, mo
     ("1.14.0", True, True, "1.15"), ("1.15.0", True, True, None), ("1.16.0.dev0", True, True, None),
 ])  # fmt: skip
 def test_versions_that_resume_under_fsdp2(installed, adapter, shards, needed, monkeypatch):
-    monkeypatch.setattr(engines, "version", lambda name: installed)
+    monkeypatch.setattr(libraries, "version", lambda name: installed)
     if needed is None:
-        engines.check_fsdp2(adapter, shards)
+        libraries.check_fsdp2(adapter, shards)
         return
     with pytest.raises(VersionError, match=rf"^accelerate {installed} .* pip install 'accelerate>={needed}'\.$"):
-        engines.check_fsdp2(adapter, shards)
+        libraries.check_fsdp2(adapter, shards)
 
 
 @pytest.mark.parametrize("adapter", [True, False])
@@ -133,7 +133,7 @@ def test_a_run_under_fsdp2_is_refused_before_its_first_step(adapter, make_traine
     monkeypatch.setattr(type(trainer.accelerator), "is_fsdp2", True)
     kind = SimpleNamespace(state_dict_type=SimpleNamespace(name="FULL_STATE_DICT" if adapter else "SHARDED_STATE_DICT"))
     monkeypatch.setattr(trainer.accelerator.state, "fsdp_plugin", kind, raising=False)
-    monkeypatch.setattr(engines, "version", lambda name: "1.12.0")
+    monkeypatch.setattr(libraries, "version", lambda name: "1.12.0")
     with pytest.raises(VersionError, match="under FSDP2"):
         trainer.train()
     assert trainer.state.global_step == 0

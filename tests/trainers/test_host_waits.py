@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trl_plus.forward import transfer
-from trl_plus.forward.all_labelled import all_labelled
+from trl_plus.forward import layouts
+from trl_plus.forward.packing import all_labelled
 
 LORA = {"peft_config": LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")}
-# Files that name the device that a tensor is on already, but for layers on several; `segments` is for the CPU
-STAYS = ("meters.py", "exact_step.py", "kto.py", "segments.py")
+# Files and functions that name the device a tensor is on already, but for layers on several; `_mask` is for the CPU
+STAYS = {"meters.py", "totals_of", "kto.py", "_mask"}
 READS = ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__")
 MAKES = (torch.tensor, torch.as_tensor, torch.from_numpy)
 SIZES = (
@@ -36,8 +36,9 @@ class Functions(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         moves = name in ("to", "cuda") and any(isinstance(x, torch.device | str | Tensor) for x in args[1:])
         if name in READS or moves or ("device" in kwargs and (func in MAKES or name == "to")):
-            file = Path(sys._getframe(1).f_code.co_filename)
-            if name in READS or (file.name not in STAYS and not file.name.startswith("modeling_")):
+            code = sys._getframe(1).f_code
+            file = Path(code.co_filename)
+            if name in READS or (not STAYS & {file.name, code.co_name} and not file.name.startswith("modeling_")):
                 self.found.append(f"{name} in {file.name}")
         return func(*args, **kwargs)
 
@@ -60,15 +61,15 @@ class Operators(TorchDispatchMode):
 
 # What works on copies on the host, and the two functions that copy
 ON_HOST = [
-    ("forward.planning", "plan_of"),
-    ("forward.planning", "counts_from"),
+    ("forward.layouts", "plan_of"),
+    ("forward.layouts", "counts_from"),
     ("step.mismatched", "kl_batch"),
     ("step.mismatched", "count_rows"),
     ("trainers.kto", "rows_of"),
 ]
 COPIES = [
-    ("forward.planning", "to_host"),
-    ("forward.planning", "place"),
+    ("forward.layouts", "to_host"),
+    ("forward.layouts", "place"),
     ("step.mismatched", "to_host"),
     ("step.mismatched", "to_device"),
     ("trainers.kto", "to_device"),
@@ -141,7 +142,7 @@ def test_pairs(name, waits_of, make_trainer, pair_rows):
 def test_labels_that_nobody_counted(waits_of, make_trainer, pair_rows):
     """An NLL over prompts has labels of its own: their number is read, once per micro-batch."""
     _, micro = waits_of(make_trainer("ORPO", pair_rows(32), **SETTINGS, nll_scope="full"))
-    assert micro[2:] == [["__int__ in planning.py", "aten._local_scalar_dense.default"]] * 4
+    assert micro[2:] == [["__int__ in layouts.py", "aten._local_scalar_dense.default"]] * 4
 
 
 @pytest.mark.parametrize("loss_type", ["kto", "apo_zero_unpaired"])
@@ -174,7 +175,7 @@ def test_copies_keep_what_they_carry():
         torch.tensor([0.1, float("inf")]),
         torch.zeros(0, 3, dtype=torch.int32),
     ]
-    for moved in (transfer.to_host(tensors), transfer._unpack(transfer._pack(tensors), tensors)):
+    for moved in (layouts.to_host(tensors), layouts._unpack(layouts._pack(tensors), tensors)):
         assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(moved, tensors, strict=True))
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig
 
-from trl_plus.forward.attention import dense, interface, segments
+from trl_plus.forward.attention import interface, plain
 
 PROMPT_TUNING = {"peft_config": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)}
 
@@ -56,23 +56,23 @@ def wrong_attention(query, key, value, plan, options):
 
 
 def test_a_wrong_layout_is_found(layouts_of, caplog, monkeypatch):
-    monkeypatch.setattr(segments, "attend", wrong_attention)
+    monkeypatch.setattr(plain, "by_branch", wrong_attention)
     assert layouts_of("SimPO") == {"rows"}
     assert "log-probabilities of the first rows differ" in caplog.text
 
 
 def half_gradient_of_keys(query, key, value, plan, options):
-    return dense.attend(query, (key + key.detach()) / 2, value, plan, options)
+    return plain.by_mask(query, (key + key.detach()) / 2, value, plan, options)
 
 
 def failing_backward(query, key, value, plan, options):
     if torch.is_grad_enabled():
         raise RuntimeError("no kernel image for the backward pass")
-    return dense.attend(query, key, value, plan, options)
+    return plain.by_mask(query, key, value, plan, options)
 
 
 @pytest.mark.parametrize("kernel, layout, said", [
-    (dense.attend, "packed", ""),
+    (plain.by_mask, "packed", ""),
     (half_gradient_of_keys, "rows", "attention has another gradient"),
     (failing_backward, "rows", "no kernel image"),
 ])  # fmt: skip
@@ -90,7 +90,7 @@ def test_kernels_get_what_autocast_makes_of_float32(layouts_of, monkeypatch):
 
     def spy(query, key, value, plan, options):
         seen.add((query.dtype, key.dtype, value.dtype))
-        return segments.attend(query, key, value, plan, options)
+        return plain.by_branch(query, key, value, plan, options)
 
     monkeypatch.setattr(interface, "backend", lambda *_: spy)
     assert layouts_of("SimPO", bf16=True) == {"packed"}

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from trl_plus.forward.attention import dense, interface
+from trl_plus.forward.attention import interface, plain
 from trl_plus.trainers import layouts
 
 ERRORS = [
@@ -64,7 +64,7 @@ class Failing:
         self.after, self.error, self.backward = after, error, backward
 
     def __call__(self, query, key, value, plan, options):
-        output = dense.attend(query, key, value, plan, options)
+        output = plain.by_mask(query, key, value, plan, options)
         Failing.calls += 1
         if Failing.calls > self.after:
             if not self.backward:

@@ -11,8 +11,8 @@ from transformers.training_args import OptimizerNames
 
 import trl_plus
 from trl_plus.trainers.optimizers import refuse_missing, updates_in_backward
-from trl_plus.trainers.rounding import half_spacing, keeps_rest, needed_rates, rounded_away
-from trl_plus.upstream import packages
+from trl_plus.trainers.watch import half_spacing, keeps_rest, needed_rates, rounded_away
+from trl_plus.upstream import libraries
 
 NAMES = [name.value for name in OptimizerNames]
 
@@ -20,7 +20,7 @@ NAMES = [name.value for name in OptimizerNames]
 @pytest.fixture
 def nothing_installed(monkeypatch):
     """Optional packages are not found, whatever this machine has."""
-    monkeypatch.setattr(packages, "installed", lambda *modules: modules[-1] == "torch")
+    monkeypatch.setattr(libraries, "installed", lambda *modules: modules[-1] == "torch")
 
 
 def arguments(tmp_path, **settings):
@@ -36,9 +36,9 @@ def test_what_transformers_cannot_make_is_refused(name, tmp_path):
         missing = isinstance(error, ImportError) or "install" in str(error) or "import" in str(error)
     else:
         missing = False
-    module, package = packages.OPTIMIZERS.get(name, ("torch", ""))
+    module, package = libraries.OPTIMIZERS.get(name, ("torch", ""))
     assert missing == (importlib.util.find_spec(module) is None)
-    found = list(packages.missing_packages({"optim": name}))
+    found = list(libraries.missing_packages({"optim": name}))
     assert [f"pip install {package}" in sentence for sentence in found] == [True] * missing
     if missing:
         with pytest.raises(ImportError, match="pip install"):
@@ -47,7 +47,7 @@ def test_what_transformers_cannot_make_is_refused(name, tmp_path):
 
 def test_every_optimizer_without_packages(nothing_installed):
     """Without any optional package those of torch are left, and each other one names its own."""
-    left = {name for name in NAMES if not list(packages.missing_packages({"optim": name}))}
+    left = {name for name in NAMES if not list(libraries.missing_packages({"optim": name}))}
     assert left == {"adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"}
 
 
@@ -60,7 +60,7 @@ def test_every_tracker(name, monkeypatch):
         missing = "install" in str(error)
     else:
         missing = False
-    found = list(packages.missing_packages({"report_to": [name]}))
+    found = list(libraries.missing_packages({"report_to": [name]}))
     assert [f"`report_to: {name}` needs a package: pip install" in sentence for sentence in found] == [True] * missing
 
 
@@ -77,14 +77,14 @@ def test_every_tracker(name, monkeypatch):
     ],
 )
 def test_kernels_and_quantization(settings, command, nothing_installed):
-    (sentence,) = packages.missing_packages(settings)
+    (sentence,) = libraries.missing_packages(settings)
     assert command in sentence
     assert "`" + next(iter(settings)) in sentence or "attn_implementation" in sentence
 
 
 @pytest.mark.parametrize("name", ["sdpa", "eager", None])
 def test_attention_without_a_package(name, nothing_installed):
-    assert not list(packages.missing_packages({"attn_implementation": name}))
+    assert not list(libraries.missing_packages({"attn_implementation": name}))
 
 
 def test_refused_before_the_model_is_looked_for(tmp_path, pair_rows, nothing_installed):
@@ -97,7 +97,7 @@ def test_refused_before_the_model_is_looked_for(tmp_path, pair_rows, nothing_ins
 
 
 def test_settings_of_optimizers(tmp_path, monkeypatch):
-    monkeypatch.setattr(packages, "installed", lambda *modules: True)
+    monkeypatch.setattr(libraries, "installed", lambda *modules: True)
     with pytest.raises(ValueError, match="`optim: galore_adamw` needs `optim_target_modules`"):
         refuse_missing(arguments(tmp_path, optim="galore_adamw"))
     with pytest.raises(ValueError, match="set `gradient_accumulation_steps: 1`"):

@@ -12,8 +12,7 @@ from peft import LoraConfig, get_peft_model
 from trl.trainer.utils import add_fused_lm_head
 
 from trl_plus.evaluation.models import scorer
-from trl_plus.forward.head_proof import Unscorable
-from trl_plus.forward.lm_head import CompletionHead
+from trl_plus.forward.lm_head import CompletionHead, Unscorable
 from trl_plus.forward.score import score
 
 OWN = "are taken from the logits of"

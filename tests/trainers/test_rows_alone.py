@@ -8,7 +8,7 @@ import torch
 import transformers
 from independent import distance, loss_and_gradient
 
-from trl_plus.trainers.rows_alone import SHORT, kept_buffers, short_and_long
+from trl_plus.trainers.layouts import SHORT, kept_buffers, short_and_long
 
 BORDER, BAR = 29, 1e-5
 LONG = {

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trl_plus.step.token_budget import cut, merge, select
+from trl_plus.step.exact_step import cut, merge, select
 
 BAR = 1e-5
 METHODS = [

@@ -8,8 +8,7 @@ import torch
 
 from trl_plus import CPOConfig, DPOConfig, KTOConfig, ORPOConfig, SimPOConfig
 from trl_plus.trainers import watch
-from trl_plus.trainers.rates import unknown_beta, unknown_rate
-from trl_plus.trainers.watch import LearningWatch
+from trl_plus.trainers.watch import LearningWatch, unknown_beta, unknown_rate
 
 CONFIGS = {"DPO": DPOConfig, "SimPO": SimPOConfig, "KTO": KTOConfig, "CPO": CPOConfig, "ORPO": ORPOConfig}
 

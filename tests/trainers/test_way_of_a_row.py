@@ -15,7 +15,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "design.md").read_text(encoding="ut
 SECTION = PAGE.split("## The way of one row")[1].split("\n## ")[0]
 _, TO_TRAIN, STEP, REST = SECTION.split("\n| what happens | where |\n")
 TRAINERS = ["DPOTrainer", "SimPOTrainer", "CPOTrainer", "ORPOTrainer", "KTOTrainer"]
-LIMITS = {"rows": 15, "packed": 25}
+LIMITS = {"rows": 13, "packed": 18}
 
 
 def named(table):

@@ -88,7 +88,7 @@ def _compare(
     from trl_plus.comparison.prompts import read_prompts
     from trl_plus.runs.weights import open_run
     from trl_plus.ui.pages import check_writable
-    from trl_plus.upstream.quiet import quiet_libraries
+    from trl_plus.upstream.libraries import quiet_libraries
 
     if blind is not None:
         refuse_existing(blind)

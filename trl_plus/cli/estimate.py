@@ -52,17 +52,16 @@ def estimate(
     import sys
 
     from trl_plus.recipes.recipe import load_recipe
-    from trl_plus.upstream.quiet import quiet_libraries
+    from trl_plus.upstream.libraries import quiet_libraries
 
     with exit_codes():
         loaded = load_recipe(recipe, context.args)
         quiet_libraries()
         with contextlib.redirect_stdout(sys.stderr):
-            from trl_plus.estimate import calibrate as calibration
             from trl_plus.estimate import run
 
             found = run.estimate(loaded, device and device.value, memory, accelerate_config, num_processes)
-            measured = calibration.calibrate(found) if calibrate else None
+            measured = run.calibrate(found) if calibrate else None
         from trl_plus.estimate import output as report
 
         if as_json:

@@ -46,7 +46,7 @@ def evaluate(
     Any key of the recipe can be set after it: per_device_eval_batch_size=32, eval_dataset_name=other.jsonl.
     """
     from trl_plus.runs.weights import open_tuned
-    from trl_plus.upstream.quiet import quiet_libraries
+    from trl_plus.upstream.libraries import quiet_libraries
 
     with exit_codes():
         recipe, weights = open_tuned(what, model, context.args)

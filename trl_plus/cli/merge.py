@@ -49,7 +49,7 @@ def merge(
     """
     from trl_plus.merging.destination import check_adapter, check_destination, shard_size
     from trl_plus.runs.weights import open_run
-    from trl_plus.upstream.quiet import quiet_libraries
+    from trl_plus.upstream.libraries import quiet_libraries
 
     with exit_codes():
         recipe, weights = open_run(run, context.args, needs_data=False)

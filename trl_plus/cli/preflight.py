@@ -49,7 +49,7 @@ def preflight(
     from trl_plus.preflight.run import Extent
     from trl_plus.preflight.run import preflight as look
     from trl_plus.ui.console import row_progress
-    from trl_plus.upstream.quiet import quiet_libraries
+    from trl_plus.upstream.libraries import quiet_libraries
 
     with exit_codes():
         quiet_libraries()

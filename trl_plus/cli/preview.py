@@ -35,7 +35,7 @@ def preview(
     from trl_plus.preflight.opening import open_argument
     from trl_plus.preflight.output import check_target, show_previews
     from trl_plus.preflight.previews import preview_source
-    from trl_plus.upstream.quiet import quiet_libraries
+    from trl_plus.upstream.libraries import quiet_libraries
 
     with exit_codes():
         quiet_libraries()

@@ -14,7 +14,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="A bundled recipe, suc
 @app.command("list", epilog="Example: trl-plus recipes list")
 def list_() -> None:
     """List the bundled recipes: the starting points, and those that others have published."""
-    from trl_plus.recipes.listing import recipe_tables
+    from trl_plus.recipes.package_data import recipe_tables
     from trl_plus.ui.console import say
 
     with exit_codes():

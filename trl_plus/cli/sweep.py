@@ -46,7 +46,7 @@ def sweep(
     sweep that was stopped.
     """
     from trl_plus.sweep.grid import read_plan
-    from trl_plus.upstream.quiet import quiet_libraries
+    from trl_plus.upstream.libraries import quiet_libraries
 
     with exit_codes():
         read_plan(recipe, context.args, seeds, out, budget)  # before the libraries are imported

@@ -56,7 +56,7 @@ def train(
     from trl_plus.recipes.recipe import load_recipe
     from trl_plus.setup.machine_errors import check_machine, explained
     from trl_plus.ui.console import say
-    from trl_plus.upstream.quiet import quiet_libraries
+    from trl_plus.upstream.libraries import quiet_libraries
 
     with exit_codes():
         loaded = load_recipe(recipe, context.args)

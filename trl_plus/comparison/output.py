@@ -16,7 +16,7 @@ from trl_plus.comparison.statistics import Statistics, change, repeats, statisti
 from trl_plus.errors import DataError
 from trl_plus.evaluation.intervals import wilson_interval
 from trl_plus.preflight.words import PARAGRAPH
-from trl_plus.runs.metrics import Sample
+from trl_plus.runs.journal import Sample
 from trl_plus.ui.console import clipped, say
 from trl_plus.ui.pages import render
 

@@ -16,7 +16,7 @@ from trl_plus.data.responses import is_conversation, sides_of, split_response
 from trl_plus.data.templates import template_arguments
 from trl_plus.data.unused import PROMPT_PARTS, texts_in, unused
 from trl_plus.errors import DataError
-from trl_plus.runs.metrics import Sample
+from trl_plus.runs.journal import Sample
 from trl_plus.ui.console import printable
 
 

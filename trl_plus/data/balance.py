@@ -16,9 +16,19 @@ from typing import Any
 
 import numpy as np
 
-from trl_plus.data.shortcut_rule import CLIP, PROMPTS, ROWS, SIZE, Examples, Floats, Masks, cross_fitted, right
+from trl_plus.data.shortcut_rule import (
+    CLIP,
+    PROMPTS,
+    ROWS,
+    SIZE,
+    Examples,
+    Floats,
+    Masks,
+    cross_fitted,
+    right,
+    surface_rows,
+)
 from trl_plus.data.surface import FEATURES
-from trl_plus.data.surface_rows import surface_rows
 from trl_plus.errors import DataError
 
 CLEAR = 3.0  # standard errors, under independent prompts

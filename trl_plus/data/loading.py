@@ -9,10 +9,9 @@ from trl_plus.data.conversion import AlreadyConverted, convert_rows
 from trl_plus.data.files import test_split
 from trl_plus.data.formats import Format, prepare, utf8
 from trl_plus.data.forms import in_form
-from trl_plus.data.mixture import mix
+from trl_plus.data.mixture import DataRequest, mix
 from trl_plus.data.numbering import mark_groups, number_rows, split_groups
 from trl_plus.data.reading import read_splits
-from trl_plus.data.request import DataRequest
 from trl_plus.errors import DataError
 
 __all__ = ["Data", "DataRequest", "RawData", "finish", "hold_out", "load", "load_raw"]

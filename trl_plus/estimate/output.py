@@ -4,9 +4,8 @@ from typing import Any
 
 from rich.table import Table
 
-from trl_plus.estimate.calibrate import Calibration
 from trl_plus.estimate.measure import GIB
-from trl_plus.estimate.run import Cure, Estimate, Fit
+from trl_plus.estimate.run import Calibration, Cure, Estimate, Fit
 from trl_plus.ui.console import say
 
 VERSION = 1
@@ -25,7 +24,16 @@ _TITLES = {
 
 
 def as_json(estimate: Estimate, calibration: Calibration | None) -> dict[str, Any]:
-    """The object of `trl-plus estimate --json`; docs/estimate.md describes it."""
+    """The object of `trl-plus estimate --json`.
+
+    `device` is `cpu` or `cuda`. `engine` is `one process`, `DDP`, `FSDP`, `FSDP (gradients)` or `ZeRO-1` to `ZeRO-3`.
+    `layout` is `packed`, `shared` or `rows`. Memory is that of one device, in bytes; the components add up to the peak.
+    `micro_batch` describes the largest micro-batch of the recipe: its sequences, the tokens of the longest, and the
+    tokens that are computed and scored. `mean_padded_tokens` belongs to `per_device_train_batch_size` rows.
+    `sampled_rows` is 0 if the data was not read. `fit` is what the limit allows: `tokens_per_device` is None if rows
+    are not packed, `whole_step` is true if the micro-batch is a device's whole step, `cures` are changes of the recipe
+    if not even one row fits. `effective_batch` counts rows per optimizer step. `points` of `time` are measured.
+    """
     objects, shape, fit = estimate.plan.objects, estimate.shape, estimate.fit
     return {
         "format": "trl_plus.estimate",

@@ -13,9 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from trl_plus.evaluation.intervals import Estimate
-from trl_plus.evaluation.measures import FEWEST, PER_TOKEN, REWARD, ByLabel, ByLength, Group
+from trl_plus.evaluation.measures import FEWEST, PER_TOKEN, REWARD, TRAIN, ByLabel, ByLength, ByShortcut, Group
 from trl_plus.evaluation.run import Evaluation
-from trl_plus.evaluation.shortcut import TRAIN, ByShortcut
 from trl_plus.evaluation.statistics import CONFIDENCE, DRAWS, SEED
 from trl_plus.runs.checkpoint_files import step_of
 from trl_plus.runs.folder import EVALUATION

@@ -14,17 +14,28 @@ from trl_plus.evaluation.measures import (
     TUNED,
     ByLabel,
     ByLength,
+    ByShortcut,
     Group,
     by_label,
     by_length,
+    by_shortcut,
     by_source,
     divergence,
     pair_group,
 )
-from trl_plus.evaluation.models import free, is_adapter, load_model, other_base, out_of_memory, put_adapter, scorer
+from trl_plus.evaluation.models import (
+    Advance,
+    Scores,
+    free,
+    is_adapter,
+    load_model,
+    other_base,
+    out_of_memory,
+    put_adapter,
+    score_rows,
+    scorer,
+)
 from trl_plus.evaluation.rows import HeldOut, held_out_rows
-from trl_plus.evaluation.scores import Advance, Scores, score_rows
-from trl_plus.evaluation.shortcut import ByShortcut, by_shortcut
 from trl_plus.recipes.recipe import COMMAND_LINE, Recipe
 from trl_plus.runs.weights import EvaluatedWeights, Weights, held_out_digest_of, identify
 from trl_plus.setup.objects import RunObjects, build

@@ -10,12 +10,13 @@ import inspect
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from trl_plus.forward.layouts import Plan
+if TYPE_CHECKING:
+    from trl_plus.forward.layouts import Plan
 
 LONGEST = 1 << 20  # tokens; no row is longer
 FEW = 4  # positions that are compared: 0 has the angle 0 under any factors
@@ -73,7 +74,7 @@ def own_factors(model: Any) -> Factors | None:
     return rows.factors
 
 
-def lay_out(backbone: Any, plan: Plan) -> None:
+def lay_out(backbone: Any, plan: "Plan") -> None:
     """Tell a backbone's rotary modules that its next forward computes this layout."""
     rows: Rows | None = getattr(backbone, "rotary_rows", None)
     if rows is not None:

@@ -93,7 +93,7 @@ def launcher_arguments(values: Mapping[str, Any]) -> Any:
     arguments.use_fsdp = values["distributed_type"] == "FSDP"
     arguments.use_deepspeed = values["distributed_type"] == "DEEPSPEED"
     arguments.deepspeed_fields_from_accelerate_config = ",".join(values.get("deepspeed_config") or ())
-    arguments.mixed_precision = "no"  # the recipe decides; `launch.decide` refuses a configuration that disagrees
+    arguments.mixed_precision = "no"  # the recipe decides; `request.decide` refuses a configuration that disagrees
     arguments.dynamo_backend = arguments.dynamo_backend or "no"
     return arguments
 

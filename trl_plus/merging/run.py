@@ -1,28 +1,28 @@
 """One merge, from a run to a folder that any server loads."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftConfig
+from torch import Tensor
 
-from trl_plus.errors import DataError, RecipeError
-from trl_plus.evaluation.models import free, load_model, other_base, out_of_memory, put_adapter, scorer
-from trl_plus.evaluation.rows import HeldOut, held_out_rows
-from trl_plus.evaluation.scores import Scores, score_rows
-from trl_plus.merging.destination import check_adapter, check_destination, check_space, whole
-from trl_plus.merging.weights import (
-    DEQUANTIZED,
-    ORIGINAL,
-    Gap,
-    adapted_model,
-    gap_between,
-    logits_of,
-    merged,
-    require,
+from trl_plus.errors import DataError, RecipeError, RunFault
+from trl_plus.evaluation.models import (
+    Scores,
+    free,
+    is_quantized,
+    load_model,
+    other_base,
+    out_of_memory,
+    put_adapter,
+    score_rows,
+    scorer,
 )
+from trl_plus.evaluation.rows import HeldOut, held_out_rows
+from trl_plus.merging.destination import check_adapter, check_destination, check_space, whole
 from trl_plus.preflight.target import stop_ids
 from trl_plus.recipes.recipe import Recipe
 from trl_plus.runs.model_card import card_text, merged_text
@@ -35,6 +35,24 @@ SAMPLES = 4  # sequences whose logits are compared
 ROWS = 200  # held-out rows that a quantized run's three models are scored on, at most
 _NO_MEMORY = "merging takes 4 bytes a parameter; set CUDA_VISIBLE_DEVICES= to merge on the CPU"
 _TEXT = "The quick brown fox jumps over the lazy dog. 1, 2, 3: what comes next?"
+ORIGINAL, DEQUANTIZED = "original", "dequantized"
+# Of the largest logit: float32 has seven digits, and a merge adds the same terms in another order
+TOLERANCE = 1e-4
+AS_TRAINED = "adapter, as trained"
+NAMES = {DEQUANTIZED: "merged, dequantized base", ORIGINAL: "merged, original base"}
+
+
+@dataclass(frozen=True)
+class Gap:
+    """The largest difference between two models' logits, beside the largest logit."""
+
+    difference: float
+    largest: float
+
+    @property
+    def passes(self) -> bool:
+        """True within TOLERANCE: absolute, or relative to the largest logit if that is above 1. False for NaN."""
+        return self.difference <= TOLERANCE * max(1.0, self.largest)
 
 
 @dataclass(frozen=True)
@@ -57,10 +75,6 @@ class Merged:
     samples: int
     rows: HeldOut | None
     scores: dict[str, Scores]
-
-
-AS_TRAINED = "adapter, as trained"
-NAMES = {DEQUANTIZED: "merged, dequantized base", ORIGINAL: "merged, original base"}
 
 
 def merge(
@@ -206,3 +220,66 @@ def merged_card(objects: RunObjects, weights: Weights, name: str, dtype: str, de
 def write_card(folder: Path, *merged: Any) -> None:
     """Write `merged_card` into the folder of the merged model."""
     (folder / CARD).write_text(merged_card(*merged), encoding="utf-8")
+
+
+def adapted_model(objects: RunObjects, weights: Weights, base: str) -> tuple[Any, torch.dtype]:
+    """The adapter on its base in float32, and the dtype that the base was trained in.
+
+    Args:
+        base: ORIGINAL weights, or DEQUANTIZED: what the run's 4 or 8 bits stand for, which is what the adapter was
+            trained around.
+
+    Raises:
+        RecipeError: the base or the adapter cannot be loaded, or the adapter has no merged form.
+    """
+    model = load_model(objects, objects.model.model_name_or_path, quantized=base == DEQUANTIZED)
+    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    if is_quantized(model):
+        model = model.dequantize(dtype=torch.float32)
+    model = put_adapter(model.float(), weights, quantized=False).float()
+    _untie(model.get_base_model())
+    if not hasattr(model, "merge_and_unload") or model.active_peft_config.is_prompt_learning:
+        kind = model.active_peft_config.peft_type.value
+        raise RecipeError(f"{weights.path} is an adapter of type {kind}, which has no merged form: serve it as it is.")
+    return model.eval(), dtype
+
+
+def _untie(model: Any) -> None:
+    """Give the LM head separate weights if an adapter changes the embeddings that it shares.
+
+    The head computes with the shared matrix as it was; merging into that matrix would move the head, too.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    head = model.get_output_embeddings()
+    if not isinstance(model.get_input_embeddings(), BaseTunerLayer) or isinstance(head, BaseTunerLayer):
+        return
+    if getattr(model.config.get_text_config(), "tie_word_embeddings", False):
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
+        model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
+
+
+def merged(adapted: Any) -> Any:
+    """The base model with the adapter merged into its weights; `adapted` is used up."""
+    return adapted.merge_and_unload(safe_merge=True)
+
+
+def logits_of(model: Any, samples: Sequence[Sequence[int]]) -> list[Tensor]:
+    """(T, V) for each sequence of token ids, on the CPU."""
+    with torch.no_grad():
+        return [model(torch.tensor([ids], device=model.device)).logits[0].float().cpu() for ids in samples]
+
+
+def gap_between(a: Sequence[Tensor], b: Sequence[Tensor]) -> Gap:
+    """The largest difference between logits of the same samples."""
+    differences = torch.stack([(x - y).abs().max() for x, y in zip(a, b, strict=True)])
+    return Gap(float(differences.max()), max(float(x.abs().max()) for x in a))
+
+
+def require(gap: Gap, what: str) -> None:
+    """Raise a RunFault if logits that should be the same differ."""
+    if not gap.passes:
+        raise RunFault(
+            f"{what} differs from the adapter by up to {gap.difference:.2g} in its logits (the largest is "
+            f"{gap.largest:.3g}): nothing was written. Serve the adapter itself, and report this with `trl-plus env`."
+        )

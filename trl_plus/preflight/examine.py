@@ -12,12 +12,12 @@ from trl_plus.data.token_ids import no_row, unknown_token
 from trl_plus.errors import DataError
 from trl_plus.preflight import checks  # noqa: F401  (registers them)
 from trl_plus.preflight.checks.content import SCORES, as_number
+from trl_plus.preflight.checks.duplicates import sketch
 from trl_plus.preflight.checks.shape import conversations
 from trl_plus.preflight.findings import EXAMPLES
 from trl_plus.preflight.preview import preview_rows
 from trl_plus.preflight.registry import CONVERSATION, SHAPE, TEXT, TOKENS
 from trl_plus.preflight.rows import ROW, SOURCE, Row, excerpt, message_text, read_row
-from trl_plus.preflight.sketches import sketch
 from trl_plus.preflight.tally import Tally
 from trl_plus.preflight.target import Target
 from trl_plus.preflight.tokens import TokenRows, tokenize

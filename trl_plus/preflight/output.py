@@ -43,11 +43,11 @@ def check_target(html: Path | None) -> None:
 def show_previews(previews: list[Preview], source: str, html: Path | None) -> None:
     """Print rows token by token, or write them to a page."""
     if html is None:
-        from trl_plus.preflight.preview_text import TokenPreview
+        from trl_plus.preflight.preview_shown import TokenPreview
 
         say(TokenPreview(previews))
         return
-    from trl_plus.preflight.preview_page import preview_page
+    from trl_plus.preflight.preview_shown import preview_page
 
     _write(preview_page(previews, source), html)
     say(f"Wrote {html}.")

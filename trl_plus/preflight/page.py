@@ -5,7 +5,7 @@ from typing import Any
 from trl_plus.preflight import words
 from trl_plus.preflight.findings import Finding, Result, Severity, Shortcut, Split
 from trl_plus.preflight.plots import HEIGHT, WIDTH, difference_plot, length_plot, shortcut_plot
-from trl_plus.preflight.preview_parts import heading, parts_of
+from trl_plus.preflight.preview_shown import heading, parts_of
 from trl_plus.ui.console import clipped
 from trl_plus.ui.pages import render
 

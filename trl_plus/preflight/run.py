@@ -1,22 +1,24 @@
 """A preflight: every row check over the rows of a recipe or dataset, then the checks of whole splits."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
 
+from trl_plus.data.conversion import LeftOut
+from trl_plus.data.loading import RawData
 from trl_plus.preflight.examine import Batch, examine
-from trl_plus.preflight.findings import Finding, Result, Severity, Split
-from trl_plus.preflight.left_out import left_out
+from trl_plus.preflight.findings import Example, Finding, Lengths, Result, Severity, Split
 from trl_plus.preflight.registry import SUMMARY, Check, every_check
 from trl_plus.preflight.source import Source, batches
-from trl_plus.preflight.statistics import split_statistics
 from trl_plus.preflight.tally import Found, Summary, Tally, joined
 from trl_plus.preflight.target import Target
 from trl_plus.preflight.unused import unused_columns
-from trl_plus.preflight.workers import examine_in_processes
 from trl_plus.setup.trainer import nothing_to_evaluate
 from trl_plus.ui.console import quiet_maps
 
@@ -205,3 +207,98 @@ REFUSALS = {
     ),
     REFUSED_CODE: ("the trainer refuses the rows", "Do as its message says."),
 }
+
+
+LEFT_OUT, RARE = "D110", 0.1  # up to this share it is only INFO: ties between scored answers are left out by design
+# -- D110: rows that a converter has left out, so that no other check sees them -------------------------------------
+
+
+TITLE = "the converter leaves the row out"
+CURE = "Look at the reasons: mend these rows, or choose the converter by the rows shown in docs/data.md."
+
+
+def left_out(raw: RawData) -> list[Finding]:
+    """A finding for each table of which a converter has left out rows. Of a stream they are named in the log."""
+    return [_finding(note, "eval" if note.name == raw.eval_name else "train") for note in raw.notes
+            if isinstance(note, LeftOut)]  # fmt: skip
+
+
+def _finding(note: LeftOut, split: str) -> Finding:
+    share = note.rows / note.of
+    severity = Severity.WARNING if share > RARE else Severity.INFO
+    sentence = f"{note.rows} of {note.of} rows ({share:.1%}) of {note.name}: {TITLE}."
+    examples = tuple(Example(row, reason) for row, reason in note.first.items())
+    return Finding(LEFT_OUT, severity, split, TITLE, sentence, note.rows, note.of, CURE, examples)
+
+
+_BINS, _POINTS = 40, 1000
+# -- lengths and labels of a split, for the table and the page ------------------------------------------------------
+
+
+_QUANTILES = (0.5, 0.9, 0.99, 1.0)
+
+
+def split_statistics(split: Split, summary: Summary, target: Target) -> Split:
+    """The split with its statistics."""
+    labels = summary.text.get("label")
+    counts = None if labels is None else {"true": int(labels.sum()), "false": int((~labels).sum())}
+    tokens, split = summary.tokens, replace(split, shortcut=summary.shortcut)
+    if not tokens:
+        return replace(split, labels=counts)
+    sides = [side for side in target.sides if side in tokens]
+    points: list[tuple[int, int]] = []
+    if len(sides) == 2:
+        step = max(1, len(tokens["chosen"]) // _POINTS)
+        points = list(zip(tokens["chosen"][::step].tolist(), tokens["rejected"][::step].tolist(), strict=True))[
+            :_POINTS
+        ]
+    return replace(
+        split,
+        lengths=[lengths_of(part, tokens[part]) for part in ("prompt", *sides)],
+        differences=points,
+        labels=counts,
+        dropped=int(tokens["dropped"].sum()),
+        cut={side: int((tokens[f"{side}_over"] > 0).sum()) for side in sides},
+    )
+
+
+def lengths_of(part: str, values: np.ndarray) -> Lengths:
+    """Histogram and quantiles of lengths in tokens."""
+    top = int(values.max()) if len(values) else 0
+    edges = np.unique(np.linspace(0, top + 1, min(_BINS, top + 1) + 1).round().astype(int))
+    counts, _ = np.histogram(values, edges)
+    quantiles = (
+        {f"{q:g}": float(np.quantile(values, q, method="inverted_cdf")) for q in _QUANTILES} if len(values) else {}
+    )
+    return Lengths(part, edges.tolist(), counts.tolist(), quantiles, float(values.mean()) if len(values) else 0.0)
+
+
+# -- batches of rows examined in several processes, in order --------------------------------------------------------
+
+
+_AHEAD = 2  # batches per process that are read before one is finished: memory stays bounded
+_of_this_process: dict[str, Target] = {}
+
+
+def _begin(target: Target) -> None:
+    _of_this_process["target"] = target
+
+
+def _examine(batch: Batch, near: bool) -> Tally:
+    with quiet_maps():
+        return examine(batch, _of_this_process["target"], near)
+
+
+def examine_in_processes(parts: Iterator[Batch], target: Target, near: bool, processes: int) -> Iterator[Tally]:
+    """`examine` of each batch, in the order of the batches.
+
+    Processes are spawned: a fork would take over the threads of torch and of the tokenizers in an unknown state.
+    """
+    with ProcessPoolExecutor(processes, get_context("spawn"), initializer=_begin, initargs=(target,)) as pool:
+        running: deque[Future[Tally]] = deque()
+        for batch in parts:
+            running.append(pool.submit(_examine, batch, near))
+            if len(running) >= _AHEAD * processes:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()

@@ -10,7 +10,7 @@ import numpy as np
 
 from trl_plus.data.formats import detect, utf8
 from trl_plus.data.loading import RawData, hold_out, load_raw
-from trl_plus.data.request import DataRequest
+from trl_plus.data.mixture import DataRequest
 from trl_plus.data.token_ids import vocabulary_named
 from trl_plus.errors import DataError
 from trl_plus.methods import METHODS

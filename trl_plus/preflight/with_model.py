@@ -88,9 +88,8 @@ def _finding(code: str, mask: np.ndarray, margins: Margins) -> Finding:
 
 
 def _margins(opened: Opened) -> Margins:
-    from trl_plus.evaluation.models import load_model, scorer
+    from trl_plus.evaluation.models import load_model, score_rows, scorer
     from trl_plus.evaluation.rows import pairs_of
-    from trl_plus.evaluation.scores import score_rows
     from trl_plus.setup.objects import build
 
     assert opened.recipe is not None

@@ -24,14 +24,8 @@ UPSTREAM: dict[str, dict[str, Any]] = {
     "dataset_name": {"excludes": {"datasets": ONE_OF_THEM}},
     "load_in_4bit": {"excludes": {"load_in_8bit": ONE_OF_THEM}},
     "bf16": {"excludes": {"fp16": ONE_OF_THEM}},
-    # of trainers/configs.py
-    "tokens_per_device": {"at_least": 1},
-    "max_nonfinite_skips": {"at_least": 0},
-    "sft_weight": {"at_least": 0},
-    "cpo_alpha": {"at_least": 0},
     "desirable_weight": {"at_least": 0},
     "undesirable_weight": {"at_least": 0},
-    "gamma": {"excludes": {"gamma_beta_ratio": f"{ONE_OF_THEM} (gamma = gamma_beta_ratio * beta)"}},
 }
 
 

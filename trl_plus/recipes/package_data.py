@@ -1,11 +1,15 @@
-"""Files of the package: the bundled recipes, and the model and data that `bundled:` values name."""
+"""Files of the package: the bundled recipes and their list, and the model and data that `bundled:` values name."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
+from rich.table import Table
+
 import trl_plus
 from trl_plus.errors import RecipeError
+from trl_plus.recipes.yaml_text import read_file
 
 SCHEME = "bundled:"
 BUNDLED = "bundled recipe "  # how the label of a bundled recipe begins
@@ -121,3 +125,33 @@ def resolve(value: str) -> str:
     if "\0" in value or not any(target.is_relative_to((_PACKAGE / asset).resolve()) for asset in _ASSETS):
         raise RecipeError(f"`{value}` is not part of the package: {SCHEME} values begin with {SCHEME}{_ASSETS[0]}/.")
     return str(target)
+
+
+# -- tables of the bundled recipes ----------------------------------------------------------------------------------
+
+
+_GROUPS = (
+    ("Starting points", recipe_names),
+    ("Published recipes: figures of others, each with its source", published_names),
+)
+
+
+def recipe_tables() -> Iterator[Table]:
+    """Name, method and first header line of every bundled recipe, in one table for each group."""
+    names = [list_names() for _, list_names in _GROUPS]
+    width = max(len(name) for group in names for name in group)
+    for (title, _), group in zip(_GROUPS, names, strict=True):
+        yield _table(title, group, width)
+
+
+def _table(title: str, names: Sequence[str], width: int) -> Table:
+    table = Table(box=None, title=title, title_justify="left")
+    table.add_column("name", overflow="fold", no_wrap=True, min_width=width)
+    table.add_column("method", overflow="fold", no_wrap=True)
+    table.add_column("what it does", overflow="fold")
+    for name in names:
+        path = recipe_path(name)
+        method = read_file(path, name).values["method"]
+        headline = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("#").strip()
+        table.add_row(name, method, headline)
+    return table

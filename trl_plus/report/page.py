@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trl_plus.errors import RecipeError
-from trl_plus.evaluation.intervals import wilson_interval
+from trl_plus.evaluation.intervals import ACCURACY, LOSS, MARGIN, wilson_interval
 from trl_plus.preflight import words as preflight_words
 from trl_plus.preflight.findings import Severity
 from trl_plus.preflight.page import finding_view, split_view
@@ -22,7 +22,6 @@ from trl_plus.report.run import Run, read_run
 from trl_plus.runs import checkpoint_files
 from trl_plus.runs.folder import REPORT
 from trl_plus.runs.journal import FAILED, FINISHED, STOPPED
-from trl_plus.training.held_out_table import ACCURACY, LOSS, MARGIN
 from trl_plus.ui.console import clipped
 from trl_plus.ui.pages import render, write_page
 

@@ -14,8 +14,7 @@ from trl_plus.recipes.keys import SECRET
 from trl_plus.recipes.recipe import RESOLVED as RECIPE
 from trl_plus.report.evaluation import Shown, shown_evaluation
 from trl_plus.runs.folder import EVALUATION, LOG, PREFLIGHT
-from trl_plus.runs.journal import FILE as JOURNAL
-from trl_plus.runs.metrics import FILE as METRICS
+from trl_plus.runs.journal import JOURNAL, METRICS
 
 _LINE = re.compile(r"^(?P<key>[A-Za-z_]\w*): (?P<value>.*?)(?:  # (?P<origin>command line|recipe|preset|machine))?$")
 Log = dict[str, Any]

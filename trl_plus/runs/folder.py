@@ -13,9 +13,7 @@ from typing import Any
 from trl_plus.errors import RecipeError
 from trl_plus.recipes.recipe import RESOLVED, Recipe
 from trl_plus.runs.checkpoint_files import checkpoints, put_back
-from trl_plus.runs.journal import FILE as JOURNAL
-from trl_plus.runs.journal import began_at
-from trl_plus.runs.metrics import FILE as METRICS
+from trl_plus.runs.journal import JOURNAL, METRICS, began_at
 
 try:
     import fcntl

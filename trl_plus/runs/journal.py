@@ -1,4 +1,4 @@
-"""The messages of a run and its end: `journal.jsonl`, one event a line, beside its metrics.
+"""The record of a run: its messages and end in `journal.jsonl`, one event a line, and its figures in `metrics.json`.
 
 Events: "begin" (also of a resumed run), "training" (the steps it will make), "note", "warning", "end".
 """
@@ -6,15 +6,17 @@ Events: "begin" (also of a resumed run), "training" (the steps it will make), "n
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from trl_plus.errors import first_line
+from trl_plus.ui.environment import versions
 
-FILE = "journal.jsonl"
+JOURNAL = "journal.jsonl"
 COMMAND = "TRL_PLUS_COMMAND"  # environment variable: the command line that started the run, for every process of it
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
 
@@ -31,7 +33,7 @@ class Journal:
     """
 
     def __init__(self, folder: Path, writes: bool, say: Callable[[Any], None]) -> None:
-        self.path, self.step = folder / FILE, 0
+        self.path, self.step = folder / JOURNAL, 0
         self._say, self._writes, self._open = say, writes, False
         self._held: list[str] | None = None
 
@@ -140,3 +142,84 @@ class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         record_event = self.journal.say if getattr(record, "note", False) else self.journal.warn
         record_event(record.getMessage())
+
+
+METRICS = "metrics.json"
+
+
+# -- the measurements of a run: metrics.json ------------------------------------------------------------------------
+
+
+@dataclass
+class Sample:
+    """One held-out prompt and its answers. None if an answer is not known."""
+
+    prompt: str
+    before: str | None
+    after: str | None = None
+
+
+@dataclass
+class Report:
+    """The measurements of a run.
+
+    Attributes:
+        held_out_rows: number of evaluated rows; None if they cannot be counted (streaming).
+        held_out_digest: of the held-out rows before tokenization (`data.digests`).
+        model_fingerprint: of the base weights (`runs.weights.fingerprint`); None for a model on the hub.
+        before, after: held-out metrics; None if there are no held-out rows or they are not known.
+        step: optimizer step of the weights that the run ended with; None until then.
+        train: transformers' metrics of the training (loss, seconds, samples per second).
+    """
+
+    method: str
+    model: str
+    dataset: str
+    held_out_rows: int | None = 0
+    held_out_digest: str | None = None
+    model_fingerprint: str | None = None
+    before: dict[str, float] | None = None
+    after: dict[str, float] | None = None
+    train: dict[str, float] | None = None
+    step: int | None = None
+    generations: list[Sample] = field(default_factory=list)
+
+    def save(self, folder: Path) -> None:
+        """Write metrics.json."""
+        content = {**asdict(self), "versions": versions()}
+        part = folder / f"{METRICS}.part"  # renamed when whole: a run killed here leaves the file as it was
+        part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        part.replace(folder / METRICS)
+
+    def recall(self, folder: Path) -> None:
+        """Take over what the run measured before it is resumed: before its first step and, of the rows that are held
+        out now, after its last; the metrics of a training that had come to its end."""
+        content = measured(folder)
+        if content is None:
+            return
+        if content["held_out_rows"] == self.held_out_rows and content["dataset"] == self.dataset:
+            self.before = content["before"]
+            if content.get("held_out_digest") == self.held_out_digest:
+                self.after = content["after"]
+        self.model_fingerprint = content.get("model_fingerprint") or self.model_fingerprint
+        self.train, self.step = content["train"], content.get("step")
+        self.generations = [Sample(**sample) for sample in content["generations"]]
+
+    def forget_after(self) -> None:
+        """Drop the figures after training: the weights are no longer those that were measured."""
+        self.after = None
+        self.generations = [Sample(sample.prompt, sample.before) for sample in self.generations]
+
+    def add_answers(self, prompts: Sequence[str], answers: Sequence[str]) -> None:
+        """Set the answers after training; those before it are kept if the prompt is the same."""
+        before = {sample.prompt: sample.before for sample in self.generations}
+        self.generations = [Sample(p, before.get(p), answer) for p, answer in zip(prompts, answers, strict=True)]
+
+
+def measured(folder: Path) -> dict[str, Any] | None:
+    """The content of a run's metrics.json; None if it was never written or was cut short."""
+    try:
+        content = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None

@@ -1,7 +1,6 @@
 """The trained weights of a run: find them, open them with their recipe, and tell them from others."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from trl_plus.errors import RecipeError
 from trl_plus.recipes.package_data import find_recipe
 from trl_plus.recipes.recipe import RESOLVED, Recipe, load_recipe
 from trl_plus.runs.checkpoint_files import checkpoints, step_of
-from trl_plus.runs.metrics import FILE as METRICS
+from trl_plus.runs.journal import measured
 
 _ADAPTER, _MODEL = "adapter_config.json", "config.json"
 # What holds weights; `training_args.bin` lies beside them and holds none
@@ -109,12 +108,7 @@ def open_run(argument: str, overrides: Sequence[str] = (), needs_data: bool = Tr
 def held_out_digest_of(recipe: Recipe) -> str | None:
     """The digest of the rows that a run held out; None if the recipe is not a run's, or its metrics have none."""
     path = Path(recipe.label)
-    if path.name != RESOLVED:
-        return None
-    try:
-        return json.loads(path.with_name("metrics.json").read_text(encoding="utf-8")).get("held_out_digest")
-    except (OSError, ValueError, AttributeError):  # never written, or damaged
-        return None
+    return (measured(path.parent) or {}).get("held_out_digest") if path.name == RESOLVED else None
 
 
 def open_tuned(argument: str, model: str | None, overrides: Sequence[str]) -> tuple[Recipe, Weights | None]:
@@ -185,8 +179,22 @@ def _step(folder: Path) -> int | None:
     inside = step_of(folder.absolute())
     if inside >= 0:
         return inside
-    try:
-        step = json.loads((folder / METRICS).read_text(encoding="utf-8")).get("step")
-    except (OSError, ValueError, AttributeError):
-        return None
+    step = (measured(folder) or {}).get("step")
     return step if isinstance(step, int) else None
+
+
+def changed_base(folder: Path, base: str) -> str | None:
+    """A sentence if the base weights of a run are no longer those that it began with.
+
+    Args:
+        folder: of the run, or of a checkpoint in it.
+        base: the model's folder. A model on the hub is not looked at.
+    """
+    run = folder.absolute().parent if step_of(folder.absolute()) >= 0 else folder
+    kept = (measured(run) or {}).get("model_fingerprint")
+    if kept is None or not Path(base).is_dir() or fingerprint(Path(base)) == kept:
+        return None
+    return (
+        f"The weight files in {base} have changed since {run} was trained on them. Fix: put the earlier files back, "
+        "or train again."
+    )

@@ -12,7 +12,7 @@ from trl_plus.errors import DataError, RecipeError, RunFault
 from trl_plus.recipes.recipe import Recipe
 from trl_plus.recipes.yaml_text import inline
 from trl_plus.runs import checkpoint_files
-from trl_plus.upstream.packages import missing_packages
+from trl_plus.upstream.libraries import missing_packages
 
 _SHORTEST = 2  # the least that `max_length` may be
 _FULL = (errno.ENOSPC, errno.EDQUOT)

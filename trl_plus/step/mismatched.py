@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trl_plus.forward.layouts import Planner, count_rows, rows_of_batch, to_device, to_host
 from trl_plus.forward.packing import RowLayout
-from trl_plus.forward.planning import Planner, count_rows, rows_of_batch
-from trl_plus.forward.transfer import to_device, to_host
 
 Z_REF = "a log-ratio of KTO's mismatched rows (z_ref)"  # in the messages of the check at the start
 

@@ -28,7 +28,7 @@ _KEPT = ("skips", "steps_since_log", "skips_since_log")
 
 
 class NonFiniteError(FloatingPointError):
-    """A loss or gradient is NaN or infinite; the text names step, rows, what it was, and the cure."""
+    """A loss or gradient is NaN or infinite; the text names step, rows, what it was, and the fix."""
 
 
 @dataclass

@@ -81,7 +81,7 @@ def _accept(plan: Plan, shared: Shared, say: Say) -> int | None:
     from trl_plus.setup.objects import build
     from trl_plus.setup.plan import planned_steps
     from trl_plus.setup.trainer import load_processor, refuse_settings
-    from trl_plus.training.first_look import look
+    from trl_plus.training.run import look
 
     first = {run.place: run for run in reversed(plan.runs)}
     steps: list[int | None] = []

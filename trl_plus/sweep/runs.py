@@ -116,7 +116,7 @@ def train(job: Job, recipe: Recipe, shared: Shared, say: Say) -> None:
     from transformers import set_seed
 
     from trl_plus.training.run import run
-    from trl_plus.training.stopping import Paused
+    from trl_plus.training.callbacks import Paused
 
     folder = Path(recipe["output_dir"]).expanduser()
     newest = checkpoint_files.find(folder).newest if folder.is_dir() else None

@@ -7,7 +7,7 @@ from trl_plus.launch.processes import INTERRUPTED, end_with_parent
 from trl_plus.sweep.runs import Job, make
 from trl_plus.training.sharing import Shared
 from trl_plus.ui.console import say
-from trl_plus.upstream.quiet import quiet_libraries
+from trl_plus.upstream.libraries import quiet_libraries
 
 FAILED = "sweep: this run failed: "  # before the sentence, on the last line
 

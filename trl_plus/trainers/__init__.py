@@ -6,9 +6,9 @@ import trl_plus.upstream.compat  # noqa: F401  checks the versions
 
 _PUBLIC = {
     "DPOTrainer": "trl_plus.trainers.dpo",
-    "SimPOTrainer": "trl_plus.trainers.simpo",
-    "ORPOTrainer": "trl_plus.trainers.orpo",
-    "CPOTrainer": "trl_plus.trainers.cpo",
+    "SimPOTrainer": "trl_plus.trainers.paired",
+    "ORPOTrainer": "trl_plus.trainers.paired",
+    "CPOTrainer": "trl_plus.trainers.paired",
     "KTOTrainer": "trl_plus.trainers.kto",
 }
 

@@ -18,15 +18,24 @@ from trl_plus.forward.score import MarksLabels, Scores, score
 from trl_plus.objectives import Completions
 from trl_plus.recipes.checks import adapter_instead_of_model
 from trl_plus.runs.model_card import Card, Part
-from trl_plus.step.exact_step import ADDED, StepTotals, loss_of, row_weights, totals_of, without_repeats
+from trl_plus.step.exact_step import (
+    ADDED,
+    PARTS,
+    StepTotals,
+    TokenBudget,
+    loss_of,
+    row_weights,
+    totals_of,
+    without_parts,
+    without_repeats,
+)
 from trl_plus.step.meters import Meters, Throughput, flops_per_token, token_counts
 from trl_plus.step.nonfinite import NonFiniteSteps
-from trl_plus.step.token_budget import PARTS, TokenBudget, without_parts
 from trl_plus.trainers.adapters import check_kind, keep_trainable
 from trl_plus.trainers.card import card_without_run, write_card
 from trl_plus.trainers.checkpoints import Checkpoints, refuse_evaluation_alone, untouched_random_state
 from trl_plus.trainers.construction import refuse_wrong_kinds
-from trl_plus.trainers.layouts import RowLayouts, agree
+from trl_plus.trainers.layouts import RowLayouts, agree, warn_if_rows_depend
 from trl_plus.trainers.optimizers import refuse_missing, refuse_without_gpu
 from trl_plus.trainers.outside import OutsideWeights
 from trl_plus.trainers.reference import OwnReference, StartCheck
@@ -39,7 +48,6 @@ from trl_plus.trainers.rows import (
     has_column,
     sets_of,
 )
-from trl_plus.trainers.rows_alone import warn_if_rows_depend
 from trl_plus.trainers.seams import Seams
 from trl_plus.trainers.watch import LearningWatch
 from trl_plus.upstream.models import base_model, is_peft

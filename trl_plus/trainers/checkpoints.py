@@ -20,7 +20,7 @@ from trl_plus.runs import checkpoint_files as files
 from trl_plus.runs.model_card import is_ours
 from trl_plus.step.meters import UNSAVED
 from trl_plus.trainers.card import CARD, write_card
-from trl_plus.upstream.engines import check_fsdp2
+from trl_plus.upstream.libraries import check_fsdp2
 from trl_plus.upstream.models import is_peft
 
 logger = logging.getLogger("trl_plus")

@@ -5,26 +5,16 @@ would have no effect under the chosen method is refused instead of ignored.
 """
 
 from dataclasses import MISSING, dataclass, field, fields
-from typing import ClassVar
+from inspect import get_annotations
+from typing import Any, ClassVar
 
+from torch import Tensor
+
+from trl_plus import objectives
 from trl_plus.methods import FAMILIES, Family
-from trl_plus.trainers.losses import refuse_ignored
-from trl_plus.trainers.speed_options import SpeedOptions
+from trl_plus.objectives import Completions
+from trl_plus.recipes.options import ONE_OF_THEM, UPSTREAM, exclusions, range_problem
 from trl_plus.upstream.compat import TRLDPOConfig, TRLKTOConfig
-
-OVERLONG_CHOICES = ("truncate", "drop", "error")
-
-
-def _overlong_field() -> str:
-    return field(
-        default="truncate",
-        metadata={
-            "help": "What to do with rows longer than `max_length`: 'truncate' cuts the end of the completion, 'drop' "
-            "leaves the row out, 'error' stops. A row whose prompt alone fills `max_length` is never cut to an empty "
-            "completion but dropped. Everything dropped or cut is counted and printed.",
-            "choices": list(OVERLONG_CHOICES),
-        },
-    )
 
 
 def _margin_field(smaller: str) -> float:
@@ -32,20 +22,54 @@ def _margin_field(smaller: str) -> float:
         default=0.0,
         metadata={
             "help": "Above 0: read a `margin` column, a number per pair, and multiply it by this. The product is what "
-            f"the chosen reward should exceed the rejected one by (ODPO): the loss reads {smaller}."
+            f"the chosen reward should exceed the rejected one by (ODPO): the loss reads {smaller}.",
+            "at_least": 0,
         },
     )
 
 
 @dataclass
-class _Checks(SpeedOptions):
+class _Checks:
     """Fields and validation that our configurations share. A mixin, so that each dataclass keeps TRL's own bases."""
 
     # TRL fields that this method's loss never reads; setting one is an error
     _without_effect: ClassVar[tuple[str, ...]] = ()
     family: ClassVar[Family]
 
-    overlong: str = _overlong_field()
+    layout: str = field(
+        default="auto",
+        metadata={
+            "help": "How the rows of a micro-batch are computed: 'packed' in one row without padding, each prompt "
+            "once; 'shared' one padded row per pair, each prompt once; 'rows' as TRL does. 'auto' is 'packed' where "
+            "the first batch proves it right, else 'rows', and says why.",
+            "choices": ["auto", "packed", "shared", "rows"],
+        },
+    )
+    tokens_per_device: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens of a micro-batch, each prompt counted once. The rows of a step stay "
+            "per_device_train_batch_size x gradient_accumulation_steps x processes; they are computed in micro-batches "
+            "filled up to this number, so memory is flat whatever their lengths. A longer row is computed alone.",
+            "at_least": 1,
+        },
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={
+            "help": "transformers' filter of losses that are not finite from the log, which waits for the device at "
+            "every micro-batch. `nonfinite` looks at each step once and hides nothing."
+        },
+    )
+    overlong: str = field(
+        default="truncate",
+        metadata={
+            "help": "What to do with rows longer than `max_length`: 'truncate' cuts the end of the completion, 'drop' "
+            "leaves the row out, 'error' stops. A row whose prompt alone fills `max_length` is never cut to an empty "
+            "completion but dropped. Everything dropped or cut is counted and printed.",
+            "choices": ["truncate", "drop", "error"],
+        },
+    )
     nonfinite: str = field(
         default="stop",
         metadata={
@@ -55,32 +79,47 @@ class _Checks(SpeedOptions):
         },
     )
     max_nonfinite_skips: int = field(
-        default=3, metadata={"help": "Steps that `nonfinite: skip` may leave out before the run stops all the same."}
+        default=3,
+        metadata={
+            "help": "Steps that `nonfinite: skip` may leave out before the run stops all the same.",
+            "at_least": 0,
+        },
     )
 
     def _check_common(self) -> None:
-        if self.overlong not in OVERLONG_CHOICES:
-            raise ValueError(f"`overlong` must be one of {', '.join(OVERLONG_CHOICES)}, got {self.overlong!r}.")
+        self._check_declared()
         if self.family.name != "SimPO" and "simpo" in self.loss_type:
             raise ValueError(
                 "`loss_type` simpo is a method of its own: use SimPOConfig and SimPOTrainer, in a recipe "
                 "`method: simpo`."
             )
-        self._check_speed()
-        if self.nonfinite not in ("stop", "skip"):
-            raise ValueError(f"`nonfinite` must be 'stop' or 'skip', got {self.nonfinite!r}.")
-        if self.max_nonfinite_skips < 0:
-            raise ValueError(f"`max_nonfinite_skips` must not be negative, got {self.max_nonfinite_skips}.")
         if self.nonfinite == "stop" and not self._is_default("max_nonfinite_skips"):
             raise ValueError("`max_nonfinite_skips` has no effect without `nonfinite: skip`: remove it.")
         for name in self._without_effect:
             if not self._is_default(name):
                 raise ValueError(f"`{name}` has no effect with {self.family.name}: remove it.")
-
-        if getattr(self, "margin_scale", 0.0) < 0:
-            raise ValueError(f"`margin_scale` must not be negative, got {self.margin_scale}.")
         if self.beta < 0 or (self.beta == 0 and self.family.name != "ORPO"):
             raise ValueError(f"`beta` must be positive, got {self.beta}.")
+
+    def _check_declared(self) -> None:
+        """Check our fields against the choices, bounds and exclusions in their metadata.
+
+        `loss_type` is a list, which `_check_single_loss` names.
+
+        Raises:
+            ValueError: a value is none of its choices or out of its bounds, or two values exclude each other.
+        """
+        ours = {name for kind in type(self).__mro__ if kind.__module__ == __name__ for name in get_annotations(kind)}
+        declared = {spec.name: spec.metadata for spec in fields(self) if spec.name in ours}
+        for name, metadata in declared.items():
+            value, choices = getattr(self, name), metadata.get("choices")
+            if choices is not None and not isinstance(value, list) and value not in choices:
+                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}.")
+            problem = None if value is None else range_problem(name, value, metadata)
+            if problem is not None:
+                raise ValueError(problem)
+        for _, sentence in exclusions({name: getattr(self, name) for name in declared}, declared):
+            raise ValueError(sentence)
 
     def _is_default(self, name: str) -> bool:
         spec = next(f for f in fields(self) if f.name == name)
@@ -172,7 +211,11 @@ class SimPOConfig(_Checks, TRLDPOConfig):
 
     beta: float = field(default=2.0, metadata={"help": "Scale of the length-normalised reward, SimPO eq. 4."})
     gamma: float | None = field(
-        default=None, metadata={"help": "Target reward margin of SimPO eq. 6. Give this or `gamma_beta_ratio`."}
+        default=None,
+        metadata={
+            "help": "Target reward margin of SimPO eq. 6. Give this or `gamma_beta_ratio`.",
+            "excludes": {"gamma_beta_ratio": f"{ONE_OF_THEM} (gamma = gamma_beta_ratio * beta)"},
+        },
     )
     gamma_beta_ratio: float | None = field(
         default=None,
@@ -186,7 +229,8 @@ class SimPOConfig(_Checks, TRLDPOConfig):
         default=0.0, metadata={"help": "Probability that a preference label is flipped; only with 'sigmoid'."}
     )
     sft_weight: float = field(
-        default=0.0, metadata={"help": "Weight of the token-mean NLL of the chosen completions, added to the loss."}
+        default=0.0,
+        metadata={"help": "Weight of the token-mean NLL of the chosen completions, added to the loss.", "at_least": 0},
     )
 
     margin_scale: float = _margin_field("beta (Mw - Ml) - gamma - margin_scale margin")
@@ -198,10 +242,6 @@ class SimPOConfig(_Checks, TRLDPOConfig):
         self._check_smoothing()
         if self.label_smoothing and self.loss_type == ["hinge"]:
             raise ValueError("`label_smoothing` has no effect with loss_type hinge: remove it, or use sigmoid.")
-        if self.gamma is not None and self.gamma_beta_ratio is not None:
-            raise ValueError("Give `gamma` or `gamma_beta_ratio`, not both: gamma = gamma_beta_ratio * beta.")
-        if self.sft_weight < 0:
-            raise ValueError(f"`sft_weight` must not be negative, got {self.sft_weight}.")
 
     @property
     def target_margin(self) -> float:
@@ -227,7 +267,8 @@ class CPOConfig(_Checks, TRLDPOConfig):
         default=0.0, metadata={"help": "Probability that a preference label is flipped; only with 'sigmoid'."}
     )
     cpo_alpha: float = field(
-        default=1.0, metadata={"help": "Weight of the token-mean NLL of the chosen completions (the paper: 1)."}
+        default=1.0,
+        metadata={"help": "Weight of the token-mean NLL of the chosen completions (the paper: 1).", "at_least": 0},
     )
 
     def __post_init__(self) -> None:
@@ -237,8 +278,6 @@ class CPOConfig(_Checks, TRLDPOConfig):
         self._check_smoothing()
         if self.label_smoothing and self.loss_type != ["sigmoid"]:
             raise ValueError("`label_smoothing` has no effect unless loss_type is sigmoid: remove it.")
-        if self.cpo_alpha < 0:
-            raise ValueError(f"`cpo_alpha` must not be negative, got {self.cpo_alpha}.")
 
 
 @dataclass
@@ -276,13 +315,6 @@ class ORPOConfig(_Checks, TRLDPOConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_common()
-        for name, choices in (
-            ("odds", ("sequence", "token")),
-            ("nll_scope", ("completion", "full")),
-            ("nll_reduction", ("token", "sequence")),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
 
 
 @dataclass
@@ -306,5 +338,63 @@ class KTOConfig(_Checks, TRLKTOConfig):
         if self.loss_type not in self.family.losses:
             raise ValueError(f"`loss_type` of KTO must be kto or apo_zero_unpaired, got {self.loss_type!r}.")
         for name in ("desirable_weight", "undesirable_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
+            problem = range_problem(name, getattr(self, name), UPSTREAM[name])
+            if problem is not None:
+                raise ValueError(problem)
+
+
+# -- losses of DPOTrainer: `loss_type` names to our objectives, and what is left to TRL -----------------------------
+
+
+LOSSES = FAMILIES["DPO"].losses
+
+
+def computed_here(args: Any) -> bool:
+    """True if our per-pair path computes this configuration. Otherwise TRL's own loss does.
+
+    TRL's variants of the log-ratio itself (f-divergences, LD-DPO, WPO weighting), losses that sort rows, and losses of
+    a later TRL stay with TRL.
+    """
+    plain = args.f_divergence_type == "reverse_kl" and args.ld_alpha is None and not args.use_weighting
+    return plain and all(name in LOSSES and LOSSES[name].exact for name in args.loss_type)
+
+
+def refuse_ignored(args: Any) -> None:
+    """Refuse options of ours that TRL's own loss would ignore.
+
+    Raises:
+        ValueError: TRL computes the loss, and such an option is set.
+    """
+    if computed_here(args):
+        return
+    fix = "remove it, or the f-divergence, ld_alpha, use_weighting or aot that it is combined with."
+    if args.label_smoothing and "sigmoid" in args.loss_type:
+        raise ValueError(f"`label_smoothing` has no effect on `sigmoid` here, where TRL computes the loss: {fix}")
+    for name, default in (("ipo_reduction", "mean"), ("margin_scale", 0.0)):
+        if getattr(args, name, default) != default:
+            raise ValueError(f"`{name}` has no effect here, where TRL computes the loss: {fix}")
+
+
+def pair_losses(
+    chosen: Completions,
+    rejected: Completions,
+    loss_types: list[str],
+    loss_weights: list[float],
+    args: Any,
+    margin: Tensor | None = None,
+) -> Tensor:
+    """(B,): the weighted sum of the losses named. `sft` is a token mean, which the trainer adds.
+
+    Args:
+        margin: (B,), for the losses that read one.
+    """
+    terms = []
+    for name, factor in zip(loss_types, loss_weights, strict=True):
+        loss = LOSSES[name]
+        if loss.objective is None:
+            continue
+        options = {parameter: getattr(args, key, "mean") for parameter, key in loss.options.items()}
+        if loss.margin and margin is not None:
+            options["margin"] = margin
+        terms.append(factor * getattr(objectives, loss.objective)(chosen, rejected, beta=args.beta, **options))
+    return sum(terms) if terms else chosen.total * 0.0

@@ -19,10 +19,9 @@ from transformers import (
 from trl_plus.data.forms import without_empty_images
 from trl_plus.objectives import Completions
 from trl_plus.step.exact_step import row_weights, without_weightless_pairs
-from trl_plus.trainers.configs import DPOConfig
+from trl_plus.trainers.configs import DPOConfig, computed_here, pair_losses, refuse_ignored
 from trl_plus.trainers.construction import own_reference_adapter
 from trl_plus.trainers.given_reference import use_given, without
-from trl_plus.trainers.losses import computed_here, pair_losses, refuse_ignored
 from trl_plus.trainers.paired import EvalRows, PairedTrainer, Rows
 from trl_plus.trainers.reference import copy_as_reference
 from trl_plus.upstream.compat import TRLDPOConfig

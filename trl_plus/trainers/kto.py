@@ -23,8 +23,8 @@ from transformers import (
 
 from trl_plus import objectives
 from trl_plus.data.forms import without_empty_images
+from trl_plus.forward.layouts import to_device
 from trl_plus.forward.score import score
-from trl_plus.forward.transfer import to_device
 from trl_plus.objectives import Completions
 from trl_plus.step.exact_step import StepTotals, row_weights, without_repeats
 from trl_plus.step.mismatched import Z_REF, KLRow, Pass, kl_passes, mismatched_partners, read_batches, rows_of

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from transformers import Trainer
 
-from trl_plus.upstream.packages import missing_packages
+from trl_plus.upstream.libraries import missing_packages
 
 _LOW_RANK = ("galore", "apollo")
 _WITH_PACKAGES = ("report_to", "use_liger_kernel", "deepspeed", "model_init_kwargs")

@@ -4,6 +4,7 @@ Each trainer is TRL's DPOTrainer: its constructor, tokenization, fused LM head, 
 loss of a micro-batch, as its exact share of the optimizer step, and the metrics.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,10 +21,12 @@ from transformers import (
     TrainerCallback,
 )
 
+from trl_plus import objectives
 from trl_plus.data.forms import without_empty_images
 from trl_plus.objectives import Completions
 from trl_plus.step.exact_step import row_weights
 from trl_plus.trainers.base import OBJECTIVE, PreferenceTrainer
+from trl_plus.trainers.configs import CPOConfig, ORPOConfig, SimPOConfig
 from trl_plus.trainers.construction import no_reference_model, own_reference_adapter
 
 Rows = Dataset | IterableDataset
@@ -149,3 +152,102 @@ class ReferenceFreeTrainer(PairedTrainer):
                 peft_config=peft_config,
             )
         self._finish()
+
+
+class SimPOTrainer(ReferenceFreeTrainer):
+    """SimPO (https://huggingface.co/papers/2405.14734): length-normalised reward, target margin, no reference."""
+
+    config_class = SimPOConfig
+    accepted_configs = (SimPOConfig,)
+    method_name = "SimPO"
+
+    @property
+    def nll_weight(self) -> float:
+        return self.args.sft_weight
+
+    def pair_losses(self, chosen: Completions, rejected: Completions, margin: Tensor | None = None) -> Tensor:
+        return objectives.simpo(
+            chosen,
+            rejected,
+            margin=margin,
+            beta=self.args.beta,
+            gamma=self.args.target_margin,
+            label_smoothing=self.args.label_smoothing,
+            loss_type=self.args.loss_type[0],
+        )
+
+    @staticmethod
+    def reward_of(args: Any) -> Callable[[Completions], Tensor]:
+        return lambda side: args.beta * side.mean
+
+    def logged_logps(self, side: Completions) -> Tensor:
+        return side.mean
+
+
+def read_by(args: CPOConfig, side: Completions) -> Tensor:
+    """(B,): the log-probability that the loss compares, per token under `loss_type: ipo`."""
+    return side.mean if args.loss_type == ["ipo"] else side.total
+
+
+class CPOTrainer(ReferenceFreeTrainer):
+    """CPO (https://huggingface.co/papers/2401.08417): likelihood difference plus NLL of the chosen side."""
+
+    config_class = CPOConfig
+    accepted_configs = (CPOConfig,)
+    method_name = "CPO"
+
+    @property
+    def nll_weight(self) -> float:
+        return self.args.cpo_alpha
+
+    def pair_losses(self, chosen: Completions, rejected: Completions) -> Tensor:
+        return objectives.cpo(
+            chosen,
+            rejected,
+            beta=self.args.beta,
+            label_smoothing=self.args.label_smoothing,
+            loss_type=self.args.loss_type[0],
+        )
+
+    @staticmethod
+    def reward_of(args: Any) -> Callable[[Completions], Tensor]:
+        return lambda side: args.beta * read_by(args, side)
+
+    def logged_logps(self, side: Completions) -> Tensor:
+        return read_by(self.args, side)
+
+
+class ORPOTrainer(ReferenceFreeTrainer):
+    """ORPO (https://huggingface.co/papers/2403.07691): NLL of the chosen side plus the odds-ratio term."""
+
+    config_class = ORPOConfig
+    accepted_configs = (ORPOConfig,)
+    method_name = "ORPO"
+
+    nll_weight = 1.0
+
+    @property
+    def nll_on_prompt(self) -> bool:
+        return self.args.nll_scope == "full"
+
+    @property
+    def nll_per_row(self) -> bool:
+        return self.args.nll_reduction == "sequence"
+
+    def pair_losses(self, chosen: Completions, rejected: Completions) -> Tensor:
+        return objectives.odds_ratio(chosen, rejected, beta=self.args.beta, odds=self.args.odds)
+
+    @staticmethod
+    def reward_of(args: Any) -> Callable[[Completions], Tensor]:
+        return lambda side: args.beta * side.mean
+
+    def logged_logps(self, side: Completions) -> Tensor:
+        return side.mean
+
+    @torch.no_grad()
+    def note_pairs(self, chosen: Completions, rejected: Completions, weights: Tensor) -> None:
+        super().note_pairs(chosen, rejected, weights)
+        ratio = objectives.log_odds_ratio(chosen, rejected, odds=self.args.odds)
+        self.note("log_odds_chosen", ratio, weights)
+        # Kept for a release, and read by the report page. In TRL this name is the mean of the ratio's logsigmoid
+        self.note("log_odds_ratio", ratio, weights)

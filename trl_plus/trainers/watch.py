@@ -1,21 +1,25 @@
-"""Is it learning? A callback that reads the log and says once, in one sentence with the cure, what looks wrong.
+"""Is it learning? A callback that reads the log and says once, in one sentence with the fix, what looks wrong.
 
 A rule compares what was logged: it sees what a person in front of the curves would see, only earlier. Rules stay
 silent where the log cannot tell: a false alarm costs more trust than a late one.
 """
 
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import TrainerCallback
 
 from trl_plus.methods import FAMILIES
-from trl_plus.trainers.rates import before_the_first_step
+from trl_plus.published import BETAS, RATES
+from trl_plus.trainers.optimizers import optimizer_name, updates_in_backward
 from trl_plus.upstream.compat import TRLKTOConfig
-from trl_plus.upstream.models import adapter_of
+from trl_plus.upstream.models import adapter_of, parameters
 
 logger = logging.getLogger("trl_plus")
 Log = dict[str, float]
@@ -273,3 +277,173 @@ class LearningWatch(TrainerCallback):
         if sentence is not None and (at_end or _EARLY not in self.said):
             self.said.add(unmoved.__name__ if at_end else _EARLY)
             say(sentence)
+
+
+# -- a run's learning rate and beta beside published ones, before its first step ------------------------------------
+
+
+LORA = 10  # adapters are trained with rates up to this many times higher than full weights
+MARGIN = 5  # published rates are few: only a rate this far outside is reported
+BETA_MARGIN = 10  # and only a beta this far outside
+NEAR = 4  # models within this factor in parameters are of one size
+SMALLEST = 100_000_000  # parameters; smaller models take far higher rates, and none is published
+
+
+def before_the_first_step(method: str, args: Any, model: Any, optimizer: Any) -> Iterator[str]:
+    """One sentence for each reason in the rate or the optimizer for which a run learns nothing or is not exact."""
+    found = (
+        unknown_rate(method, args, model),
+        unknown_beta(method, args),
+        rounded_away(model, args, optimizer),
+        updates_in_backward(args),
+    )
+    return (sentence for sentence in found if sentence is not None)
+
+
+def unknown_rate(method: str, args: Any, model: Any) -> str | None:
+    """One sentence on a learning rate far outside the published ones (trl_plus/published.py), or None.
+
+    The comparison is with full fine-tuning of models of about this size, for LoRA with ten times that and with
+    published LoRA rates. None for small models, for optimizers other than Adam, and for adapters other than LoRA,
+    for which no rates are published.
+    """
+    adapter, size = adapter_of(model), parameters(model)
+    if size < SMALLEST or "adam" not in str(args.optim).lower() or adapter not in ("none", "LORA"):
+        return None
+    known, of_what = published_rates(method, size / 1e9, lora=adapter == "LORA")
+    (low, lowest), (high, highest) = min(known), max(known)
+    if low / MARGIN <= args.learning_rate <= high * MARGIN:
+        return None
+    far, effect = ("below", "may learn nothing") if args.learning_rate < low else ("above", "may end in repetition")
+    bounds = f"{low:g} ({lowest})" if low == high else f"{low:g} ({lowest}) to {high:g} ({highest})"
+    return (
+        f"learning_rate {args.learning_rate:g} is far {far} the published rates of {method} for {of_what}, {bounds}, "
+        f"and {effect}: set a rate in that range, unless a sweep on your model says otherwise."
+    )
+
+
+def published_rates(method: str, size: float, lora: bool) -> tuple[list[tuple[float, str]], str]:
+    """Rates that a run is compared with, each with the model it is known from, and words for what they are of.
+
+    Args:
+        size: parameters of the model, in billions. Without a published rate within a factor of 4, the nearest count.
+        lora: the run trains a LoRA adapter.
+    """
+    full = [rate for rate in RATES if rate.method == method and not rate.lora]
+    distance = min(abs(math.log(rate.size / size)) for rate in full)
+    near = [rate for rate in full if abs(math.log(rate.size / size)) <= max(distance, math.log(NEAR))]
+    known = [(value, rate.label) for rate in near for value in {rate.low, rate.high}]
+    models = "models of this size" if distance <= math.log(NEAR) else "the models nearest in size"
+    if not lora:
+        return known, f"full fine-tuning of {models}"
+    known += [(LORA * value, f"{LORA} times full fine-tuning's of {model}") for value, model in known]
+    adapters = [rate for rate in RATES if rate.method == method and rate.lora]
+    known += [(value, rate.label) for rate in adapters for value in {rate.low, rate.high}]
+    return known, f"LoRA and full fine-tuning of {models}" if adapters else f"full fine-tuning of {models}"
+
+
+def unknown_beta(method: str, args: Any) -> str | None:
+    """One sentence on a `beta` far outside the published ones for its loss (trl_plus/published.py), or None.
+
+    One value of `beta` means different things to different losses. None for a loss without published values.
+    """
+    losses = args.loss_type if isinstance(args.loss_type, list) else [args.loss_type]
+    if (method == "CPO" and losses != ["sigmoid"]) or args.beta == 0:
+        return None
+    if getattr(args, "ipo_reduction", "mean") != "mean":  # the published values are of the mean over tokens
+        return None
+    names = losses if method == "DPO" else [method]
+    for beta in BETAS:
+        if beta.loss not in names or beta.low / BETA_MARGIN <= args.beta <= beta.high * BETA_MARGIN:
+            continue
+        far = "below" if args.beta < beta.low else "above"
+        known = f"{beta.low:g}" if beta.low == beta.high else f"{beta.low:g} to {beta.high:g}"
+        loss = f"loss_type {beta.loss}" if method == "DPO" else method
+        return (
+            f"beta {args.beta:g} is far {far} the published values for {loss}, {known} ({beta.source}); each loss has "
+            "its own scale of beta: set a value in that range, unless a sweep on your model says otherwise."
+        )
+    return None
+
+
+# -- weights in 16 bits whose steps are rounded away ----------------------------------------------------------------
+
+
+SAMPLE = 4096  # weights that are looked at of each tensor, evenly spread
+MOST = 0.5  # share of weights from which a run is warned: measured by benchmarks/rounding.py (docs/reliability.md)
+# The same of an adapter, whose one half starts at 0 and learns while the other stands still
+MOST_OF_ADAPTER = 0.9
+# Optimizers whose step is not about the rate, but the rate times the gradient
+_BY_GRADIENT = ("sgd", "lomo")
+# What optimizers call a step that is not lost to rounding
+_KEEPS_REST = ("bf16_stochastic_round", "stochastic_rounding", "kahan_sum", "use_kahan_summation")
+
+
+def rounded_away(model: Any, args: Any, optimizer: Any) -> str | None:
+    """One sentence if a step of about `learning_rate` leaves most trained weights as they are, or None.
+
+    float16 weights are always named.
+
+    Says nothing for optimizers whose steps have another size (SGD), that round stochastically or keep what rounding
+    took, and under DeepSpeed, which steps a copy in float32.
+    """
+    name = optimizer_name(args)
+    if any(p.requires_grad and p.dtype is torch.float16 for p in model.parameters()):
+        return (
+            "Trained weights are float16 numbers, in which small gradients and Adam's averages of their squares become "
+            "0: steps are lost or blow up. Fix: train float32 weights (`dtype: float32`); `fp16: true` computes in "
+            "float16 all the same."
+        )
+    if not args.learning_rate or keeps_rest(optimizer) or any(part in name for part in _BY_GRADIENT):
+        return None
+    needed = needed_rates(model)
+    share = float((needed > args.learning_rate).double().mean()) if len(needed) else 0.0
+    if share <= (MOST_OF_ADAPTER if getattr(model, "peft_config", None) else MOST):
+        return None
+    enough = float(f"{float(needed.quantile(0.5)):.0e}")
+    return (
+        f"{share:.1%} of the trained weights are bfloat16 numbers that a step of learning_rate {args.learning_rate:g} "
+        f"cannot change: it is rounded away. Fix: train float32 weights (`dtype: float32`) with `bf16: true`, which "
+        f"still computes in bfloat16, or raise learning_rate to about {enough:g}."
+    )
+
+
+def keeps_rest(optimizer: Any) -> bool:
+    """True if an optimizer's small steps survive rounding, on average or in a buffer beside the weights."""
+    while hasattr(optimizer, "optimizer"):  # accelerate's and DeepSpeed's wrappers
+        if "deepspeed" in type(optimizer).__module__:
+            return True
+        optimizer = optimizer.optimizer
+    if type(optimizer).__module__.startswith(("deepspeed", "optimi.")):
+        return "deepspeed" in type(optimizer).__module__ or optimizer.defaults.get("kahan_sum") is not False
+    settings = {**getattr(optimizer, "defaults", {}), **vars(optimizer)} if optimizer is not None else {}
+    return any(settings.get(name) for name in _KEEPS_REST)
+
+
+@torch.no_grad()
+def needed_rates(model: Any) -> Tensor:
+    """(N,) float32 on the CPU: the smallest step that changes each of some trained weights; 0 for float32 ones.
+
+    A step is lost if it is at most half the distance to the next number of the dtype. Tensors are sampled by size.
+    """
+    found = []
+    trained = [p for p in model.parameters() if p.requires_grad and p.numel()]
+    total = sum(p.numel() for p in trained)
+    for parameter in trained:
+        weights = getattr(parameter, "to_local", lambda parameter=parameter: parameter)().detach().flatten()
+        share = max(1, min(len(weights), round(64 * SAMPLE * parameter.numel() / total)))
+        some = weights[:: max(1, len(weights) // share)].cpu()
+        if parameter.dtype in (torch.bfloat16, torch.float16):
+            found.append(half_spacing(some))
+        else:
+            found.append(torch.zeros(len(some)))
+    return torch.cat(found) if found else torch.zeros(0)
+
+
+def half_spacing(weights: Tensor) -> Tensor:
+    """Half the distance from 16-bit numbers to the next ones of their dtype, in float32."""
+    info = torch.finfo(weights.dtype)
+    exponent = torch.frexp(weights.float())[1] - 1  # weight = mantissa * 2^exponent, mantissa in [1, 2)
+    smallest = info.smallest_normal * info.eps / 2
+    spacing = torch.ldexp(torch.full(weights.shape, info.eps / 2), exponent).clamp(min=smallest)
+    return spacing.masked_fill(weights == 0, smallest)

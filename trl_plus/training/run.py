@@ -10,19 +10,18 @@ from trl_plus.comparison.prompts import Prompt, generate, generations_table, hel
 from trl_plus.data.digests import held_out_digest
 from trl_plus.data.loading import Data, load
 from trl_plus.data.refusals import unchecked
-from trl_plus.errors import RecipeError
+from trl_plus.errors import DataFound, RecipeError
+from trl_plus.evaluation.intervals import held_out_table
 from trl_plus.launch.request import LaunchRequest, check_started, is_main_process
 from trl_plus.recipes.recipe import Recipe, write_resolved
 from trl_plus.runs.checkpoint_files import find, step_of
-from trl_plus.runs.folder import LOG, claimed, holds_run, refuse_moved, set_aside
-from trl_plus.runs.journal import COMMAND, Journal
-from trl_plus.runs.metrics import Report, Sample
+from trl_plus.runs.folder import LOG, PREFLIGHT, claimed, holds_run, refuse_moved, set_aside
+from trl_plus.runs.journal import COMMAND, Journal, Report, Sample
 from trl_plus.runs.resume import check_same_run, find_checkpoint, resumed_folder, with_presets_of_run
+from trl_plus.runs.weights import changed_base, fingerprint
 from trl_plus.setup.objects import RunObjects, build
 from trl_plus.setup.plan import size_notes
 from trl_plus.setup.trainer import build_trainer, card_of, check_data, load_processor, refuse_settings
-from trl_plus.training.first_look import keep_preflight, look
-from trl_plus.training.held_out_table import held_out_table
 from trl_plus.training.sharing import Shared, rows_key
 from trl_plus.ui.environment import devices, versions
 
@@ -121,8 +120,7 @@ class Run:
         """Run everything; returns the content of metrics.json."""
         self.accept()
         # the libraries are loaded by now
-        from trl_plus.training.callbacks import end_trackers, told_to_trackers
-        from trl_plus.training.stopping import StopOnSignal
+        from trl_plus.training.callbacks import StopOnSignal, end_trackers, told_to_trackers
 
         with self.journal.kept():
             self.announce()
@@ -202,9 +200,9 @@ class Run:
             FirstEvaluation,
             JournalSteps,
             MetricsFile,
+            best_model_callbacks,
             use_short_progress,
         )
-        from trl_plus.training.stopping import best_model_callbacks
 
         self.objects.args.eval_on_start = self.data.eval is not None and self.checkpoint is None
         callbacks = [
@@ -220,6 +218,7 @@ class Run:
             self.trainer = build_trainer(self.objects, self.data, self.processor, callbacks)
         self.trainer.card = card_of(self.objects)
         use_short_progress(self.trainer)
+        self.report.model_fingerprint = fingerprint(Path(self.objects.model.model_name_or_path))
         held_out = self.trainer.eval_dataset
         if held_out is not None:
             self.report.held_out_digest = held_out_digest(self.data.eval)
@@ -251,6 +250,9 @@ class Run:
             return
         if self.main:
             go_on_with_tensorboard(self.trainer.callback_handler.callbacks, self.checkpoint)
+            changed = changed_base(Path(self.checkpoint), self.objects.model.model_name_or_path)
+            if changed is not None:
+                self.journal.warn(changed)
         self.report.recall(self.folder)
         if self.force or Path(self.checkpoint).resolve().parent != self.folder.resolve():
             self.report.forget_after()
@@ -277,7 +279,7 @@ class Run:
 
     def train(self) -> None:
         """Train and save the model. The training metrics of a run that was resumed at its end stay."""
-        from trl_plus.training.stopping import how_it_ended, step_of_weights
+        from trl_plus.training.callbacks import how_it_ended, step_of_weights
 
         trainer, report = self.trainer, self.report
         metrics = dict(trainer.train(resume_from_checkpoint=self.checkpoint).metrics)
@@ -348,3 +350,71 @@ class Run:
         trainer.accelerator.wait_for_everyone()  # a process group must not go while another rank still works
         if hasattr(trainer, "end"):  # transformers 5.18 and later: ends trackers and the process group
             trainer.end()
+
+
+# -- the look at a sample of the rows before the model is loaded ----------------------------------------------------
+
+
+ROWS = 200
+NAMED = 3  # warnings that `train` names
+
+
+def look(objects: RunObjects, processor: Any, say: Callable[[Any], None]) -> Any:
+    """Run preflight on a sample of the rows, return its result, and print the number of warnings.
+
+    Raises:
+        DataFound: there are errors. Warnings stop nothing.
+    """
+    from trl_plus.preflight.findings import Severity
+    from trl_plus.preflight.run import Extent, preflight
+    from trl_plus.preflight.source import open_run
+
+    result = preflight(open_run(objects, processor), Extent(rows=ROWS, near=False, previews=0))
+    errors = [finding for finding in result.findings if finding.severity is Severity.ERROR]
+    looked = ", ".join(f"{split.checked} {split.name}" for split in result.splits)
+    command = f"trl-plus preflight {objects.recipe.argument}"
+    if errors:
+        kinds = f"{len(errors)} kind{'s' if len(errors) > 1 else ''} of errors"
+        raise DataFound(
+            "\n".join(
+                [
+                    f"preflight found {kinds} in the data ({looked} rows looked at):",
+                    *(f"- {found.code} {found.split}: {found.sentence}{_rows(found)} {found.cure}" for found in errors),
+                    f"See all of it with `{command}`, or train all the same with --no-preflight.",
+                ]
+            )
+        )
+    warnings = [finding for finding in result.findings if finding.severity is Severity.WARNING]
+    plain = next((found for found in warnings if found.code == "D413" and found.split == "train"), None)
+    if plain is not None:
+        say(f"Preflight: D413 {plain.sentence}{_rows(plain)} {plain.cure}")
+    if warnings:
+        kinds = f"{len(warnings)} warning{'s' if len(warnings) > 1 else ''}"
+        say(f"Preflight: no errors and {kinds} in {looked} rows: {_named(warnings)}. `{command}` shows them.")
+    else:
+        say(f"Preflight: no errors and no warnings in {looked} rows.")
+    return result
+
+
+def keep_preflight(result: Any | None, folder: Path) -> None:
+    """Write what preflight found into the folder of its run; None if it was left out."""
+    from trl_plus.preflight.as_json import json_text
+
+    if result is None:
+        return
+    path = folder / PREFLIGHT
+    part = path.with_name(f"{PREFLIGHT}.part")
+    part.write_text(json_text(result) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def _named(warnings: list[Any]) -> str:
+    """The first findings by code and title."""
+    named = [f"{found.code} {found.split}: {found.title}" for found in warnings[:NAMED]]
+    return "; ".join(named) + (f"; and {len(warnings) - NAMED} more" if len(warnings) > NAMED else "")
+
+
+def _rows(found: Any) -> str:
+    rows = ", ".join(str(example.row) for example in found.examples)
+    more = ", ..." if found.count > len(found.examples) else ""
+    return f" Row{'s' if found.count > 1 else ''} {rows}{more}." if rows else ""

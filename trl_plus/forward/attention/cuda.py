@@ -12,10 +12,8 @@ import torch
 from torch import Tensor
 
 from trl_plus.forward.attention.flex import flex
-from trl_plus.forward.attention.options import Options, repeat_heads
-from trl_plus.forward.layouts import Plan
-from trl_plus.forward.sequences import Sequences, sequences_of
-from trl_plus.forward.transfer import to_device
+from trl_plus.forward.attention.plain import Options, repeat_heads
+from trl_plus.forward.layouts import Plan, Sequences, sequences_of, to_device
 
 __all__ = ["flash", "flex", "sequences", "takes_varlen", "varlen"]
 OLDEST = (8, 0)  # compute capability from which these kernels exist

@@ -13,16 +13,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from trl_plus.forward.attention.options import Options
-from trl_plus.forward.layouts import Branch, Plan
-from trl_plus.forward.transfer import to_device
+from trl_plus.forward.attention.plain import Options
+from trl_plus.forward.layouts import Branch, Plan, to_device
 
 BLOCK = 128  # tokens of a block, as flex_attention has it
 LEAST = 2 * BLOCK  # a mask of one block would be compiled by itself
 
 
 def flex(query: Tensor, key: Tensor, value: Tensor, plan: Plan, options: Options) -> Tensor:
-    """As `segments.attend`, without dropout. On CUDA it is compiled. Elsewhere it has no gradient."""
+    """As `plain.by_branch`, without dropout. On CUDA it is compiled. Elsewhere it has no gradient."""
     tokens = query.size(2)
     length = padded(tokens)
     name = ("flex", options.window)

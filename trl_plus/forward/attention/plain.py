@@ -1,14 +1,38 @@
-"""Attention one branch at a time: no mask over the whole layout, so no work on what is masked. For the CPU."""
+"""Attention over layouts in torch's own functions: one branch at a time on the CPU, and with a mask on any device."""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from trl_plus.forward.attention.options import Options, repeat_heads
 from trl_plus.forward.layouts import Plan
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, plan: Plan, options: Options) -> Tensor:
+@dataclass(frozen=True)
+class Options:
+    """Options of one layer.
+
+    Args:
+        scaling: factor of the scores; 1 / sqrt(head size) if None.
+        dropout: probability that an attention weight is dropped.
+        window: positions that a query looks back, its own included; all if None.
+        softcap: bound c of the scores, c * tanh(score / c); none if None.
+    """
+
+    scaling: float | None = None
+    dropout: float = 0.0
+    window: int | None = None
+    softcap: float | None = None
+
+
+def repeat_heads(keys: Tensor, query: Tensor) -> Tensor:
+    """Keys or values (B, K, T, D) with each head repeated for the query heads (B, H, ., .) that share it."""
+    times = query.size(1) // keys.size(1)
+    return keys if times == 1 else keys.repeat_interleave(times, dim=1)
+
+
+def by_branch(query: Tensor, key: Tensor, value: Tensor, plan: Plan, options: Options) -> Tensor:
     """(B, H, T, V): each branch attends causally to itself and to what it shares of its group's first row.
 
     Args:
@@ -58,3 +82,18 @@ def _mask(queries: int, keys: int, window: int | None, like: Tensor, plan: Plan)
             torch.zeros(queries, keys, dtype=like.dtype).masked_fill(hidden, float("-inf")).to(like.device)
         )
     return plan.cache[name]
+
+
+def by_mask(query: Tensor, key: Tensor, value: Tensor, plan: Plan, options: Options) -> Tensor:
+    """As `by_branch`."""
+    key, value = repeat_heads(key, query), repeat_heads(value, query)
+    name = ("dense", options.window)
+    if name not in plan.cache:
+        plan.cache[name] = plan.visible(options.window)
+    mask = plan.cache[name]
+    if options.softcap is None:
+        return scaled_dot_product_attention(query, key, value, mask, options.dropout, scale=options.scaling)
+    scores = query @ key.mT * (query.size(-1) ** -0.5 if options.scaling is None else options.scaling)
+    scores = options.softcap * torch.tanh(scores / options.softcap)
+    weights = scores.masked_fill(~mask, float("-inf")).softmax(-1, dtype=torch.float32).to(query.dtype)
+    return torch.nn.functional.dropout(weights, options.dropout) @ value

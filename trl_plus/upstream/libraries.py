@@ -1,8 +1,17 @@
-"""Optional packages that a setting needs, looked up before a model is loaded. Imports no torch."""
+"""Installed libraries: packages that a setting needs, engines with faults, and what is silenced. Imports no torch."""
 
 import importlib.util
+import logging
+import os
+import sys
+import warnings
 from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from typing import Any
+
+from packaging.version import Version
+
+from trl_plus.upstream.signatures import VersionError
 
 _GALORE, _APOLLO = ("galore_torch", "galore-torch"), ("apollo_torch", "apollo-torch")
 _BITSANDBYTES, _TORCHAO = ("bitsandbytes", "bitsandbytes"), ("torchao", "torchao")
@@ -104,3 +113,60 @@ def _kernels(values: Mapping[str, Any]) -> Iterator[str]:
 
 def _shown(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+# accelerate wrote an adapter under FSDP2, and loaded the optimizer from shards, wrongly before these versions
+ADAPTERS, SHARDS = "1.15", "1.13"
+
+
+# -- engines that would save or resume something else than what was trained -----------------------------------------
+
+
+def check_fsdp2(adapter: bool, shards: bool) -> None:
+    """Check that accelerate's FSDP2 resumes a run with the bits that it saved.
+
+    Args:
+        adapter: True if an adapter is trained.
+        shards: True if checkpoints are saved in shards (`SHARDED_STATE_DICT`).
+
+    Raises:
+        VersionError: it does not. The text names the versions that do.
+    """
+    installed = version("accelerate")
+    needed = ADAPTERS if adapter else SHARDS if shards else None
+    if needed is None or Version(installed) >= Version(needed):
+        return
+    what = "an adapter" if adapter else "a sharded optimizer"
+    raise VersionError(
+        f"accelerate {installed} does not resume {what} under FSDP2 as it was saved. "
+        f"Fix: pip install 'accelerate>={needed}'."
+    )
+
+
+# -- what the libraries of a run print that its user can do nothing about -------------------------------------------
+
+
+def quiet_libraries() -> None:
+    """Call before transformers and TRL are imported. Errors stay visible, and so do warnings of trl_plus."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # nothing is reported: `datasets` counts every load of a local file at a server, the hub client tells its versions
+    os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # on every import without the package `kernels`, which is only an optional speed-up
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    logging.getLogger("DeepSpeed").addFilter(_deepspeed)
+    for category in (FutureWarning, DeprecationWarning):
+        warnings.filterwarnings("ignore", category=category)
+    # `merge` unties them where an adapter needs it
+    warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`", category=UserWarning)
+    # transformers asks for pinned memory by default, also where there is no accelerator to copy it to
+    warnings.filterwarnings("ignore", message="'pin_memory' argument is set as true", category=UserWarning)
+
+
+def _deepspeed(record: logging.LogRecord) -> bool:
+    """Move DeepSpeed's log from stdout, which holds results, to stderr; drop its line about a machine without a GPU."""
+    for handler in logging.getLogger(record.name).handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setStream(sys.stderr)
+    return not record.getMessage().startswith("Setting accelerator to CPU")
