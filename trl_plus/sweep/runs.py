@@ -14,8 +14,7 @@ from trl_plus.errors import DataError, DataFound, RecipeError, RunFault, first_l
 from trl_plus.recipes.recipe import RESOLVED, Recipe, load_recipe
 from trl_plus.runs import checkpoint_files
 from trl_plus.runs.folder import SCORES
-from trl_plus.runs.journal import COMMAND, FINISHED
-from trl_plus.runs.journal import FILE as JOURNAL
+from trl_plus.runs.journal import COMMAND, FINISHED, JOURNAL
 from trl_plus.runs.resume import NEWEST, changes
 from trl_plus.runs.weights import fingerprint, identify, weights_in
 from trl_plus.training.sharing import Shared, rows_key
