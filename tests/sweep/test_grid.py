@@ -1,5 +1,7 @@
 """From the words of a command line to runs, and the rounds of successive halving. Nothing here trains."""
 
+import itertools
+
 import pytest
 
 from trl_plus.errors import RecipeError
@@ -85,7 +87,7 @@ def test_refused_before_anything_trains(recipe, words, sentence):
 def test_rounds_halve_and_keep_to_the_budget(variants, seeds, budget):
     found = rounds(variants, seeds, budget, None)
     assert found[0].variants == variants
-    assert all(after.variants == (before.variants + 1) // 2 for before, after in zip(found, found[1:], strict=False))
+    assert all(after.variants == (before.variants + 1) // 2 for before, after in itertools.pairwise(found))
     assert found[-1].variants == 2 or variants == 2
     untils = [0, *(each.until for each in found)]
     spent = sum(each.variants * seeds * (each.until - before) for each, before in zip(found, untils, strict=False))

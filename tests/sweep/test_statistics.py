@@ -85,7 +85,8 @@ def test_pairs_of_one_prompt_are_drawn_together():
 def test_holm_tests_the_second_at_a_half():
     found = compared(np.stack([no_difference(np.random.default_rng(1), 1, 4, 200, 0.0)[0] + add for add in (0, 0, 3)]))
     levels = sorted(d.level for d in found)
-    assert levels[0] == pytest.approx(0.05 / 3) and levels[1] == pytest.approx(0.05 / 2)
+    assert levels[0] == pytest.approx(0.05 / 3)
+    assert levels[1] == pytest.approx(0.05 / 2)
 
 
 def test_a_missing_run_leaves_the_seeds_that_both_have():
@@ -96,7 +97,8 @@ def test_a_missing_run_leaves_the_seeds_that_both_have():
     assert found.value == pytest.approx((scores[0, 1:] - scores[1, 1:]).mean())
     scores[1] = np.nan
     found = compare(scores, np.ones(40), np.arange(40), shares=True)[0]
-    assert math.isnan(found.value) and not found.holds
+    assert math.isnan(found.value)
+    assert not found.holds
 
 
 def test_few_prompts_are_no_verdict():

@@ -67,7 +67,8 @@ def test_runs_and_figures(whole):
     assert folders == [f"learning_rate-{rate}_seed-{seed}" for rate in ("0.001", "0.05") for seed in (42, 43)]
     found = whole.found
     assert (found.pairs, found.prompts, found.failed) == (30, 30, {})
-    assert len(found.differences) == 1 and found.differences[0].seeds == 2
+    assert len(found.differences) == 1
+    assert found.differences[0].seeds == 2
     for place, row in enumerate(found.rows):
         for run, accuracy in zip([r for r in found.plan.runs if r.place == place], row.accuracies, strict=True):
             metrics = json.loads((whole.folder / run.name / "metrics.json").read_text())
@@ -118,7 +119,8 @@ def test_finished_runs_are_left_and_another_recipe_is_refused(whole, recipe):
     kept = json.loads((whole.folder / "sweep.json").read_text())
     assert kept == as_object(whole.found)
     page = (whole.folder / "sweep.html").read_text()
-    assert "learning_rate 0.05" in page and kept["sentences"][0].split("<")[0][:40] in page
+    assert "learning_rate 0.05" in page
+    assert kept["sentences"][0].split("<")[0][:40] in page
     other = CliRunner().invoke(app, ["sweep", recipe, *call, "lora_r=2"])
     assert other.exit_code == 2
     assert "holds a run of another recipe (lora_r: 4 -> 2)" in other.output
@@ -145,7 +147,8 @@ def test_successive_halving_goes_on_from_checkpoints(recipe, tmp_path):
     words = ["learning_rate=1e-3,5e-2,1e-1", "save_strategy=no", "save_steps=null"]
     found = sweep(recipe, words, 1, tmp_path / "s", 8, 1, said.append)
     left = [row for row in found.rows if row.left is not None]
-    assert len(left) == 1 and left[0].left == 1
+    assert len(left) == 1
+    assert left[0].left == 1
     assert len(found.differences) == 1
     for run in found.plan.runs:
         assert runs.is_finished(tmp_path / "s" / run.name) == (found.rows[run.place].left is None)

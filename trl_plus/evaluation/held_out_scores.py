@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from trl_plus.evaluation.measures import PER_TOKEN, REWARD, pair_weights
-from trl_plus.evaluation.rows import ROW, HeldOut
 from trl_plus.evaluation.models import Scores
+from trl_plus.evaluation.rows import ROW, HeldOut
 from trl_plus.evaluation.statistics import Floats, Ints
 from trl_plus.runs.weights import EvaluatedWeights
 

@@ -114,8 +114,8 @@ def train(job: Job, recipe: Recipe, shared: Shared, say: Say) -> None:
     """Train a run, from its newest checkpoint if there is one."""
     from transformers import set_seed
 
-    from trl_plus.training.run import run
     from trl_plus.training.callbacks import Paused
+    from trl_plus.training.run import run
 
     folder = Path(recipe["output_dir"]).expanduser()
     newest = checkpoint_files.find(folder).newest if folder.is_dir() else None
