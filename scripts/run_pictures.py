@@ -23,7 +23,7 @@ from trl_plus.runs.weights import open_run
 
 ROOT = Path(__file__).parents[1]
 WORDS = ("eval_strategy=steps", "eval_steps=10", "logging_steps=2")
-REPORT_HEIGHT, COMPARE_HEIGHT = 2600, 1300
+REPORT_HEIGHT, COMPARE_HEIGHT = 2400, 1300
 
 
 def pictures(run: Run, comparison: Comparison, folder: Path) -> None:

@@ -41,6 +41,13 @@ class Capped(Odd):
         return 30 * torch.tanh(self.lm_head(states) / 30)
 
 
+class RuledOut(Odd):
+    """A cap, and a token that cannot come next: its logit is -inf."""
+
+    def logits_of(self, states):
+        return Capped.logits_of(self, states).index_fill(-1, torch.tensor([0]), float("-inf"))
+
+
 class Transformed(Odd):
     """A dense layer between backbone and logits."""
 
@@ -129,6 +136,7 @@ class NoPrefix(PreTrainedModel, GenerationMixin):
 OURS = (
     LearnedScale,
     Capped,
+    RuledOut,
     Transformed,
     OtherHead,
     PaddedVocabulary,

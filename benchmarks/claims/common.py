@@ -39,8 +39,8 @@ class Figure:
 
 def main(claim: str, source: str, figures: Callable[[bool], Sequence[Figure]]) -> int:
     """Print a claim and its figures; returns 1 if one of them does not hold."""
-    found = figures("--small" in sys.argv[1:])
     print(f"{claim}\n{source}\n")
+    found = figures("--small" in sys.argv[1:])
     for figure in found:
         verdict = "holds" if figure.holds else "DOES NOT HOLD"
         print(f"- {figure.what}\n  expected {figure.expected}; measured {figure.measured}; {verdict}")

@@ -7,8 +7,9 @@ import pytest
 
 from trl_plus.comparison.answers import Answer
 from trl_plus.comparison.blind import key_path, score_sheet, write_sheet
+from trl_plus.comparison.marks import change
 from trl_plus.comparison.prompts import as_conversations, read_prompts
-from trl_plus.comparison.statistics import change, repeats, statistics
+from trl_plus.comparison.statistics import repeats, statistics
 from trl_plus.errors import DataError
 
 # -- statistics -----------------------------------------------------------------------------------------------------

@@ -239,3 +239,11 @@ def test_a_run_without_weights_names_its_checkpoints(simpo_run, tmp_path):
     done = call("evaluate", killed)
     assert done.exit_code == 2
     assert "checkpoint-2 for example" in done.output
+
+
+@pytest.mark.parametrize("method, said", [("dpo", True), ("simpo", False)])
+def test_a_reference_in_the_data_is_named(method, said, rows_of, pair_rows, tmp_path):
+    rows_of(method, [{**row, "ref_chosen_logps": -1.0, "ref_rejected_logps": -2.0} for row in pair_rows(3)])
+    found = call("evaluate", tmp_path / "r.yaml", "--json")
+    notes = " ".join(json.loads(found.stdout)["notes"])
+    assert ("ref_chosen_logps and ref_rejected_logps" in notes) == said

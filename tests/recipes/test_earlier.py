@@ -113,12 +113,12 @@ def execute(path, resume=None, said=None):
 
 
 def test_the_earlier_run_is_still_a_run(recipe_file, tmp_path):
-    from trl_plus.report.page import write_report
+    from trl_plus.report.write import write_report
     from trl_plus.runs.weights import open_run
 
     short = {"num_train_epochs": None, "report_generations": 0}
     execute(recipe_file(max_steps=2, save_steps=2, **short))
-    write_report("out", None, None)
+    write_report(["out"], None, None)
     before, said = {name: (tmp_path / "out" / name).read_bytes() for name in os.listdir("out") if "." in name}, []
     assert "report.html" in before
     execute(recipe_file(max_steps=1, seed=7, save_steps=1, **short), said=said)
@@ -131,7 +131,7 @@ def test_the_earlier_run_is_still_a_run(recipe_file, tmp_path):
 
     recipe, weights = open_run("out/_earlier-1")
     assert (recipe["max_steps"], weights.path) == (2, "out/_earlier-1")
-    assert write_report("out/_earlier-1", None, None) == Path("out/_earlier-1/report.html")
+    assert write_report(["out/_earlier-1"], None, None) == Path("out/_earlier-1/report.html")
     said.clear()
     execute("r.yaml", "newest", said)
     assert "Resuming from out/checkpoint-1." in said

@@ -4,13 +4,19 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from trl_plus.comparison.answers import Answer, Sampling
+from trl_plus.comparison.marks import change, marks
 from trl_plus.comparison.output import comparison_page
 from trl_plus.comparison.run import Comparison, Pair
 
 ROOT = Path(__file__).parents[2]
-SHOWN = "[...document.querySelectorAll('article.sample')].filter((x) => x.offsetParent).map((x) => x.dataset.number)"
+LIST = "[...document.querySelectorAll('#pairs article.sample')]"
+FOLD = "[...document.querySelectorAll('details#alike:not([open]) article.sample')]"
+SHOWN = f"{LIST}.filter((x) => x.offsetParent).map((x) => x.dataset.number)"
+FOLDED = f"{FOLD}.filter((x) => !x.hidden).map((x) => x.dataset.number)"
 
 
 def answer(text, hit=False):
@@ -47,24 +53,28 @@ def test_what_is_shown(show, page):
                   "30 tokens", "hit the limit", "1 of 3, 33% [6%, 79%]"):  # fmt: skip
         assert words in text, words
     assert browser.evaluate("[...document.querySelectorAll('.badge')].map((x) => x.textContent)") == [
-        "alike",
         "hit the limit",
+        "alike",
     ]
     assert not browser.problems
     assert browser.requests == [browser.evaluate("location.href")]
 
 
 def test_filters_and_order(show, page):
+    """What changed most is first; the prompt that is answered alike is folded, in every order."""
     browser = show(page)
-    assert browser.evaluate(SHOWN) == ["1", "2", "3"]
-    choose(browser, "order", "change")
-    assert browser.evaluate(SHOWN) == ["2", "3", "1"]
+    assert browser.evaluate(SHOWN) == ["2", "3"]
     choose(browser, "order", "longer")
-    assert browser.evaluate(SHOWN) == ["2", "1", "3"]
+    assert browser.evaluate(SHOWN) == ["2", "3"]
     choose(browser, "order", "shorter")
-    assert browser.evaluate(SHOWN) == ["3", "1", "2"]
+    assert browser.evaluate(SHOWN) == ["3", "2"]
+    choose(browser, "order", "number")
+    assert browser.evaluate(SHOWN) == ["2", "3"]
+    assert browser.evaluate(FOLDED) == ["1"]
+    choose(browser, "order", "shorter")
     browser.evaluate("document.getElementById('differ').click()")
     assert browser.evaluate(SHOWN) == ["3", "2"]
+    assert browser.evaluate(FOLDED) == []
     browser.evaluate("document.getElementById('hit').click()")
     assert browser.evaluate(SHOWN) == ["2"]
     assert browser.evaluate("document.getElementById('count').textContent") == "1 of 3 shown"
@@ -72,9 +82,61 @@ def test_filters_and_order(show, page):
     assert browser.evaluate(SHOWN) == []
     assert browser.evaluate("!!document.getElementById('nothing').offsetParent")
     browser.evaluate("document.getElementById('all').click()")
-    assert browser.evaluate(SHOWN) == ["1", "2", "3"]
+    assert browser.evaluate(SHOWN) == ["2", "3"]
+    assert browser.evaluate(FOLDED) == ["1"]
     choose(browser, "words", "USER third")
     assert browser.evaluate(SHOWN) == ["3"]
+    choose(browser, "words", "first")  # found among those answered alike
+    assert browser.evaluate(SHOWN) == []
+    assert browser.evaluate("document.querySelector('#alike summary').textContent") == "1 prompt answered alike"
+    assert browser.evaluate("document.getElementById('nothing').offsetParent") is None
+
+
+def test_the_words_that_differ_are_marked(show):
+    browser = show(
+        comparison_page(
+            make(
+                Pair("one", answer("I like green tea."), answer("I like black tea.")),
+                Pair("two", answer("same\n words"), answer("same words")),
+                Pair("three", answer(""), answer("new <b>words</b>")),
+                Pair("four", answer("我喜欢绿茶。"), answer("我喜欢红茶。")),
+            )
+        )
+    )
+    marked = "[...document.querySelectorAll('article.sample')].map((x) => [x.dataset.number,"
+    marked += " ...[...x.querySelectorAll('mark')].map((m) => m.textContent.trim())])"
+    assert browser.evaluate(marked) == [
+        ["3", "new <b>words</b>"],
+        ["1", "green", "black"],
+        ["4", "绿", "红"],
+        ["2"],
+    ]
+    texts = browser.evaluate("[...document.querySelectorAll('.text')].map((x) => x.textContent)")
+    assert texts == [
+        "empty", "new <b>words</b>", "I like green tea.", "I like black tea.", "我喜欢绿茶。", "我喜欢红茶。",
+        "same\n words", "same words",
+    ]  # fmt: skip
+    assert "alike but for white space" in browser.evaluate("document.body.innerText")
+    assert browser.evaluate("document.getElementById('alike')") is None  # no two answers are the same text
+
+
+def test_long_answers_are_marked_at_their_ends():
+    """Texts whose words cannot all be compared with each other keep what they begin and end with."""
+    base, tuned = "same " * 3000 + "a end", "same " * 3000 + "b c end"
+    assert marks(base, tuned) == (
+        [("same " * 3000, False), ("a ", True), ("end", False)],
+        [("same " * 3000, False), ("b c ", True), ("end", False)],
+    )
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(st.sampled_from("ab \n茶\u00a0.")), st.text(st.sampled_from("ab \n茶\u00a0.")))
+def test_marks_change_no_text(base, tuned):
+    for text, pieces in zip((base, tuned), marks(base, tuned), strict=True):
+        assert "".join(piece for piece, _ in pieces) == text
+    unmarked = ["".join(piece for piece, own in pieces if not own).split() for pieces in marks(base, tuned)]
+    assert "".join(unmarked[0]) == "".join(unmarked[1])
+    assert (change(base, tuned) == 0) == (not any(own for pieces in marks(base, tuned) for _, own in pieces))
 
 
 def test_the_figures_are_in_sight_on_a_phone(show, page):
@@ -88,7 +150,9 @@ def test_the_figures_are_in_sight_on_a_phone(show, page):
 
 def test_without_scripts_all_answers_are_there(show, page):
     browser = show(page, scripts=False)
-    assert browser.evaluate(SHOWN) == ["1", "2", "3"]
+    assert browser.evaluate(SHOWN) == ["2", "3"]
+    browser.evaluate("document.getElementById('alike').open = true")
+    assert browser.evaluate(SHOWN.replace("#pairs", "#alike")) == ["1"]
     assert browser.evaluate("document.getElementById('choose').offsetParent") is None
 
 

@@ -80,7 +80,7 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path):
 def test_the_faces_do_not_import_torch():
     code = (
         "import sys\n"
-        "from trl_plus.preflight import as_json, page, preview_page, preview_text, table\n"
+        "from trl_plus.preflight import as_json, page, preview_shown, table\n"
         "heavy = {'torch', 'trl', 'transformers', 'datasets', 'numpy'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )

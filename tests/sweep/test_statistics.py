@@ -121,7 +121,7 @@ def test_what_would_be_needed_shows_the_difference():
     assert prompts_needed(found) is None
     seeds = seeds_needed(found)
     assert made(1000, seeds)[1] <= 0.05 < made(1000, seeds - 1)[1]
-    assert f"about {seeds - 2} more seeds would be needed" in no_verdict(found)
+    assert f"about {seeds - 2} more seed" in no_verdict(found)
 
 
 def test_points():

@@ -117,3 +117,51 @@ class AlreadyScaled:
     """`loss_is_scaled_for_ga` of transformers: its own loss is not divided any more."""
 
     loss_is_scaled_for_ga = True
+
+
+def without_last_token(inputs):
+    """The last completion token of every row is masked."""
+    mask = inputs["completion_mask"]
+    last = mask.flip(1).cumsum(1).flip(1) == 1
+    return {**inputs, "completion_mask": mask * ~last}
+
+
+class MasksATokenBefore:
+    """Changes rows before the step, in `_prepare_inputs`, after their tokens were counted."""
+
+    def _prepare_inputs(self, inputs):
+        return without_last_token(super()._prepare_inputs(inputs))
+
+
+class MasksATokenInPlace:
+    def training_step(self, model, inputs, *args):
+        inputs["completion_mask"].copy_(without_last_token(inputs)["completion_mask"])
+        return super().training_step(model, inputs, *args)
+
+
+def first_rows(inputs, rows):
+    """The first row or pair of a micro-batch."""
+    return {name: value[[0, rows]] if len(value) == 2 * rows else value[:1] for name, value in inputs.items()}
+
+
+class KeepsTheFirst:
+    """Leaves out rows that were counted."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inputs = first_rows(inputs, len(row_weights(inputs)))
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+
+class DrawsTheFirst:
+    def get_batch_samples(self, *args):
+        batches, totals = super().get_batch_samples(*args)
+        return [first_rows(batch, len(row_weights(batch))) for batch in batches], totals
+
+
+class Renames:
+    """Another token in the prompt of every row."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        ids = inputs["input_ids"].clone()
+        ids[:, 1] = 9
+        return super().compute_loss(model, {**inputs, "input_ids": ids}, return_outputs, num_items_in_batch)

@@ -7,7 +7,14 @@ import types
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForSequenceClassification
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from trl_plus.data.collators import RowExtras
@@ -112,6 +119,63 @@ def test_a_reward_model_is_no_reference(make_trainer, pair_rows, tiny_model_dir)
     model = AutoModelForSequenceClassification.from_pretrained(tiny_model_dir, num_labels=1)
     with pytest.raises(TypeError, match="Qwen2ForSequenceClassification, which has no LM head"):
         make_trainer("DPO", pair_rows(4), trainer={"ref_model": model})
+
+
+def models_of_other_kinds(folder):
+    """name -> (model, what is said of it)"""
+    config = T5Config(vocab_size=64, d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    causal = AutoModelForCausalLM.from_pretrained(folder)
+    mixed = get_peft_model(causal, LoraConfig(r=2, target_modules=["q_proj"]), mixed=True)
+    native = AutoModelForCausalLM.from_pretrained(folder)
+    native.add_adapter(LoraConfig(r=2, target_modules=["q_proj"]))
+    return {
+        "classifier": (
+            AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1),
+            "`model` is a Qwen2ForSequenceClassification, which cannot generate text",
+        ),
+        "backbone": (AutoModel.from_pretrained(folder), "`model` is a Qwen2Model, which cannot generate text"),
+        "encoder and decoder": (T5ForConditionalGeneration(config), "`model` is a T5.*, an encoder with a decoder"),
+        "module": (torch.nn.Linear(2, 2), "`model` is a Linear and not a model of transformers"),
+        "class": (AutoModelForCausalLM, "`model` is the class AutoModelForCausalLM and not a model"),
+        "mixed adapters": (mixed, "`model` is a PeftMixedModel"),
+        "adapter of transformers": (native, "The model holds an adapter and is not a PeftModel"),
+    }
+
+
+@pytest.mark.parametrize("method", ["DPO", "SimPO"])
+def test_a_policy_of_the_wrong_kind_is_refused(method, make_trainer, pair_rows, tiny_model_dir):
+    for model, said in models_of_other_kinds(tiny_model_dir).values():
+        with pytest.raises((TypeError, ValueError), match=f"{said}.* Fix: pass a"):
+            make_trainer(method, pair_rows(2), reference=False, trainer={"model": model})
+
+
+def test_an_optimizer_of_other_weights_is_refused(make_trainer, pair_rows, build_tiny_model):
+    """Such as one that was made before `peft_config` put an adapter on."""
+    other, model = build_tiny_model(0), build_tiny_model(0)
+    optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="holds none of the model's trainable weights"):
+        make_trainer("SimPO", pair_rows(2), trainer={"model": model, "optimizers": (optimizer, None)})
+    own = {"model": model, "optimizers": (torch.optim.SGD(model.parameters(), lr=0.1), None)}
+    adapter = {"peft_config": LoraConfig(r=2, target_modules=["q_proj"])}
+    with pytest.raises(ValueError, match="before an adapter was put on"):
+        make_trainer("SimPO", pair_rows(2), trainer=own | adapter)
+    model = build_tiny_model(0)
+    own = {
+        "model": model,
+        "optimizers": (torch.optim.SGD(model.lm_head.parameters(), lr=0.1), None),
+    }  # a part is enough
+    make_trainer("SimPO", pair_rows(2), trainer=own).train()
+
+
+@pytest.mark.parametrize("form", ["torch", "numpy"])
+def test_a_formatted_dataset(form, make_trainer, pair_rows):
+    """TRL joins prompt and completion with `+`, which adds tensors up."""
+    losses = []
+    for rows in (Dataset.from_list(pair_rows(4)), Dataset.from_list(pair_rows(4)).with_format(form)):
+        trainer = make_trainer("SimPO", rows)
+        trainer.train()
+        losses.append(trainer.state.log_history[0]["loss"])
+    assert losses[0] == losses[1]
 
 
 def test_the_loss_of_several_evaluation_sets_is_no_metric_of_the_best(make_trainer, pair_rows):

@@ -175,3 +175,18 @@ def test_two_references_and_half_a_reference_are_refused(make, with_reference, b
         del row["ref_rejected_logps"]
     with pytest.raises(ValueError, match="no `ref_rejected_logps`"):
         make("DPO", given)
+
+
+def test_a_method_without_a_reference_does_not_use_them(with_reference, build_tiny_model, tokenizer, tmp_path, caplog):
+    given = Dataset.from_list(with_reference("DPO", make_pairs(ROWS)))
+    args = trl_plus.SimPOConfig(str(tmp_path / "out"), **KEYS)
+    trainer = trl_plus.SimPOTrainer(
+        build_tiny_model(0), args, train_dataset=given, eval_dataset=given, processing_class=tokenizer
+    )
+    assert (
+        "ref_chosen_logps and ref_rejected_logps of the train dataset are not used: SimPOTrainer has no" in caplog.text
+    )
+    assert not {"ref_chosen_logps", "ref_rejected_logps"} & {
+        *trainer.train_dataset.column_names,
+        *trainer.eval_dataset.column_names,
+    }

@@ -20,6 +20,10 @@ from tests.trainers.overrides import (
     AddsToTheMean,
     AlreadyScaled,
     Classic,
+    DrawsTheFirst,
+    KeepsTheFirst,
+    MasksATokenBefore,
+    MasksATokenInPlace,
     NoCount,
     OwnCount,
     OwnDraw,
@@ -29,6 +33,7 @@ from tests.trainers.overrides import (
     OwnStep,
     OwnStepOnMeans,
     PassesOn,
+    Renames,
     Twice,
     WantsOutputs,
     WrapsTheStep,
@@ -154,6 +159,51 @@ def test_pairs(kind, value, trained, pair_rows, tiny_model_dir, other_model_dir)
     for cut in CUTS:
         trainer, losses, gradients = trained(kind, "DPO", pair_rows(ROWS), cut, beta=0.1)
         check(trainer, losses, gradients, expected, value, cut)
+
+
+def shorter(row):
+    """A row without the last token of its completions."""
+    return {name: value[:-1] if name in ("chosen_ids", "rejected_ids") else value for name, value in row.items()}
+
+
+CHANGED = [
+    (MasksATokenBefore, lambda micro: [shorter(row) for row in micro]),
+    (MasksATokenInPlace, lambda micro: [shorter(row) for row in micro]),
+    (KeepsTheFirst, lambda micro: micro[:1]),
+    (DrawsTheFirst, lambda micro: micro[:1]),
+]
+
+
+@pytest.mark.parametrize("kind, change", CHANGED, ids=[kind.__name__ for kind, _ in CHANGED])
+@pytest.mark.parametrize("method", ["DPO", "CPO"])
+def test_rows_that_are_changed_after_they_were_counted(
+    method, kind, change, trained, pair_rows, tiny_model_dir, other_model_dir
+):
+    """The totals of the step are of other rows: the loss is the mean over the micro-batch, as with TRL."""
+    expected, cut = Expected(method, tiny_model_dir, other_model_dir, beta=0.1), (2, 2)
+    trainer, losses, gradients = trained(kind, method, pair_rows(4), cut, beta=0.1)
+    check(trainer, losses, gradients, expected, lambda e, w: means([e.of(change(micro)) for micro in w]), cut)
+
+
+def test_kto_scores_the_reference_on_rows_that_are_changed(make_trainer, unpaired_rows):
+    """Policy and reference are equal, so every reward is zero, unless the reference scored other rows."""
+    module = SimpleNamespace(KTOTrainer=type("T", (Renames, trl_plus.KTOTrainer), {}), KTOConfig=trl_plus.KTOConfig)
+    trainer = make_trainer("KTO", unpaired_rows(4), module=module, reference=False)
+    trainer.train()
+    log = trainer.state.log_history[0]
+    assert log["rewards/chosen"] == pytest.approx(0, abs=1e-5)
+    assert log["rewards/rejected"] == pytest.approx(0, abs=1e-5)
+
+
+def test_methods_that_nothing_calls_are_named(make_trainer, pair_rows, caplog):
+    class Old(trl_plus.DPOTrainer):
+        def dpo_loss(self, *args):
+            raise AssertionError
+
+    module = SimpleNamespace(DPOTrainer=Old, DPOConfig=trl_plus.DPOConfig)
+    make_trainer("DPO", pair_rows(2), module=module)
+    assert "Old defines `dpo_loss`, which earlier versions of TRL called" in caplog.text
+    assert "use `pair_losses` instead" in caplog.text
 
 
 KTO_KINDS = [

@@ -22,6 +22,18 @@ def test_tokens_and_padding_by_hand(make_trainer, pair_rows, monkeypatch):
     assert "mfu" not in log  # the peak is measured on CUDA only
 
 
+def test_what_a_log_on_cuda_has_besides(monkeypatch):
+    clock = iter([100.0, 104.0])
+    monkeypatch.setattr(meters.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(meters.torch.cuda, "max_memory_allocated", lambda: 3 * 2**29)
+    throughput = meters.Throughput()
+    throughput.begin_step()
+    readings = {meters.TIMED_TOKENS: meters.Reading(40.0, 1.0), meters.COMPUTED_TOKENS: meters.Reading(50.0, 1.0)}
+    found = throughput.take(readings, 2, lambda: (4.0, 100.0))
+    assert found == {"tokens_per_second": 10.0, "mfu": 50 * 4 / 4 / 2 / 100, "peak_memory_gib": 1.5}
+    assert readings == {}
+
+
 def test_packed_rows_have_no_padding(make_trainer, pair_rows):
     trainer = make_trainer("DPO", pair_rows(8))
     trainer.train()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -89,6 +89,15 @@ def test_prompts_need_embeddings_and_responses_a_row_of_the_head_too(build_tiny_
     assert Vocabulary(10, 8).rows_for("chosen_ids") == 8
     assert Vocabulary(None, None).rows_for("chosen_ids") is None
     assert vocabulary_of(build_tiny_model(0)) == Vocabulary(400, 400)
+
+
+def test_a_head_that_peft_ties_has_a_row_for_every_token(tiny_model_dir):
+    """PEFT makes it a layer with its features the wrong way round, whose weight is right."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, tie_word_embeddings=True)
+    tied = LoraConfig(target_modules=["q_proj"], modules_to_save=["embed_tokens"], ensure_weight_tying=True)
+    model = get_peft_model(model, tied).get_base_model()
+    rows = model.get_output_embeddings().weight.shape[0]
+    assert vocabulary_of(model) == Vocabulary(rows, rows)
 
 
 @pytest.mark.parametrize("command", ["preflight", "train"])

@@ -14,7 +14,7 @@ from typing import Any
 
 from trl_plus.errors import DataError
 from trl_plus.evaluation.intervals import wilson_interval
-from trl_plus.ui.console import say
+from trl_plus.ui.console import counted, say
 
 CHOICES = ("a", "b", "tie")
 _NAMED = 5  # rows that an error names
@@ -201,8 +201,9 @@ def show_score(score: Score, as_json: bool) -> None:
 def score_sentences(score: Score) -> list[str]:
     """A filled sheet in sentences."""
     among = f", {score.identical} of them identical answers" if score.identical else ""
+    rows = counted(score.rows, "row")
     found = [
-        f"The tuned model wins {score.wins}, loses {score.losses} and ties {score.ties} of {score.rows} rows{among}.",
+        f"The tuned model wins {score.wins}, loses {score.losses} and ties {score.ties} of {rows}{among}.",
         f"Win rate {score.rate:.3f}, 95% interval {score.low:.3f} to {score.high:.3f} (Wilson; a tie counts half).",
     ]
     if score.longer is not None:

@@ -10,14 +10,15 @@ from rich.table import Table
 
 from trl_plus.comparison.answers import Answer, Sampling
 from trl_plus.comparison.blind import key_path, write_sheet
+from trl_plus.comparison.marks import Piece, change, marks
 from trl_plus.comparison.prompts import generations_table, prompt_text
 from trl_plus.comparison.run import BASE, TUNED, Comparison, Pair
-from trl_plus.comparison.statistics import Statistics, change, repeats, statistics
+from trl_plus.comparison.statistics import Statistics, repeats, statistics
 from trl_plus.errors import DataError
 from trl_plus.evaluation.intervals import wilson_interval
 from trl_plus.preflight.words import PARAGRAPH
 from trl_plus.runs.journal import Sample
-from trl_plus.ui.console import clipped, say
+from trl_plus.ui.console import clipped, counted, say
 from trl_plus.ui.pages import render
 
 SCHEMA_VERSION = 1  # rises when a key goes or changes its meaning; keys may be added within a version
@@ -45,8 +46,8 @@ def show_comparison(result: Comparison, as_json: bool, html: Path | None, blind:
         triples = [(prompt_text(pair.prompt), pair.base.text, pair.tuned.text) for pair in result.pairs]
         count = write_sheet(triples, blind)
         written.append(
-            f"Wrote {blind} with {count} rows to judge, and {key_path(blind)}: set each `winner` to a, b or tie, then "
-            f"`trl-plus compare --score {blind}`."
+            f"Wrote {blind} with {counted(count, 'row')} to judge, and {key_path(blind)}: set each `winner` to a, b or "
+            f"tie, then `trl-plus compare --score {blind}`."
         )
     if as_json:
         print(json.dumps(as_object(result), indent=2, allow_nan=False))
@@ -56,7 +57,7 @@ def show_comparison(result: Comparison, as_json: bool, html: Path | None, blind:
         say(note)
     say(generations_table([_sample(pair) for pair in result.pairs[:_SHOWN]], settings(result.sampling)))
     if len(result.pairs) > _SHOWN:
-        say(f"{len(result.pairs) - _SHOWN} more prompts: --html FILE shows all.")
+        say(f"{counted(len(result.pairs) - _SHOWN, 'more prompt')}: --html FILE shows all.")
     for sentence in written:
         say(sentence)
 
@@ -94,13 +95,13 @@ def _sample(pair: Pair) -> Sample:
 
 
 def _table(result: Comparison) -> Table:
-    table = Table(title=f"{_prompts(len(result.pairs))}, {settings(result.sampling)}", title_justify="left")
+    table = Table(title=f"{counted(len(result.pairs), 'prompt')}, {settings(result.sampling)}", title_justify="left")
     table.add_column("")
     for title in ("base", "tuned"):
         table.add_column(title, justify="right")
     for title, cells in figures(result):
         table.add_row(title, *cells)
-    table.caption = f"{identical(result)} of {_prompts(len(result.pairs))} answered alike."
+    table.caption = f"{identical(result)} of {counted(len(result.pairs), 'prompt')} answered alike."
     table.caption_justify = "left"
     return table
 
@@ -136,11 +137,6 @@ def identical(result: Comparison) -> int:
     return sum(pair.base.text == pair.tuned.text for pair in result.pairs)
 
 
-def _prompts(count: int) -> str:
-    """A number of prompts."""
-    return f"{count:,} prompt{'' if count == 1 else 's'}"
-
-
 def settings(sampling: Sampling) -> str:
     """The generation settings in words."""
     limit = f"at most {sampling.max_new_tokens:,} tokens"
@@ -164,7 +160,11 @@ _TEXT = 50_000  # characters shown of a prompt or an answer
 
 
 def comparison_page(result: Comparison) -> str:
-    """The page. It shows all answers without JavaScript; with it they can be filtered and sorted."""
+    """The page: the answers that changed most first, equal ones last and folded.
+
+    It shows all answers without JavaScript; with it they can be filtered and sorted.
+    """
+    pairs = [_pair(number, pair) for number, pair in enumerate(result.pairs, 1)]
     return render(
         "comparison.html.j2",
         "run.css",
@@ -177,25 +177,35 @@ def comparison_page(result: Comparison) -> str:
         notes=[clipped(note, PARAGRAPH) for note in result.notes],
         statistics=figures(result),
         identical=identical(result),
-        pairs=[_pair(number, pair) for number, pair in enumerate(result.pairs, 1)],
+        total=len(pairs),
+        changed=sorted((pair for pair in pairs if not pair["alike"]), key=lambda pair: -pair["change"]),
+        alike=[pair for pair in pairs if pair["alike"]],
     )
 
 
 def _pair(number: int, pair: Pair) -> dict[str, Any]:
+    base, tuned = (clipped(answer.text, _TEXT) for answer in (pair.base, pair.tuned))
+    share = change(pair.base.text, pair.tuned.text)
+    marked = marks(base, tuned)
     return {
         "number": number,
         "prompt": clipped(prompt_text(pair.prompt), _TEXT),
-        "change": change(pair.base.text, pair.tuned.text),
+        "change": share,
+        "alike": pair.base.text == pair.tuned.text,
+        "spaces": pair.base.text != pair.tuned.text and pair.base.text.split() == pair.tuned.text.split(),
         "longer": len(pair.tuned.tokens) - len(pair.base.tokens),
         "hit": pair.base.hit_limit or pair.tuned.hit_limit,
-        "answers": [("base", _answer_view(pair.base)), ("tuned", _answer_view(pair.tuned))],
+        "answers": [
+            (name, _answer_view(answer, pieces))
+            for name, answer, pieces in zip((BASE, TUNED), (pair.base, pair.tuned), marked, strict=True)
+        ],
     }
 
 
-def _answer_view(answer: Answer) -> dict[str, Any]:
+def _answer_view(answer: Answer, pieces: list[Piece]) -> dict[str, Any]:
     repeated, grams = repeats(answer.tokens)
     return {
-        "text": clipped(answer.text, _TEXT),
+        "pieces": pieces,
         "tokens": len(answer.tokens),
         "hit_limit": answer.hit_limit,
         "repeated": round(100 * repeated / grams) if grams else 0,

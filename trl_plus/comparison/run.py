@@ -80,9 +80,11 @@ def compare(
     other = other_base(weights, objects.model.model_name_or_path)
     notes = [*objects.recipe.notes, *([other] if other else [])]
     if prompts is None:
-        asked, source = _held_out(objects, count or HELD_OUT), f"held-out rows of {objects.data.label}"
+        data = recipe["eval_dataset_name"] or recipe["dataset_name"] or objects.data.label  # as the recipe names it
+        asked, source = _held_out(objects, count or HELD_OUT), f"held-out rows of {data}"
         if len(asked) < (count or HELD_OUT):
-            notes.append(f"The held-out rows have {len(asked)} different prompts: all of them are answered.")
+            found = "one prompt: it is" if len(asked) == 1 else f"{len(asked):,} different prompts: all of them are"
+            notes.append(f"The held-out rows have {found} answered.")
     else:
         asked, source = read_prompts(prompts, count), prompts
         if tokenizer.chat_template is not None and not raw and any(isinstance(prompt, str) for prompt in asked):

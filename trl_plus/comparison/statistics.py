@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from statistics import fmean, median
 
 from trl_plus.comparison.answers import Answer
@@ -59,12 +58,6 @@ def repeats(tokens: Sequence[int]) -> tuple[int, int]:
     """
     grams = list(_grams(tokens, GRAM))
     return len(grams) - len(set(grams)), len(grams)
-
-
-def change(base: str, tuned: str) -> float:
-    """The share of two texts that differs: 0 if they are equal, 1 if they have no word in common."""
-    words = base.split(), tuned.split()
-    return round(1 - SequenceMatcher(None, *words, autojunk=False).ratio(), 4) if base != tuned else 0.0
 
 
 def _distinct(answers: Iterable[Answer], size: int) -> float | None:

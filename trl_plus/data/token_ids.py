@@ -29,15 +29,17 @@ class Vocabulary:
 
 def vocabulary_of(model: Any) -> Vocabulary:
     """The vocabulary of a model's weights, sharded ones included."""
+    from trl_plus.upstream.models import head_size
 
-    def rows(of: str, name: str) -> int | None:
+    def module(of: str) -> Any:
         try:
-            module = getattr(model, of)()
+            return getattr(model, of)()
         except (AttributeError, NotImplementedError):
             return None
-        return getattr(module, name, None) or getattr(getattr(module, "weight", None), "shape", (None,))[0] or None
 
-    return Vocabulary(rows("get_input_embeddings", "num_embeddings"), rows("get_output_embeddings", "out_features"))
+    embeddings = module("get_input_embeddings")
+    rows = getattr(embeddings, "num_embeddings", None) or head_size(embeddings) or None
+    return Vocabulary(rows, head_size(module("get_output_embeddings")) or None)
 
 
 def vocabulary_named(model: str, revision: str | None = None, trust_remote_code: bool = False) -> Vocabulary:

@@ -40,6 +40,7 @@ from trl_plus.recipes.recipe import COMMAND_LINE, Recipe
 from trl_plus.runs.weights import EvaluatedWeights, Weights, held_out_digest_of, identify
 from trl_plus.setup.objects import RunObjects, build
 from trl_plus.setup.trainer import load_processor
+from trl_plus.trainers.given_reference import columns_of
 
 ALL = -1  # of the held-out rows
 # Keys that decide which rows are held out
@@ -225,6 +226,12 @@ def _notes(objects: RunObjects, held_out: HeldOut, weights: Weights | None) -> l
         notes.append(f"{held_out.dropped} held-out rows do not fit into max_length {args.max_length} and are left out.")
     if objects.recipe.method.reference and getattr(args, "sync_ref_model", False):
         notes.append("sync_ref_model moved the reference during training; here it is the base model.")
+    given = columns_of(held_out.rows) or columns_of(held_out.train)
+    if given and objects.recipe.method.reference:
+        notes.append(
+            f"The data brings the log-probabilities of a reference ({' and '.join(given)}), which training uses; here "
+            "rewards are log-ratios to the base model."
+        )
     if getattr(args, "ld_alpha", None) is not None:
         notes.append("ld_alpha changes the trainer's rewards; here they are plain log-ratios.")
     if not len(held_out.pairs):

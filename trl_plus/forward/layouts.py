@@ -440,12 +440,10 @@ def labelled_at(labels: Tensor, count: int) -> Tensor:
     return index.scatter_(0, place, torch.arange(len(place), device=place.device))[:count]
 
 
-def plan_rows(
-    input_ids: Tensor, attention_mask: Tensor, layout: str, share: bool = True, factors: Factors | None = None
-) -> Plan | None:
+def plan_rows(input_ids: Tensor, attention_mask: Tensor, layout: str, share: bool = True) -> Plan | None:
     """The plan of right-padded rows (R, L), on their device; None for rows that are padded elsewhere."""
     (counts,), _ = count_rows([Rows(input_ids, attention_mask, attention_mask)])
-    (plan,), _ = place([plan_of(counts, input_ids.size(1), layout, share, factors)], input_ids.device)
+    (plan,), _ = place([plan_of(counts, input_ids.size(1), layout, share)], input_ids.device)
     return plan
 
 

@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.utils import ModelOutput
 
 from trl_plus.forward.layout_proof import TOLERANCE, TOLERANCE_16_BIT, evaluating, in_16_bits
+from trl_plus.upstream.models import own_forward, put_over, unbound
 
 # Largest difference of a log-probability in nats. On a CPU both ways round alike, so less is asked of them elsewhere
 TOLERANCE_CPU = 1e-4
@@ -174,7 +175,10 @@ def _twice(row: dict[str, Any]) -> tuple[dict[str, Any], Tensor, bool]:
 def loudness(logits: Tensor) -> float:
     """Return the factor that makes the largest of some logits `LOUD`; 1 if one is that large."""
     logits = logits.float()
-    largest = float((logits - logits.mean(-1, keepdim=True)).abs().max()) if logits.numel() else LOUD
+    finite = logits.isfinite()  # a token that is ruled out has the logit -inf
+    logits = torch.where(finite, logits, 0.0)
+    centred = torch.where(finite, logits - logits.sum(-1, keepdim=True) / finite.sum(-1, keepdim=True), 0.0)
+    largest = float(centred.abs().max()) if logits.numel() else LOUD
     return LOUD / largest if 0 < largest < LOUD else 1.0
 
 
@@ -200,7 +204,7 @@ def louder(model: Any, factor: float) -> Iterator[list[int]]:
 def sees_ahead(logits: Tensor, model: Any) -> bool:
     """Return True if the rows of (2, T, V), which differ in their last token only, differ before it."""
     first, second = (side[:-1].float().log_softmax(-1) for side in logits)
-    return exceeds((first - second).abs().amax(-1), model)
+    return exceeds(_apart(first, second).amax(-1), model)
 
 
 def difference(log_probs: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
@@ -208,7 +212,12 @@ def difference(log_probs: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
     logits = logits[:, -targets.size(1) :]  # virtual tokens of a prompt-learning adapter come first
     after = targets[:, 1:]
     own = logits[:, :-1].float().log_softmax(-1).gather(2, after.clamp(min=0)[..., None])[..., 0]
-    return (log_probs.float()[:, -after.size(1) :] - own)[after != -100].abs()
+    return _apart(log_probs.float()[:, -after.size(1) :], own)[after != -100]
+
+
+def _apart(a: Tensor, b: Tensor) -> Tensor:
+    """|a - b|, which is 0 for two infinities of the same sign."""
+    return torch.where(a == b, 0.0, (a - b).abs())
 
 
 def exceeds(gap: Tensor, model: Any) -> bool:
@@ -266,7 +275,7 @@ class CompletionHead:
         self._reasons: dict[str, str | None] = {}  # way -> why it is wrong for this model, None if it is proved
         self._keeps = False  # the model's own forward takes `logits_to_keep`, and it means what it says
         self._warned = False
-        self._upstream = upstream_forward = model.forward
+        self._fused, self._own = unbound(model.forward), own_forward(model)
 
         @functools.wraps(type(model).forward)  # `generate` validates its arguments against the signature
         def forward(
@@ -275,15 +284,15 @@ class CompletionHead:
             if labels is not None:
                 kwargs["labels"] = labels
             if not fused_lm_head:
-                return upstream_forward(*args, **kwargs)
+                return self._own(module, *args, **kwargs)
             if args:
-                return upstream_forward(*args, **kwargs, fused_lm_head=True)
+                return self._fused(module, *args, **kwargs, fused_lm_head=True)
             way = self._way(module, kwargs)
             if way not in self._reasons and not _is_laid_out(kwargs):
                 self._prove(module, way, kwargs)
             return self._run(self._proved(way, module), module, kwargs)
 
-        model.forward = types.MethodType(forward, model)
+        put_over(model, forward)
 
     # -- which way ----------------------------------------------------------------------------------------------------
 
@@ -327,7 +336,7 @@ class CompletionHead:
         device = next(module.parameters()).device
         try:
             with evaluating(module), torch.random.fork_rng([device] if device.type == "cuda" else []):
-                refusal, row, targets, twice, logits = self._own_of_row(*_without_labels(kwargs))
+                refusal, row, targets, twice, logits = self._own_of_row(module, *_without_labels(kwargs))
                 if refusal is None and twice and sees_ahead(logits, module):
                     refusal = (
                         "its log-probability of a token depends on tokens after it. Use a decoder (a configuration "
@@ -339,12 +348,12 @@ class CompletionHead:
                 factor, loud = self._loud(module, row, logits)
                 for each in self._ways(module, way):
                     self._reasons[each] = self.agree(self._reason_against(each, module, row, targets, loud, factor))
-                self._keeps = self.agree(None if self._takes_positions(row, logits) else "it does not") is None
+                self._keeps = self.agree(None if self._takes_positions(module, row, logits) else "it does not") is None
         finally:
             self.statistics = statistics
 
     def _own_of_row(
-        self, kwargs: dict[str, Any], labels: Tensor
+        self, module: Any, kwargs: dict[str, Any], labels: Tensor
     ) -> tuple[str | None, dict[str, Any], Tensor, bool, Tensor]:
         """Why the model's own forward is of no use, or None; a row as of `rows_to_try`, and its own logits."""
         row, targets, twice, reason = kwargs, labels, False, "it takes no row without cached states"
@@ -354,16 +363,16 @@ class CompletionHead:
             if candidate is None or reason is not None:
                 continue
             row, targets, twice = candidate
-            reason, logits = self._own_logits_of(row, targets)
+            reason, logits = self._own_logits_of(module, row, targets)
             reason = self.agree(reason)
             if reason is None:
                 return None, row, targets, twice, logits
         return reason, row, targets, twice, torch.empty(0)
 
-    def _own_logits_of(self, row: dict[str, Any], targets: Tensor) -> tuple[str | None, Tensor]:
+    def _own_logits_of(self, module: Any, row: dict[str, Any], targets: Tensor) -> tuple[str | None, Tensor]:
         """Why the model's own forward does not score a row, or None; its logits."""
         try:
-            logits = own_logits(self._upstream, row)[0]
+            logits = own_logits(types.MethodType(self._own, module), row)[0]
         except Exception as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -384,8 +393,8 @@ class CompletionHead:
         """
         factor = loudness(logits)
         with louder(module, factor) as passes:
-            loud = own_logits(self._upstream, row)[0]
-        return (factor, loud) if passes and bool(loud.isfinite().all()) else (1.0, logits)
+            loud = own_logits(types.MethodType(self._own, module), row)[0]
+        return (factor, loud) if passes and torch.equal(loud.isfinite(), logits.isfinite()) else (1.0, logits)
 
     def _ways(self, module: Any, way: str) -> list[str]:
         """The ways of a run: some passes of a mixture of experts ask for its router's loss, others do not."""
@@ -404,7 +413,7 @@ class CompletionHead:
             with louder(module, factor):
                 found = self._run(way, module, row | {"labels": targets})
             gap = difference(found.log_probs, logits, targets)
-            balance = self._on_own_logits(**row, labels=targets).aux_loss if way == ROUTED else None
+            balance = self._on_own_logits(module=module, **row, labels=targets).aux_loss if way == ROUTED else None
         except Exception as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -415,13 +424,13 @@ class CompletionHead:
             return f"its load-balancing loss is {float(balance):.4g}, and a fused head's {float(found.aux_loss):.4g}"
         return None
 
-    def _takes_positions(self, row: dict[str, Any], logits: Tensor) -> bool:
+    def _takes_positions(self, module: Any, row: dict[str, Any], logits: Tensor) -> bool:
         """True if `logits_to_keep` gives the logits of the positions that it names."""
         if all(reason is None for reason in self._reasons.values()) or not isinstance(row.get("input_ids"), Tensor):
             return False
         keep = torch.arange(0, logits.size(1), 2, device=logits.device)
         try:
-            kept, _ = own_logits(self._upstream, row, keep)
+            kept, _ = own_logits(types.MethodType(self._own, module), row, keep)
         except Exception as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -433,8 +442,12 @@ class CompletionHead:
     def _run(self, way: str, module: Any, kwargs: dict[str, Any]) -> Any:
         kwargs = with_own_ids(kwargs)
         if way in (FUSED, ROUTED):
-            return self._upstream(**kwargs, fused_lm_head=True)
-        return self._on_completions(module, **kwargs) if way == COMPLETIONS else self._on_own_logits(**kwargs)
+            return self._fused(module, **kwargs, fused_lm_head=True)
+        return (
+            self._on_completions(module, **kwargs)
+            if way == COMPLETIONS
+            else self._on_own_logits(module=module, **kwargs)
+        )
 
     def _on_completions(
         self, module: Any, labels: Tensor | None = None, shift_labels: Tensor | None = None, **kwargs: Any
@@ -448,7 +461,7 @@ class CompletionHead:
         return placed(completion_log_probs(hidden[mask], shift_labels[mask], head, self.statistics), mask)
 
     def _on_own_logits(
-        self, labels: Tensor | None = None, shift_labels: Tensor | None = None, **kwargs: Any
+        self, module: Any, labels: Tensor | None = None, shift_labels: Tensor | None = None, **kwargs: Any
     ) -> HeadOutput:
         if shift_labels is None:
             assert labels is not None
@@ -456,7 +469,7 @@ class CompletionHead:
         else:
             after, keep = shift_labels, None
         mask = after != -100
-        logits, output = own_logits(self._upstream, kwargs, keep)
+        logits, output = own_logits(types.MethodType(self._own, module), kwargs, keep)
         if keep is not None:
             picked = logits[mask[:, keep]]
         elif shift_labels is None:  # virtual tokens of a prompt-learning adapter come first
@@ -500,7 +513,8 @@ def completion_log_probs(
     pass instead of being kept.
     """
     # the weight's own shape is another one in 4 bits, and while ZeRO-3 has it cut
-    vocabulary = getattr(head, "out_features", None) or head.weight.size(0)
+    whole = head.weight.shape[1:] == hidden.shape[-1:]
+    vocabulary = head.weight.size(0) if whole else getattr(head, "out_features", 1)
     rows = max(1, CHUNK_ELEMENTS // max(1, vocabulary))
     if len(targets) <= rows:
         return _chunk(hidden, targets, head, statistics)
@@ -529,5 +543,5 @@ def of_logits(logits: Tensor, targets: Tensor, statistics: bool, squares: bool =
         summed = (2 * log_probs).logsumexp(-1) if squares else None
         if not statistics:
             return chosen, None, None, None, summed
-        entropy = -(log_probs.exp() * log_probs).sum(-1)
+        entropy = -(log_probs.exp() * log_probs.clamp(min=torch.finfo(log_probs.dtype).min)).sum(-1)  # 0 * -inf is 0
         return chosen, entropy, logits.mean(-1), logits.argmax(-1) == targets, summed

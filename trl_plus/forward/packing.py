@@ -18,6 +18,7 @@ from transformers.utils import ModelOutput
 from trl_plus.forward.attention import Unsupported, carry, register
 from trl_plus.forward.layouts import Plan, Planner, plan_rows
 from trl_plus.forward.rope import lay_out, own_factors
+from trl_plus.upstream.models import own_forward, put_over, unbound
 
 
 class AllLabelled(Tensor):
@@ -101,29 +102,32 @@ class RowLayout:
     # -- the model ----------------------------------------------------------------------------------------------------
 
     def _patch_model(self, model: Any) -> None:
-        inner = model.forward
+        inner = unbound(model.forward)
 
         @functools.wraps(type(model).forward)  # `generate` validates its arguments against the signature
         def forward(module: Any, *args: Any, labels: Tensor | None = None, fused_lm_head: bool = False, **kwargs: Any):
             if labels is not None:
                 kwargs["labels"] = labels
             if not fused_lm_head:
-                return inner(*args, **kwargs)
+                return inner(module, *args, **kwargs)
+            if module is not model:  # a deep copy, whose rows nobody plans
+                return inner(module, *args, **kwargs, fused_lm_head=True)
             if self.before_batch is not None and labels is not None and not args:
                 self.before_batch(self, kwargs, labels)
             planned = None if args or labels is None or "shift_labels" in kwargs else self._plan_for(kwargs)
             self.plan = planned and planned[0]
             if planned is not None:
                 try:
-                    return self._laid_out(inner, *planned, dict(kwargs))
+                    return self._laid_out(functools.partial(inner, module), *planned, dict(kwargs))
                 except Exception as error:
                     if self.on_failure is None or not recoverable(error):
                         raise
                     self.on_failure(self, error)
                     self.plan = None
-            return inner(*args, **kwargs, fused_lm_head=True)
+            return inner(module, *args, **kwargs, fused_lm_head=True)
 
-        self.forward = model.forward = types.MethodType(forward, model)
+        put_over(model, forward)
+        self.forward = model.forward
 
     def _laid_out(self, inner: Callable, plan: Plan, where: Tensor, kwargs: dict[str, Any]) -> ModelOutput:
         """The inner model on the layout, and its output by rows; `where` are the labelled tokens of the rows."""
@@ -154,19 +158,19 @@ class RowLayout:
     # -- its backbone -------------------------------------------------------------------------------------------------
 
     def _patch_backbone(self, backbone: Any) -> None:
-        inner = backbone.forward
-        names = list(inspect.signature(inner).parameters)
+        inner = unbound(backbone.forward) if backbone is self.model else own_forward(backbone)
+        names = list(inspect.signature(types.MethodType(inner, backbone)).parameters)
 
         @functools.wraps(type(backbone).forward)
         def forward(module: Any, *args: Any, **kwargs: Any):
-            if self._call is None:
-                return inner(*args, **kwargs)
+            if self._call is None or module is not backbone:
+                return inner(module, *args, **kwargs)
             plan, predictors = self._call
             kwargs |= dict(zip(names, args, strict=False))  # a model's own forward may pass them by place
             ids = kwargs["input_ids"].reshape(-1)[plan.source]
             lay_out(backbone, plan)
             laid_out = {"input_ids": ids, "attention_mask": carry(plan), "position_ids": plan.positions}
-            output = inner(**kwargs | laid_out)
+            output = inner(module, **kwargs | laid_out)
             states = output.last_hidden_state
             # not by `[...]`, whose backward pass sorts the indices on CUDA
             output.last_hidden_state = states.reshape(-1, states.size(-1)).index_select(0, predictors)[None]
@@ -177,7 +181,7 @@ class RowLayout:
                 )
             return output
 
-        backbone.forward = types.MethodType(forward, backbone)
+        put_over(backbone, forward)
 
     @contextmanager
     def using(self, layout: str) -> Iterator[None]:

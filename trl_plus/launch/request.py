@@ -72,9 +72,9 @@ class Launch:
         return self.processes // self.machines
 
 
-def launched(environment: Mapping[str, str] = os.environ) -> bool:
+def launched() -> bool:
     """True if a launcher (trl-plus, accelerate, torchrun, MPI) started this process."""
-    return any(name in environment for name in _LAUNCHER_VARIABLES)
+    return any(name in os.environ for name in _LAUNCHER_VARIABLES)
 
 
 def is_main_process(environment: Mapping[str, str] = os.environ) -> bool:

@@ -1,1 +1,1 @@
-"""One run, or two side by side, as a page."""
+"""Runs as pages."""

@@ -6,11 +6,14 @@ from itertools import pairwise
 from math import ceil, floor, inf, isfinite, log10
 from statistics import fmean
 
+from trl_plus.report.differences import held_out_groups
 from trl_plus.report.run import Run
 
 WIDTH, HEIGHT = 400.0, 150.0  # of the area inside the axes; the template adds room for their numbers
+COLOURS = 8  # of page.css; then they repeat with the other kind of line
 POINTS = 200  # of one line; where more was logged, a point is the mean of neighbours
 _TICKS = 4
+_NAMED = 2  # lines that a note names
 
 Log = dict[str, float]
 
@@ -25,6 +28,8 @@ class Line:
         dashed: drawn with dashes.
         dots: every point has a mark: what is measured on held-out rows.
         points: (step, value); a value that is not finite breaks the line.
+        run: place of its run among the runs of the page.
+        metric: its name in metrics.jsonl.
     """
 
     name: str
@@ -32,13 +37,19 @@ class Line:
     dashed: bool
     dots: bool
     points: list[tuple[float, float]]
+    run: int = 0
+    metric: str = ""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A line in the units of the plot: stretches of "x,y x,y ...", and marks. `ends` is its first and last value."""
+    """A line in the units of the plot: stretches of "x,y x,y ...", and marks. `ends` is its first and last value.
+
+    `line` has at most POINTS points, `whole` all of them.
+    """
 
     line: Line
+    whole: Line
     stretches: list[str]
     marks: list[tuple[float, float]]
     ends: str
@@ -64,6 +75,8 @@ class Panel:
         level: position of a line to compare with (chance, zero), or None.
         marks: (x, text) of moments in the run.
         notes: what the drawing leaves out or averages.
+        bounds, base: values that the axis must reach, and the value at `level`.
+        flat: words for a plot without a curve: one value throughout, or one log; "" otherwise.
     """
 
     title: str
@@ -75,6 +88,9 @@ class Panel:
     stripes: list[Stripe]
     marks: list[tuple[float, str]]
     notes: list[str] = field(default_factory=list)
+    bounds: tuple[float | None, float | None] = (None, None)
+    base: float | None = None
+    flat: str = ""
 
 
 def points_of(log: Iterable[Log], metric: str) -> list[tuple[float, float]]:
@@ -103,7 +119,7 @@ def panel(
         level: a value to compare with.
         marks: (step, text).
     """
-    notes = [note for line in lines for note in _notes(line)]
+    notes = _notes(lines)
     thin = [_thinned(line) for line in lines]
     values = [value for line in thin for _, value in line.points if isfinite(value)]
     low, high = _range(values, bounds)
@@ -127,6 +143,9 @@ def panel(
         stripes=_stripes(thin, x),
         marks=[(x(step), text) for step, text in marks],
         notes=list(dict.fromkeys(notes)),
+        bounds=bounds,
+        base=level,
+        flat=_flat(lines),
     )
 
 
@@ -134,7 +153,7 @@ def figure(value: float, digits: int = 4) -> str:
     """A number with four significant digits at most, as short as it can be: 0.0015, 1e-6, 12,345."""
     if not isfinite(value):
         return str(value)
-    if 10_000 <= abs(value) < 1e9:
+    if 10**digits <= abs(value) < 1e9:
         return f"{value:,.0f}"
     mantissa, e, exponent = f"{value:.{digits}g}".partition("e")
     return f"{mantissa}e{int(exponent)}" if e else mantissa
@@ -176,7 +195,16 @@ def _thinned(line: Line) -> Line:
         return line
     groups = [line.points[start : start + size] for start in range(0, len(line.points), size)]
     points = [(fmean(step for step, _ in group), _mean(value for _, value in group)) for group in groups]
-    return Line(line.name, line.colour, line.dashed, line.dots, points)
+    return replace(line, points=points)
+
+
+def _flat(lines: Sequence[Line]) -> str:
+    values = [value for line in lines for _, value in line.points]
+    if all(len(line.points) == 1 for line in lines):
+        return "logged once"
+    if all(isfinite(value) for value in values) and len(set(values)) == 1:
+        return f"{figure(values[0])} throughout"
+    return ""
 
 
 def _mean(values: Iterable[float]) -> float:
@@ -184,14 +212,22 @@ def _mean(values: Iterable[float]) -> float:
     return fmean(values) if all(map(isfinite, values)) else inf
 
 
-def _notes(line: Line) -> list[str]:
-    size = ceil(len(line.points) / POINTS)
-    notes = [f"{line.name or 'the line'}: each point is the mean of {size} logs"] if size > 1 else []
-    lost = [step for step, value in line.points if not isfinite(value)]
-    if lost:
-        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
-        notes.append(f"{line.name or 'the line'}: not a finite number at step {lost[0]:g}{more}")
-    return notes
+def _notes(lines: Sequence[Line]) -> list[str]:
+    sizes: dict[int, list[str]] = {}
+    notes = []
+    for line in lines:
+        name = line.name or "the line"
+        sizes.setdefault(ceil(len(line.points) / POINTS), []).append(name)
+        lost = [step for step, value in line.points if not isfinite(value)]
+        if lost:
+            more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+            notes.append(f"{name}: not a finite number at step {lost[0]:g}{more}")
+    means = [
+        f"{', '.join(names) if len(names) <= _NAMED else f'{len(names)} lines'}: each point is the mean of {size} logs"
+        for size, names in sizes.items()
+        if size > 1
+    ]
+    return means + notes
 
 
 def _drawn(line: Line, whole: Line, x: Callable[[float], float], y: Callable[[float], float]) -> Drawn:
@@ -205,8 +241,10 @@ def _drawn(line: Line, whole: Line, x: Callable[[float], float], y: Callable[[fl
     marks = [point for stretch in stretches for point in stretch] if line.dots else alone
     first, last = whole.points[0][1], whole.points[-1][1]
     ends = figure(first, 3) if len(whole.points) == 1 else f"{figure(first, 3)} → {figure(last, 3)}"
+    if line.dots and len(whole.points) == 2:
+        stretches = []  # nothing is known between two evaluations: a line would be invented
     texts = [" ".join(f"{a:g},{b:g}" for a, b in stretch) for stretch in stretches if len(stretch) > 1]
-    return Drawn(line, texts, marks, ends)
+    return Drawn(line, whole, texts, marks, ends)
 
 
 def _stripes(lines: Sequence[Line], x: Callable[[float], float]) -> list[Stripe]:
@@ -264,27 +302,33 @@ PLOTS = (
     _one("Learning rate", "as scheduled", "learning_rate", 0.0),
     _one("Tokens per second", "all processes together", "tokens_per_second", 0.0),
     _one("Tokens per second", "transformers' count", "train_tokens_per_second", 0.0),
+    _one("Share of the peak", "of the device's FLOPs per second", "mfu", 0.0),
+    _one("Peak memory", "GiB on the first device, so far", "peak_memory_gib", 0.0),
     _one("Padding", "share of the batch", "padding_ratio", 0.0),
     _one("One-label steps", "share of the steps since the last log", "one_label_steps", 0.0, 1.0),
 )
 
 
 def panels_of(runs: Sequence[tuple[str, Run]]) -> list[Panel]:
-    """The plots of one run, or of two over the same axes. A metric that no run has logged has no plot.
+    """The plots of one run, or of several over the same axes. A metric that no run has logged has no plot.
 
-    Of one run, colours tell training from held-out rows, or the two sides apart. Of two, they tell the runs apart, the
-    second is dashed, and each side has a plot of its own. Held-out values have dots.
+    Of one run, colours tell training from held-out rows, or the two sides apart. Of several, colours and dashes tell
+    the runs apart, and each side has a plot of its own. Held-out values have dots.
 
     Args:
         runs: (name in the legend, run).
     """
     last = max((float(line["step"]) for _, run in runs for line in run.log), default=0.0)
-    marks = [mark for name, run in runs for mark in _resumed(name if len(runs) > 1 else "", run)]
+    marks = [mark for name, run in runs for mark in resumed(name if len(runs) > 1 else "", run)]
+    groups = held_out_groups([run for _, run in runs])
     found = []
     for plot in _apart(PLOTS) if len(runs) > 1 else PLOTS:
         lines = [line for index, (name, run) in enumerate(runs) for line in _lines(plot, index, name, run, len(runs))]
         if lines:
-            found.append(panel(plot.title, plot.unit, lines, last, plot.bounds, plot.level, marks))
+            made = panel(plot.title, plot.unit, lines, last, plot.bounds, plot.level, marks)
+            if len({groups[line.run] for line in lines if line.dots}) > 1:
+                made.notes.append("the held-out rows of the runs differ: do not compare the lines with dots")
+            found.append(made)
     return found
 
 
@@ -307,13 +351,19 @@ def _lines(plot: Plot, index: int, run_name: str, run: Run, runs: int) -> list[L
         for held_out in (False, True):
             points = points_of(run.log, f"eval_{metric}" if held_out else metric)
             words = (run_name if runs > 1 else "", side, "held out" if held_out else train)
-            colour = index if runs > 1 else place if side else int(held_out)
+            colour = index % COLOURS if runs > 1 else place if side else int(held_out)
             if points:
-                lines.append(Line(" ".join(filter(None, words)), colour, index > 0, held_out, points))
+                name = f"eval_{metric}" if held_out else metric
+                lines.append(Line(" ".join(filter(None, words)), colour, dashed(index), held_out, points, index, name))
     return lines
 
 
-def _resumed(name: str, run: Run) -> list[tuple[float, str]]:
+def dashed(index: int) -> bool:
+    """True for every second run; the other way round once all colours are used, so that 16 runs look different."""
+    return (index % 2 == 1) != (index % (2 * COLOURS) >= COLOURS)
+
+
+def resumed(name: str, run: Run) -> list[tuple[float, str]]:
     """(step, words) of each time that the run was resumed."""
     steps = [resumed_at(begin) for begin in run.begins]
     return [(step, f"{name} resumed at step {step}".strip()) for step in steps if step is not None]

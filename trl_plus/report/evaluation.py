@@ -8,6 +8,7 @@ from typing import Any
 
 from trl_plus.runs.journal import FINISHED
 from trl_plus.runs.weights import fingerprint
+from trl_plus.ui.console import counted
 
 _MODELS = ("base", "tuned")
 _MEASURES = (("reward", "by reward"), ("logp_per_token", "by log-probability per token"))
@@ -54,12 +55,13 @@ def shown_evaluation(content: Mapping[str, Any], run: Any) -> Shown:
         KeyError, TypeError, ValueError, AttributeError: it is not what `trl-plus evaluate --json` prints.
     """
     pairs = content["pairs"]
-    counted = f", {pairs['pairs']:,} pairs" if pairs else ""
+    of_pairs = f", {counted(pairs['pairs'], 'pair')}" if pairs else ""
     dataset = str(content["dataset"])
-    name = Path(dataset).name if Path(dataset).is_absolute() else dataset  # a page may go to others
-    data = f"{content['rows']:,} held-out rows of {name}{counted}; 95% intervals."
+    named = run.value("dataset_name") if dataset == run.summary.get("dataset") else None  # as the recipe names it
+    name = named or (Path(dataset).name if Path(dataset).is_absolute() else dataset)  # a page may go to others
+    data = f"{counted(content['rows'], 'held-out row')} of {name}{of_pairs}; 95% intervals."
     if content["dropped"]:
-        data += f" {content['dropped']:,} rows did not fit into max_length."
+        data += f" {counted(content['dropped'], 'row')} did not fit into max_length."
     return Shown(
         data=data,
         stale=_staleness(content, run),

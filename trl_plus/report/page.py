@@ -1,13 +1,11 @@
-"""A run, or two side by side, as one HTML page, which needs no other file and no network."""
+"""Runs as one HTML page, which needs no other file and no network."""
 
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
-from trl_plus.errors import RecipeError
 from trl_plus.evaluation.intervals import ACCURACY, LOSS, MARGIN, wilson_interval
 from trl_plus.preflight import words as preflight_words
 from trl_plus.preflight.findings import Severity
@@ -16,37 +14,55 @@ from trl_plus.preflight.plots import HEIGHT as BARS_HEIGHT
 from trl_plus.preflight.plots import WIDTH as BARS_WIDTH
 from trl_plus.recipes.keys import SECRET
 from trl_plus.recipes.recipe import RESOLVED as RECIPE
-from trl_plus.report.curves import HEIGHT, WIDTH, panels_of, resumed_at
+from trl_plus.report.curves import COLOURS, HEIGHT, WIDTH, dashed, panels_of, resumed_at
+from trl_plus.report.differences import cautions, effective, held_out_groups
 from trl_plus.report.evaluation import Cell
-from trl_plus.report.run import Run, read_run
+from trl_plus.report.run import Entry, Run
+from trl_plus.report.script_data import axes, script_data
 from trl_plus.runs import checkpoint_files
-from trl_plus.runs.folder import REPORT
+from trl_plus.runs.folder import running
 from trl_plus.runs.journal import FAILED, FINISHED, STOPPED
-from trl_plus.ui.console import clipped
-from trl_plus.ui.pages import render, write_page
+from trl_plus.ui.console import clipped, counted
+from trl_plus.ui.pages import render
 
+_TITLED = 3  # runs that the title of a page names
 _TEXT = 20_000  # characters shown of a prompt or an answer
 _ORDER = {severity.value: severity.rank for severity in Severity}
 
 
-def run_page(run: Run, against: Run | None = None) -> str:
-    """The page. It shows everything without JavaScript."""
-    runs = [run] if against is None else [run, against]
+def run_page(*runs: Run, refresh: float | None = None) -> str:
+    """The page of one run or more. It shows everything without JavaScript; with it the curves can be changed.
+
+    Args:
+        refresh: seconds after which a browser loads the page again; None for a page that stays as it is.
+    """
     names = _names(runs)
+    named = list(zip(names, runs, strict=True))
     shown = [
-        Column(f"{name} {column.title}" if against else column.title, column.metrics, column.rows)
-        for name, each in zip(names, runs, strict=True)
+        Column(f"{name} {column.title}" if len(runs) > 1 else column.title, column.metrics, column.rows)
+        for name, each in named
         for column in columns(each)
     ]
+    panels = panels_of(named)
+    flat = [plot for plot in panels if plot.flat]
+    folded = flat if len(flat) < len(panels) else []
     return render(
         "run.html.j2",
         "run.css",
+        "curves.js",
+        refresh=refresh,
         names=names,
-        runs=[_view(name, each) for name, each in zip(names, runs, strict=True)],
+        title=_title(names),
+        runs=[_view(index, name, each) for index, (name, each) in enumerate(named)],
+        overview=overview(names, runs),
         columns=shown,
         measures=measures(shown),
         remarks=remarks(shown, runs),
-        panels=panels_of(list(zip(names, runs, strict=True))),
+        cautions=cautions(names, runs) if len(runs) > 1 else [],
+        numbered=list(enumerate(panels)),
+        folded=folded,
+        script_data=script_data(named, panels),
+        axes=[axis for axis in ("tokens", "seconds") if any(axes(run)[axis] for run in runs)],
         width=WIDTH,
         height=HEIGHT,
         bars_width=BARS_WIDTH,
@@ -65,12 +81,19 @@ def _names(runs: Sequence[Run]) -> list[str]:
     return [clipped(str(run.folder), 80) for run in runs]
 
 
-def _view(name: str, run: Run) -> dict[str, Any]:
+def _title(names: Sequence[str]) -> str:
+    more = len(names) - _TITLED
+    return " and ".join(names[:_TITLED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _view(index: int, name: str, run: Run) -> dict[str, Any]:
     result = run.preflight
     findings = sorted(result.findings, key=lambda found: _ORDER[found.severity.value]) if result else []
     newest = run.begins[-1] if run.begins else {}
     return {
         "name": name,
+        "colour": index % COLOURS,
+        "dashed": dashed(index),
         "outcome": outcome(run),
         "facts": [(title, clipped(value, 300)) for title, value in facts(run)],
         "warnings": [_said(line) for line in run.said if line["event"] == "warning"],
@@ -123,10 +146,18 @@ def _recipe(runs: Sequence[Run]) -> list[dict[str, Any]]:
     rows = []
     for key in keys:
         found = [next((entry for entry in run.recipe if entry.key == key), None) for run in runs]
-        values = [None if entry is None else (clipped(entry.value, 500), entry.origin) for entry in found]
-        differs = len({entry.value if entry else None for entry in found}) > 1
+        values = [_value(key, entry, run) for entry, run in zip(found, runs, strict=True)]
+        differs = len({effective(run, key) for run in runs}) > 1
         rows.append({"key": key, "values": values, "differs": differs})
-    return sorted(rows, key=lambda row: not row["differs"])
+    return sorted(rows, key=lambda row: (not row["differs"], row["key"] == "output_dir"))
+
+
+def _value(key: str, entry: Entry | None, run: Run) -> tuple[str, str] | None:
+    """A value and its origin; of a key that the recipe does not give, the default of its method."""
+    if entry is not None:
+        return clipped(entry.value, 500), entry.origin
+    default = effective(run, key)
+    return None if default is None else (clipped(default.strip('"'), 500), "default")
 
 
 def _versions(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -174,9 +205,18 @@ def outcome(run: Run) -> Outcome:
         return Outcome("error", f"Failed at {reached}: {(run.end or {}).get('error')}", "")
     if ending == STOPPED:
         return Outcome("warning", f"Stopped at {reached}.", resume)
+    if running(run.folder):
+        return Outcome("info", f"Running: at {reached}.", "")
     if not run.begins:
         return Outcome("warning", f"Not finished, or made by another version: it has reached {reached}.", "")
     return Outcome("warning", f"Not finished: at {reached} it is still running, or was killed.", resume)
+
+
+def goes_on(run: Run) -> bool:
+    """True if more can come: the run trains, or nothing is known about its end and nobody can tell."""
+    live = running(run.folder)
+    finished = run.end is not None or (not run.begins and bool(run.summary.get("train")))
+    return live or (live is None and not finished)
 
 
 def _resume(run: Run) -> str:
@@ -211,7 +251,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
     """The facts at the head of a report: (name, value)."""
     begin = run.begins[0] if run.begins else {}
     rows = run.summary.get("held_out_rows", 0)
-    held_out = "a stream" if rows is None else f"{rows:,} rows" if rows else "none"
+    held_out = "a stream" if rows is None else counted(rows, "row") if rows else "none"
     found = [
         ("Method", run.summary.get("method") or run.value("method")),
         ("Model", run.value("model_name_or_path") or run.summary.get("model")),
@@ -274,12 +314,16 @@ def columns(run: Run) -> list[Column]:
     return found
 
 
-def measures(shown: Sequence[Column]) -> list[tuple[str, list[Cell]]]:
-    """The rows of the table: metrics that at least one column has, each with a cell for every column."""
+def measures(shown: Sequence[Column], metrics: Sequence[str] | None = None) -> list[tuple[str, list[Cell]]]:
+    """The rows of the table: metrics that at least one column has, each with a cell for every column.
+
+    Args:
+        metrics: those to choose from; None for all.
+    """
     return [
         (title, [_cell(column, metric) for column in shown])
         for title, metric in _MEASURES
-        if any(metric in column.metrics for column in shown)
+        if any(metric in column.metrics for column in shown) and (metrics is None or metric in metrics)
     ]
 
 
@@ -310,11 +354,53 @@ def remarks(shown: Sequence[Column], runs: Sequence[Run]) -> list[str]:
     ):
         lost = " and no pair counts as won" if any(ACCURACY in column.metrics for column in shown) else ""
         found.append(f"Before training the policy is its own reference: all rewards are 0{lost}.")
-    if len({(run.summary.get("dataset"), run.summary.get("held_out_rows")) for run in runs}) > 1:
-        found.append("The two runs have different held-out rows: their figures cannot be compared.")
-    if len({run.summary.get("method") for run in runs}) > 1:
-        found.append("Rewards and losses of different methods have different units: only accuracies can be compared.")
     return found
+
+
+@dataclass(frozen=True)
+class Overview:
+    """Runs as the rows of a table.
+
+    Attributes:
+        titles: of the measures that at least one run has.
+        rows: for each run its name, colour, outcome, facts, the letter of its held-out rows, when it was measured, and
+            a cell for each title.
+    """
+
+    titles: list[str]
+    rows: list[dict[str, Any]]
+
+
+_OVERVIEW = ("Method", "Model", "Data", "Started")
+
+
+def overview(names: Sequence[str], runs: Sequence[Run], metrics: Sequence[str] | None = None) -> Overview:
+    """The last held-out figures of each run; those before training are not final, and not among them.
+
+    Args:
+        metrics: those of the table; None for all.
+    """
+    last = [next((c for c in reversed(columns(run)) if c.title != "before"), Column("", {}, None)) for run in runs]
+    figures = measures(last, metrics)
+    groups = held_out_groups(runs)
+    rows = []
+    for index, (name, run, column, group) in enumerate(zip(names, runs, last, groups, strict=True)):
+        known = dict(facts(run))
+        rows.append(
+            {
+                "name": name,
+                "colour": index % COLOURS,
+                "dashed": dashed(index),
+                "outcome": outcome(run),
+                "step": int(max(line.get("step", 0) for line in (*run.log, run.end or {}))),
+                "facts": {title: clipped(known.get(title, "-"), 120) for title in _OVERVIEW},
+                "held_out": clipped(known.get("Held out", "-"), 40),
+                "group": group,
+                "measured": column.title,
+                "cells": [cells[index] for _, cells in figures],
+            }
+        )
+    return Overview([title for title, _ in figures], rows)
 
 
 # -- again --------------------------------------------------------------------------------------------------------
@@ -346,30 +432,3 @@ def _hidden(command: str) -> str:
         words.append("(hidden)" if hide else f"{name}=(hidden)" if secret and equals else word)
         hide = secret and not equals
     return shlex.join(words)
-
-
-# -- the file -----------------------------------------------------------------------------------------------------
-
-
-def write_report(run: str, out: Path | None, against: str | None) -> Path:
-    """Write the page of a run, or of two; returns its path.
-
-    Args:
-        out: the file; report.html in the folder of `run` if it is None.
-
-    Raises:
-        RecipeError: one of them is no run, or the file cannot be written.
-    """
-    first = read_run(run)
-    second = None if against is None else read_run(against)
-    if second is not None and first.folder.resolve() == second.folder.resolve():
-        raise RecipeError(f"--against {against} is the same run: name another one.")
-    path = first.folder / REPORT if out is None else out
-    if path.is_dir():
-        raise RecipeError(f"--out: {path} is a folder: name a file in it.")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_page(run_page(first, second), path)
-    except OSError as error:
-        raise RecipeError(f"{path} cannot be written ({error.strerror}): name another file with --out.") from error
-    return path

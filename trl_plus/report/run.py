@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def read_run(argument: str) -> Run:
         raise RecipeError(f"{argument} holds neither {RECIPE} nor {LOG}: {cure}.")
     run = Run(folder)
     _read_recipe(run)
-    run.log = [line for line in _lines(run, LOG) if isinstance(line.get("step"), int | float)]
+    run.log = [line for line in _lines(run, LOG) if _is_step(line.get("step"))]
     run.summary = _object(run, METRICS) or {}
     _read_journal(run)
     content = _object(run, PREFLIGHT)
@@ -100,6 +101,10 @@ def read_run(argument: str) -> Run:
         except (KeyError, TypeError, ValueError, AttributeError):
             run.problems.append(f"{EVALUATION} is not what `trl-plus evaluate --json` prints: it is left out.")
     return run
+
+
+def _is_step(value: Any) -> bool:
+    return isinstance(value, int | float) and isfinite(value)
 
 
 def _read_recipe(run: Run) -> None:

@@ -66,6 +66,27 @@ def claimed(folder: Path, say: Callable[[Any], None]) -> Iterator[None]:
                 folder.rmdir()
 
 
+def running(folder: Path) -> bool | None:
+    """Return True if a run holds the folder's lock, False if it died on this machine, None if that cannot be known.
+
+    Takes no lock, so that no run is refused meanwhile.
+    """
+    path = folder / LOCK
+    try:
+        file = path.open("rb")
+    except OSError:
+        return None
+    with file:
+        try:
+            os.lockf(file.fileno(), os.F_TEST, 0)
+            host = json.loads(file.read() or b"{}").get("host")
+        except (BlockingIOError, PermissionError):  # POSIX leaves open which of the two
+            return True
+        except (OSError, ValueError, AttributeError):  # no locks on this file system or system, or half a text
+            return None
+    return False if host == socket.gethostname() else None
+
+
 def _lock(path: Path) -> int:
     """The open file, locked and with our name in it."""
     if fcntl is None:

@@ -20,6 +20,7 @@ from trl_plus.forward.layouts import common_beginning
 
 _TINY = torch.finfo(torch.float32).tiny
 
+_COUNTED = ("completion_mask", "attention_mask", "weight")  # what totals are counted from
 ADDED = "added"  # the meter of what overrides add to the loss of an evaluation
 
 
@@ -106,6 +107,41 @@ def last_round(state: Any, ranks: int) -> tuple[int, int]:
         return 0, 0
     size = sampler.batch_size * (1 if getattr(sampler, "split_batches", False) else ranks)
     return loader.total_dataset_length % size, size
+
+
+def _writes_into(tensor: Tensor) -> int:
+    """The number of writes into a tensor; an inference tensor does not count them."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+@dataclass(frozen=True)
+class CountedRows:
+    """A micro-batch as it was when the totals of its step were counted.
+
+    An override may change rows afterwards, such as one of `_prepare_inputs`. The totals say nothing about those.
+
+    Args:
+        tensors: name -> (tensor, number of writes into it).
+    """
+
+    tensors: dict[str, tuple[Tensor, int]]
+
+    @classmethod
+    def of(cls, batch: dict[str, Any]) -> "CountedRows":
+        found = {name: batch.get(name) for name in (*_COUNTED, "input_ids")}
+        return cls({name: (x, _writes_into(x)) for name, x in found.items() if isinstance(x, Tensor)})
+
+    def are(self, batch: dict[str, Any], tokens: bool = False) -> bool:
+        """True if the rows that are counted are those of a batch; with `tokens`, its token ids too."""
+        return all(self._same(name, batch.get(name)) for name in (*_COUNTED, *(("input_ids",) if tokens else ())))
+
+    def _same(self, name: str, value: Any) -> bool:
+        known, writes = self.tensors.get(name, (None, 0))
+        if value is known:
+            return value is None or _writes_into(value) == writes
+        if not isinstance(value, Tensor) or known is None or value.shape != known.shape:
+            return False
+        return _writes_into(known) == writes and torch.equal(value.to(known.device), known.to(value.dtype))  # a copy
 
 
 def without_repeats(batch: dict[str, Any], accelerator: Accelerator) -> dict[str, Any]:

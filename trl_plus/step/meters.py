@@ -81,7 +81,9 @@ class Throughput:
     - `padding_ratio`: the share of padding in the tokens that the policy computes;
     - `mfu`: on CUDA, FLOPs of the matrix products per second over the peak, both per device. A token that is computed
       costs 2 FLOPs per parameter outside the embeddings forwards, 4 backwards (2 where the weights are frozen), and 2
-      in the reference. Attention scores and what checkpointing computes again do not count.
+      in the reference. Attention scores and what checkpointing computes again do not count;
+    - `peak_memory_gib`: on CUDA, the most that tensors of this process have taken on its device so far, in GiB. The
+      log is the first process's.
     """
 
     def __init__(self) -> None:
@@ -108,7 +110,8 @@ class Throughput:
     def take(
         self, readings: dict[str, Reading], processes: int, flops: Callable[[], tuple[float, float]] | None = None
     ) -> dict[str, float]:
-        """`tokens_per_second` and `mfu` of the interval since the last call. Its meters are taken out of `readings`.
+        """`tokens_per_second`, `mfu` and `peak_memory_gib` at the end of the interval since the last call. Its meters
+        are taken out of `readings`.
 
         Args:
             flops: the FLOPs of one token and those of the device per second, on CUDA.
@@ -122,6 +125,7 @@ class Throughput:
         if flops is not None:
             of_token, peak = flops()
             found["mfu"] = computed.total * of_token / seconds / processes / peak
+            found["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30  # waits for nothing
         return found
 
     def peak(self, device: torch.device, dtype: torch.dtype) -> float:

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
@@ -92,7 +93,11 @@ def check_kind(model: Any) -> None:
             )
         head.bias = None
     if kind == "ADAPTION_PROMPT":  # LLaMA-Adapter holds on to the forward that the model had before ours
-        model.base_model.forward = lambda *args, **kwargs: model.base_model.model.forward(*args, **kwargs)
+        model.base_model.forward = types.MethodType(_forward_of_now, model.base_model)
+
+
+def _forward_of_now(tuner: Any, *args: Any, **kwargs: Any) -> Any:
+    return tuner.model.forward(*args, **kwargs)
 
 
 def needs_plain_rows(model: Any) -> str | None:

@@ -21,6 +21,7 @@ from trl_plus.runs.model_card import Card, Part
 from trl_plus.step.exact_step import (
     ADDED,
     PARTS,
+    CountedRows,
     StepTotals,
     TokenBudget,
     loss_of,
@@ -34,9 +35,9 @@ from trl_plus.step.nonfinite import NonFiniteSteps
 from trl_plus.trainers.adapters import check_kind, keep_trainable
 from trl_plus.trainers.card import card_without_run, write_card
 from trl_plus.trainers.checkpoints import Checkpoints, refuse_evaluation_alone, untouched_random_state
-from trl_plus.trainers.construction import refuse_wrong_kinds
+from trl_plus.trainers.construction import refuse_wrong_kinds, refuse_wrong_model, warn_of_uncalled
 from trl_plus.trainers.layouts import RowLayouts, agree, warn_if_rows_depend
-from trl_plus.trainers.optimizers import refuse_missing, refuse_without_gpu
+from trl_plus.trainers.optimizers import refuse_foreign_optimizer, refuse_missing, refuse_without_gpu
 from trl_plus.trainers.outside import OutsideWeights
 from trl_plus.trainers.reference import OwnReference, StartCheck
 from trl_plus.trainers.reference_cache import ReferenceCache
@@ -50,7 +51,7 @@ from trl_plus.trainers.rows import (
 )
 from trl_plus.trainers.seams import Seams
 from trl_plus.trainers.watch import LearningWatch
-from trl_plus.upstream.models import base_model, is_peft
+from trl_plus.upstream.models import base_model, is_peft, leave_autocast
 
 
 def without_weights(batch: dict[str, Any]) -> dict[str, Any]:
@@ -112,6 +113,10 @@ class PreferenceTrainer(Seams):
     ) -> Any:
         """Before TRL's constructor: the configuration, and what the hooks that run inside it need."""
         refuse_wrong_kinds(ref_model, data_collator)
+        refuse_wrong_model(model)
+        warn_of_uncalled(type(self))
+        for each in (model, ref_model):
+            leave_autocast(each)
         if args is not None and not isinstance(args, self.accepted_configs):
             raise TypeError(
                 f"{type(self).__name__} takes args of type {self.config_class.__name__}, got {type(args).__name__}."
@@ -143,9 +148,13 @@ class PreferenceTrainer(Seams):
             return
         if getattr(self.model, "peft_config", None) and not is_peft(self.model):
             raise ValueError(
-                "The model is an adapter that was loaded as a model: transformers keeps it frozen and would train the "
-                "weights under it. Fix: pass a PeftModel that was loaded with `is_trainable=True`, or a merged model."
+                "The model holds an adapter and is not a PeftModel: it is an adapter that was loaded as a model, or "
+                "`add_adapter` of transformers put one on, and no reference can be told apart from it. Fix: pass a "
+                "PeftModel (`get_peft_model`, or `PeftModel.from_pretrained` with `is_trainable=True`), or a merged "
+                "model."
             )
+        refuse_wrong_model(self.model)
+        refuse_foreign_optimizer(getattr(self, "optimizer", None), self.model)
         if self.budget is not None:
             self.budget.check(self.accelerator)
         check_best_metric(self.args, self.eval_dataset)
@@ -238,6 +247,7 @@ class PreferenceTrainer(Seams):
     # either by the number of micro-batches, so overrides may add to both.
     step_totals: StepTotals | None = None
     totals: StepTotals | None = None  # of the micro-batch in progress
+    counted: tuple[CountedRows, ...] = ()  # micro-batches that the totals were counted from
     _rows_were_alone = False  # the question was asked
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
@@ -259,6 +269,7 @@ class PreferenceTrainer(Seams):
         self.use_weights(averaged=False)
         self.model.train()  # a pass over the rows (KTO's) is part of the step, also after an evaluation
         self.step_totals = self.measure(batches) if batches else None
+        self.counted = tuple(CountedRows.of(batch) for batch in (*batches, *(drawn if cut else ())))
         self.nonfinite.begin_step(batches, self.step_totals)
         return self.budget.pack(drawn, batches) if cut else batches, self.step_totals
 
@@ -317,18 +328,24 @@ class PreferenceTrainer(Seams):
         self.nonfinite.loss_is_known(loss_of(found), model)
         return found
 
-    def arrived(self, num_items_in_batch: Any) -> StepTotals | None:
-        """The totals of the step in progress if these are what reached a loss; None otherwise."""
+    def arrived(self, num_items_in_batch: Any, inputs: dict[str, Any]) -> StepTotals | None:
+        """The totals of the step in progress if these are what reached a loss of rows that they count; else None."""
         if num_items_in_batch is None or num_items_in_batch is not self.step_totals:
+            return None
+        if not self.are_counted(inputs):
             return None
         divided = not getattr(self, "loss_is_scaled_for_ga", None)
         divisor = self.current_gradient_accumulation_steps if divided else 1
         return replace(num_items_in_batch, micro_batches=divisor)
 
+    def are_counted(self, inputs: dict[str, Any], tokens: bool = False) -> bool:
+        """True if the step's rows were counted as they are in `inputs`; with `tokens`, with these token ids."""
+        return any(rows.are(inputs, tokens) for rows in self.counted)
+
     @contextmanager
     def with_totals(self, inputs: dict[str, Any], num_items_in_batch: Any) -> Iterator[dict[str, Any]]:
         """Within this context `totals` are those of the step, or of this micro-batch if the step's did not arrive."""
-        self.totals = self.arrived(num_items_in_batch)
+        self.totals = self.arrived(num_items_in_batch, inputs)
         try:
             if self.totals is None:
                 if not self.model.training:  # the rows of a training step were marked when the step was measured
@@ -355,7 +372,9 @@ class PreferenceTrainer(Seams):
             num_items_in_batch: as `compute_loss` received it. Without it the mean is over this micro-batch.
         """
         weights = row_weights(inputs)
-        totals = self.arrived(num_items_in_batch) or StepTotals(weight=weights.sum(), tokens=weights.new_zeros(()))
+        totals = self.arrived(num_items_in_batch, inputs) or StepTotals(
+            weight=weights.sum(), tokens=weights.new_zeros(())
+        )
         return totals.share(values, weights)
 
     def before_step(self, model: Any) -> None:

@@ -4,16 +4,20 @@ No reference is loaded if a method has none, KTO's mismatched rows are not fixed
 copied by PEFT's structure instead of by names.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from peft import PeftMixedModel
 from torch import nn
 from transformers import PreTrainedModel
 
 from trl_plus.trainers.adapters import add_copy, check_given, holds_a_copy
 from trl_plus.upstream.compat import TRLKTOConfig
-from trl_plus.upstream.models import is_peft
+from trl_plus.upstream.models import base_model, is_peft, uncompiled
+
+logger = logging.getLogger("trl_plus")
 
 
 def refuse_wrong_kinds(ref_model: Any, data_collator: Any) -> None:
@@ -37,6 +41,53 @@ def refuse_wrong_kinds(ref_model: Any, data_collator: Any) -> None:
         raise TypeError(
             f"`data_collator` is {_a(data_collator, type(data_collator).__name__)}, which cannot be called. Fix: pass "
             "a function or an object that makes a batch of a list of rows."
+        )
+
+
+def refuse_wrong_model(model: Any) -> None:
+    """Raises a TypeError for a policy that is not a decoder with an LM head; a path is looked at when it is loaded."""
+    if isinstance(model, str):
+        return
+    kind = model.__name__ if isinstance(model, type) else type(uncompiled(model)).__name__
+    fix = "Fix: pass a path, a causal language model of transformers, or a PeftModel of one."
+    if isinstance(model, PeftMixedModel):
+        raise TypeError(f"`model` is a {kind}, of which PEFT trains nothing by itself. Fix: pass a PeftModel.")
+    if not isinstance(model, nn.Module) or getattr(base_model(model), "config", None) is None:
+        raise TypeError(f"`model` is {_a(model, kind)} and not a model of transformers. {fix}")
+    inner = uncompiled(base_model(model))
+    name = type(inner).__name__
+    if isinstance(inner, PreTrainedModel) and not hasattr(inner, "generation_config"):
+        raise TypeError(
+            f"`model` is {_a(inner, name)}, which cannot generate text and gives no log-probabilities. {fix}"
+        )
+    if getattr(inner.config, "is_encoder_decoder", False):
+        raise TypeError(f"`model` is {_a(inner, name)}, an encoder with a decoder. {fix}")
+
+
+# Methods of earlier TRL trainers that subclasses have overridden, and what took their place
+_UNCALLED = {
+    **dict.fromkeys(("dpo_loss", "cpo_loss", "simpo_loss", "odds_ratio_loss"), "`pair_losses`"),
+    **dict.fromkeys(("kto_loss", "get_batch_loss_metrics", "get_batch_logps"), "`compute_loss`"),
+    **dict.fromkeys(("concatenated_forward", "concatenated_inputs"), "`compute_loss`"),
+    **dict.fromkeys(("tokenize_row", "process_row", "build_tokenized_answer"), "a dataset of tokenized rows"),
+    **dict.fromkeys(("compute_reference_log_probs", "null_ref_context"), "`compute_ref_log_probs`"),
+    "store_metrics": "`log`",
+}
+
+
+def warn_of_uncalled(trainer: type) -> None:
+    """Warns of methods of earlier TRL versions that a subclass overrides: no trainer calls them any more."""
+    ours = next(index for index, kind in enumerate(trainer.__mro__) if kind.__module__.startswith("trl_plus."))
+    below = trainer.__mro__[ours]
+    found = {name for kind in trainer.__mro__[:ours] for name in vars(kind) if name in _UNCALLED}
+    found = sorted(name for name in found if not hasattr(below, name))
+    if found:
+        instead = " and ".join(dict.fromkeys(_UNCALLED[name] for name in found))
+        logger.warning(
+            "%s defines %s, which earlier versions of TRL called and this one does not. Fix: use %s instead.",
+            trainer.__name__,
+            ", ".join(f"`{name}`" for name in found),
+            instead,
         )
 
 

@@ -56,6 +56,14 @@ def without_unused(train_dataset: Any) -> Any:
     return without(train_dataset)
 
 
+def without_reference(train_dataset: Any, owner: str) -> Any:
+    """A training set of a method without a reference without these columns, which is logged if there are any."""
+    found = columns_of(train_dataset) if train_dataset is not None else ()
+    if found:
+        logger.warning("%s of the train dataset are not used: %s has no reference.", " and ".join(found), owner)
+    return without(train_dataset)
+
+
 def use_given(args: Any, train_dataset: Any, ref_model: Any, paired: bool) -> bool:
     """Prepare a configuration, before TRL's constructor, for a training set that may bring its reference.
 

@@ -280,7 +280,9 @@ class KTOTrainer(PreferenceTrainer, trl.KTOTrainer):
             return self.shared_upstream_loss(model, inputs)
         weights, label = row_weights(inputs), inputs["label"].bool()
         scores = self.score(model, inputs)
-        ref = inputs["ref_logps"] if "ref_logps" in inputs else self.reference_log_probs(inputs)[0]
+        # those of a pass over the step's rows are not the reference's of rows that an override has changed since
+        known = "ref_logps" in inputs and (self.precompute_ref_logps or self.are_counted(inputs, tokens=True))
+        ref = inputs["ref_logps"] if known else self.reference_log_probs(inputs)[0]
         rows = scores.rows(slice(None), ref)
         self.start_check.look(rows.log_ratio * (weights > 0), rows.length)
         kwargs = {

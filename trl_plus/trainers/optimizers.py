@@ -53,6 +53,21 @@ def refuse_without_gpu(args: Any) -> None:
         raise ValueError(f"`optim: {name}` needs a CUDA GPU: set `optim: adamw_torch`, or run it on one.")
 
 
+def refuse_foreign_optimizer(optimizer: Any, model: Any) -> None:
+    """Raises a ValueError for an optimizer that was given and holds none of the weights that are to be trained."""
+    groups = getattr(optimizer, "param_groups", None)
+    if not groups:
+        return
+    held = {id(parameter) for group in groups for parameter in group["params"]}
+    if not any(parameter.requires_grad and id(parameter) in held for parameter in model.parameters()):
+        raise ValueError(
+            "The optimizer in `optimizers` holds none of the model's trainable weights, so nothing would be trained: "
+            "it was made for another model, or before an adapter was put on. Fix: make it of the parameters of the "
+            "model that is passed (with an adapter, of `get_peft_model(model, peft_config)`), or override "
+            "`create_optimizer`."
+        )
+
+
 def updates_in_backward(args: Any) -> str | None:
     """One sentence on what does not hold with an optimizer that changes the weights inside each backward pass."""
     name = optimizer_name(args)

@@ -28,6 +28,7 @@ from trl_plus.step.exact_step import row_weights
 from trl_plus.trainers.base import OBJECTIVE, PreferenceTrainer
 from trl_plus.trainers.configs import CPOConfig, ORPOConfig, SimPOConfig
 from trl_plus.trainers.construction import no_reference_model, own_reference_adapter
+from trl_plus.trainers.given_reference import without, without_reference
 
 Rows = Dataset | IterableDataset
 EvalRows = Rows | DatasetDict | IterableDatasetDict | dict[str, Rows] | None
@@ -136,6 +137,7 @@ class ReferenceFreeTrainer(PairedTrainer):
         peft_config: PeftConfig | None = None,
     ):
         args = self._begin(model, args, train_dataset, data_collator)
+        train_dataset, eval_dataset = without_reference(train_dataset, type(self).__name__), without(eval_dataset)
         train_dataset = without_empty_images(train_dataset)
         with no_reference_model(policy_is_a_path=isinstance(model, str)), own_reference_adapter(model, reference=False):
             super().__init__(

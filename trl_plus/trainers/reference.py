@@ -27,7 +27,7 @@ from trl_plus.trainers.adapters import (
     reference_adapter,
     switched_off,
 )
-from trl_plus.upstream.models import build_again, is_peft
+from trl_plus.upstream.models import build_again, is_peft, uncompiled
 
 logger = logging.getLogger("trl_plus")
 # Nats per token by which the same weights may differ when a row is scored in another batch
@@ -45,9 +45,9 @@ def copy_as_reference(model: Any, peft_config: Any) -> PreTrainedModel | None:
     in memory and no model at all if it was built there. Adapters need none: they are switched off. A model given
     as a path is loaded twice by TRL, which is right.
     """
-    if not isinstance(model, PreTrainedModel) or peft_config is not None or is_peft(model):
+    if not isinstance(uncompiled(model), PreTrainedModel) or peft_config is not None or is_peft(model):
         return None
-    return frozen_copy(model)
+    return frozen_copy(uncompiled(model))
 
 
 def frozen_copy(model: Any) -> Any:

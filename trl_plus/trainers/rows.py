@@ -113,7 +113,7 @@ class PreferenceRows:
         if first is None:
             raise ValueError(f"The {name} dataset is empty: check its path, split and filters.")
         with PartialState().main_process_first():
-            dataset = in_form(dataset, name)
+            dataset = in_form(of_python(dataset), name)
             dataset = with_margins(dataset) if self._reads_margin else dataset
         first = next(iter(dataset))
         self._check(dataset, name)
@@ -208,6 +208,15 @@ def tokenize(
     return rows.make(
         dataset, name, lambda found: upstream_tokenize(kind, args, processing_class, found, name), processing_class
     )
+
+
+def of_python(dataset: Any) -> Any:
+    """The dataset with lists instead of the tensors of `with_format`, which a collator would add up."""
+    if not hasattr(dataset, "__len__"):
+        return dataset.with_format(None)
+    if dataset.format["type"] in (None, "custom"):
+        return dataset
+    return dataset.select_columns(dataset.format["columns"]).with_format(None)
 
 
 def split_sides(dataset: Any, sides: tuple[str, ...], name: str) -> Any:

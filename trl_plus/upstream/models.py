@@ -1,10 +1,13 @@
 """Models of any library: what wraps them, how large they are, what they hold."""
 
 import copy
+import types
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel, is_peft_model
+from accelerate.utils.operations import ConvertOutputsToFp32
 
 
 def is_peft(model: Any) -> bool:
@@ -20,6 +23,50 @@ def base_model(model: Any) -> Any:
     """The causal language model inside an engine and a PEFT wrapper, or the model itself."""
     model = plain_model(model)
     return model.get_base_model() if is_peft(model) else model
+
+
+def unbound(forward: Callable) -> Callable:
+    """A module's forward as a function of the module: a deep copy that calls it computes with the copy's weights."""
+    if isinstance(forward, types.MethodType):
+        return forward.__func__
+    return lambda _, *args, **kwargs: forward(*args, **kwargs)
+
+
+def own_forward(module: Any) -> Callable:
+    """A module's own forward, below the heads and layouts that trainers put on it, as a function of the module."""
+    forward = module.forward
+    while (below := _below(forward)) is not None:
+        forward = below
+    return unbound(forward)
+
+
+def put_over(module: Any, forward: Callable) -> None:
+    """Make a function of the module its forward. `own_forward` still finds the one that it has."""
+    forward.below = module.forward  # type: ignore[attr-defined]
+    module.forward = types.MethodType(forward, module)
+
+
+def _below(forward: Any) -> Callable | None:
+    """The forward that was there before `put_over` or TRL's fused LM head; None for any other."""
+    function = getattr(forward, "__func__", forward)
+    code = getattr(function, "__code__", None)
+    if getattr(code, "co_name", "") == "_fused_forward":  # of TRL, which calls what its closure holds
+        cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=False))
+        return cells["original_forward"].cell_contents if "original_forward" in cells else None
+    return getattr(function, "below", None)
+
+
+def leave_autocast(model: Any) -> None:
+    """Take off the autocast that accelerate put on a model's forward for an earlier run in 16 bits."""
+    wrapped = getattr(getattr(model, "forward", None), "__wrapped__", None)
+    if isinstance(wrapped, ConvertOutputsToFp32) and hasattr(wrapped.model_forward, "__wrapped__"):
+        model.forward = types.MethodType(wrapped.model_forward.__wrapped__, model)
+        vars(model).pop("_original_forward", None)
+
+
+def uncompiled(model: Any) -> Any:
+    """The model inside `torch.compile`, or the model itself."""
+    return extract_model_from_parallel(model, keep_torch_compile=False) if isinstance(model, torch.nn.Module) else model
 
 
 def build_again(model: Any) -> Any:
@@ -44,6 +91,18 @@ def without_checkpointing(model: Any, args: Any) -> Any:
     from trl.models.utils import disable_gradient_checkpointing
 
     return disable_gradient_checkpointing(model, args.gradient_checkpointing_kwargs)
+
+
+def head_size(head: Any) -> int | None:
+    """The number of logits of an LM head, or None.
+
+    `out_features` of the copy that PEFT ties to an embedding (`ensure_weight_tying`) is the width of the states. The
+    weight of a head in 4 bits, or cut by ZeRO-3, has another shape than its logits.
+    """
+    shape = tuple(getattr(getattr(head, "weight", None), "shape", ()))
+    features = getattr(head, "out_features", None)
+    swapped = len(shape) == 2 and shape == (getattr(head, "in_features", None), features)
+    return (shape[0] if shape else None) if features is None or swapped else features
 
 
 def size_of(parameter: Any) -> int:
