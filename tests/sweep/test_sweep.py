@@ -85,11 +85,10 @@ def test_rows_are_tokenized_once_for_all_runs(whole):
 
 
 def test_a_run_is_a_run(whole, tmp_path):
-    from trl_plus.report.page import write_report
-
     folder = whole.folder / whole.found.plan.runs[0].name
-    page = write_report(str(folder), tmp_path / "r.html", None).read_text()
-    assert "learning_rate=0.001" in page  # the command that makes it again
+    done = CliRunner().invoke(app, ["report", str(folder), "--out", str(tmp_path / "r.html")])
+    assert done.exit_code == 0, done.output
+    assert "learning_rate=0.001" in (tmp_path / "r.html").read_text()  # the command that makes it again
 
 
 def test_stopped_and_continued_to_the_same_table(whole, recipe, tmp_path, monkeypatch):
