@@ -31,6 +31,8 @@ def call(*words):
         ["recipes", "list"],
         ["train", "--help"],
         ["train", "none.yaml"],
+        ["sweep", "--help"],
+        ["sweep", "none.yaml", "beta=1,2"],
         ["estimate", "--help"],
         ["evaluate", "--help"],
         ["evaluate", "none"],
@@ -98,6 +100,7 @@ def test_version():
 def test_every_command_has_an_example():
     commands = [
         ["train"],
+        ["sweep"],
         ["recipes", "list"],
         ["recipes", "show"],
         ["recipes", "copy"],

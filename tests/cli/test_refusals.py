@@ -23,6 +23,10 @@ except SystemExit as end:
         ("evaluate out/missing", "There is no file out/missing: give the path of a YAML file, the name of a bundled "
          "recipe (`trl-plus recipes list`), or the `output_dir` of a run."),
         ("compare out/missing", "There is no folder out/missing: name the `output_dir` of a run, or a checkpoint"),
+        ("sweep out/recipe.resolved.yaml beta=2", "Nothing is swept: give a key several values"),
+        ("sweep out/recipe.resolved.yaml beta=2,much", "beta much: command line: `beta` must be a number, got 'much'."),
+        ("sweep out/recipe.resolved.yaml betta=2,3", "command line: unknown key `betta`: did you mean `beta`?"),
+        ("sweep out/recipe.resolved.yaml seed=1,2 beta=1,2 --seeds 2", "--seeds and several values of `seed` exclude"),
         ("report out/missing", "There is no folder out/missing: name the `output_dir` of a run."),
         ("merge out/missing new", "There is no folder out/missing: name the `output_dir` of a run, or a checkpoint"),
         ("merge out new", "out holds a full model: nothing has to be merged"),

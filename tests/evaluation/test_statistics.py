@@ -63,10 +63,10 @@ def test_intervals_hold_what_they_promise():
 
 def test_the_blocks_of_a_bootstrap_change_nothing_but_memory(monkeypatch):
     monkeypatch.setattr(statistics, "_CHUNK", 40)
-    blocks = [counts.shape for counts in statistics._resampled(7)]
+    blocks = [counts.shape for counts in statistics.resampled(7)]
     assert sum(shape[0] for shape in blocks) == statistics.DRAWS
     assert {shape[1] for shape in blocks} == {7}
-    assert all((counts.sum(1) == 7).all() for counts in statistics._resampled(7))
+    assert all((counts.sum(1) == 7).all() for counts in statistics.resampled(7))
 
 
 def test_too_few_rows_give_no_interval():

@@ -10,9 +10,19 @@ from trl_plus.cli.arguments import normalise, with_dashes
 from trl_plus.cli.streams import outlive_readers
 
 # Each command is a function of its name in a file of its name, with its examples in EPILOG
-_OF_A_RECIPE = ("train", "preflight", "preview", "estimate", "evaluate", "compare", "merge")  # these take overrides
+_OF_A_RECIPE = (
+    "train",
+    "sweep",
+    "preflight",
+    "preview",
+    "estimate",
+    "evaluate",
+    "compare",
+    "merge",
+)  # these take overrides
 _COMMANDS = (
-    "train", "preflight", "preview", "estimate", "evaluate", "compare", "report", "merge", "recipes", "schema", "env",
+    "train", "sweep", "preflight", "preview", "estimate", "evaluate", "compare", "report", "merge", "recipes", "schema",
+    "env",
 )  # fmt: skip
 _HELP = "Preference alignment on top of TRL: SimPO, ORPO, CPO, KTO and the DPO family, one command per recipe."
 _EPILOG = (

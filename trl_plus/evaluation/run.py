@@ -46,7 +46,7 @@ ALL = -1  # of the held-out rows
 # Keys that decide which rows are held out
 _CHOOSE_ROWS = (
     "dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split", "datasets", "converter",
-    "eval_dataset_name", "eval_fraction", "max_eval_rows", "test_split_size", "seed",
+    "eval_dataset_name", "eval_fraction", "max_eval_rows", "test_split_size", "seed", "split_seed",
 )  # fmt: skip
 Progress = Callable[[str, int, int | None], None]
 
@@ -164,9 +164,13 @@ def evaluate(
 
 
 def score_models(
-    objects: RunObjects, weights: Weights | None, held_out: HeldOut, progress: Progress
+    objects: RunObjects, weights: Weights | None, held_out: HeldOut, progress: Progress, base: Scores | None = None
 ) -> dict[str, Scores]:
-    """Scores of the held-out completions: BASE, and TUNED if there are weights. One model is held at a time."""
+    """Scores of the held-out completions: BASE, and TUNED if there are weights. One model is held at a time.
+
+    Args:
+        base: the scores of the base model, if they are known.
+    """
     import trl_plus
 
     reward = getattr(trl_plus, objects.recipe.method.trainer).reward_of(objects.args)
@@ -177,16 +181,19 @@ def score_models(
         return lambda done: progress(model, done, total)
 
     adapter = weights is not None and is_adapter(weights)
-    model = load_model(objects, objects.model.model_name_or_path, quantized=True)
-    ready = scorer(objects, model)
-    base = score_rows(ready, held_out, size, None if reference else reward, advance=advance(BASE))
+    if base is None or adapter:
+        model = load_model(objects, objects.model.model_name_or_path, quantized=True)
+    if base is None:
+        ready = scorer(objects, model)
+        base = score_rows(ready, held_out, size, None if reference else reward, advance=advance(BASE))
+        del ready
     if weights is None:
         return {BASE: base}
     if adapter:  # after the base was scored: an adapter may change base weights, such as biases that it trained
         quantized = objects.model.load_in_4bit or objects.model.load_in_8bit
         ready = scorer(objects, put_adapter(model, weights, quantized))
     else:
-        del model, ready
+        model = None
         free()
         ready = scorer(objects, load_model(objects, weights.path, quantized=False))
     tuned = score_rows(ready, held_out, size, reward, base if reference else None, advance(TUNED))
@@ -212,7 +219,7 @@ def _notes(objects: RunObjects, held_out: HeldOut, weights: Weights | None) -> l
     other = None if weights is None else other_base(weights, objects.model.model_name_or_path)
     if other is not None:
         notes.append(other)
-    changed = [name for name in ("eval_fraction", "seed") if objects.recipe.origin(name) == COMMAND_LINE]
+    changed = [name for name in ("eval_fraction", "seed", "split_seed") if objects.recipe.origin(name) == COMMAND_LINE]
     if weights is not None and changed and objects.recipe["eval_fraction"]:
         notes.append(f"{' and '.join(changed)} of the command line may hold out rows that the run was trained on.")
     if held_out.dropped:

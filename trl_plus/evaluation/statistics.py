@@ -51,7 +51,7 @@ def means(values: Floats, weights: Floats, clusters: Ints) -> list[Estimate]:
     totals = np.bincount(own, weights)
     sums = np.stack([np.bincount(own, column * weights) for column in values.T], 1)
     with np.errstate(invalid="ignore"):  # a draw may hold rows of weight 0 only
-        draws = [(counts @ sums) / (counts @ totals)[:, None] for counts in _resampled(len(totals))]
+        draws = [(counts @ sums) / (counts @ totals)[:, None] for counts in resampled(len(totals))]
     every = np.concatenate(draws) if draws else np.zeros((0, len(found)))
     return [_percentile(float(value), column) for value, column in zip(found, every.T, strict=True)]
 
@@ -77,7 +77,7 @@ def auc(scores: Floats, labels: NDArray[np.bool_], weights: Floats, clusters: In
             return (above * beaten).sum(1) / (above.sum(1) * below.sum(1))
 
     value = float(areas(np.ones((1, len(scores))))[0])
-    draws = [areas(counts[:, own]) for counts in _resampled(int(own.max()) + 1)]
+    draws = [areas(counts[:, own]) for counts in resampled(int(own.max()) + 1)]
     return _percentile(value, np.concatenate(draws) if draws else np.zeros(0))
 
 
@@ -100,7 +100,7 @@ def _ranks(values: Floats) -> Floats:
     return (np.cumsum(counts) - (counts - 1) / 2)[own]
 
 
-def _resampled(clusters: int) -> Iterator[Floats]:
+def resampled(clusters: int) -> Iterator[Floats]:
     """Counts of each cluster in `DRAWS` draws, in blocks of (D, clusters)."""
     rng = np.random.default_rng(SEED)
     block = max(1, min(DRAWS, _CHUNK // max(clusters, 1)))

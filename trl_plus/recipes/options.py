@@ -106,6 +106,12 @@ class RunOptions:
         "Evaluate on at most this many held-out rows (drawn with `seed`); 0 turns evaluation off.",
         at_least=0,
     )
+    split_seed: int | None = _key(
+        None,
+        "Seed that draws held-out rows and mixes `datasets`; `seed`, if not given. With it runs of other seeds hold "
+        "out the same rows.",
+        at_least=0,
+    )
     report_generations: int = _key(
         3, "Number of held-out prompts answered before and after training; 0 turns it off.", at_least=0
     )

@@ -3,7 +3,7 @@
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -226,10 +226,13 @@ def write_resolved(recipe: Recipe, folder: Path) -> Path:
 _BOOLEAN_WORDS = ("true", "false", "yes", "no", "on", "off", "null")
 
 
-def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
+def parse_overrides(words: Sequence[str], read: Callable[[str], Any] = parse_value) -> dict[str, Any]:
     """Values by key, `-` in a key read as `_` and each value as YAML.
 
     A key given twice keeps its last value, as is usual on a command line.
+
+    Args:
+        read: turns the text of a value into the value.
 
     Raises:
         RecipeError: a word is neither a key nor a value, or a key that is no switch has no value.
@@ -247,12 +250,12 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
             )
         value_follows = bool(waiting) and not waiting[0].startswith("--")
         if equals:
-            values[name] = parse_value(text)
+            values[name] = read(text)
         elif name in known and known[name].is_boolean:
             explicit = value_follows and waiting[0].lower() in _BOOLEAN_WORDS
-            values[name] = parse_value(waiting.pop(0)) if explicit else True
+            values[name] = read(waiting.pop(0)) if explicit else True
         elif value_follows:
-            values[name] = parse_value(waiting.pop(0))
+            values[name] = read(waiting.pop(0))
         elif name in known or name == "method":
             raise RecipeError(f"`--{name}` needs a value: write --{name} VALUE or {name}=VALUE.")
         else:

@@ -21,8 +21,8 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 # The files of a run's folder. The hub's upload leaves out what begins with an underscore
-LOG, PREFLIGHT, EVALUATION, REPORT, CARD = (
-    "metrics.jsonl", "preflight.json", "evaluation.json", "report.html", "README.md",
+LOG, PREFLIGHT, EVALUATION, REPORT, CARD, SCORES = (
+    "metrics.jsonl", "preflight.json", "evaluation.json", "report.html", "README.md", "held_out_scores.json",
 )  # fmt: skip
 LOCK, _TENSORBOARD = "_running", "runs"
 
@@ -144,7 +144,7 @@ _TOKENIZER = (
     "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json", "tokenizer_config.json",
 )  # fmt: skip
 # The recipe goes last: while it is there, the folder still holds a run
-_RECORDS = (EVALUATION, PREFLIGHT, LOG, METRICS, JOURNAL, RESOLVED)
+_RECORDS = (SCORES, EVALUATION, PREFLIGHT, LOG, METRICS, JOURNAL, RESOLVED)
 
 
 def holds_run(folder: Path) -> bool:

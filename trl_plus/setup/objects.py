@@ -75,7 +75,7 @@ def data_request(recipe: Recipe) -> DataRequest:
         eval_name=options.get("eval_dataset_name"),
         eval_fraction=recipe["eval_fraction"],
         max_eval_rows=recipe["max_eval_rows"],
-        seed=recipe["seed"],
+        seed=recipe["seed"] if recipe["split_seed"] is None else recipe["split_seed"],
         balance=bool(options.get("balance")),
     )
 

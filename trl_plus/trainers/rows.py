@@ -1,7 +1,9 @@
 """The rows of both trainers: last assistant turn as the response, lengths reported, weights carried along."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,23 @@ from trl_plus.upstream.models import base_model
 from trl_plus.upstream.tokens import common_prefix
 
 logger = logging.getLogger("trl_plus")
+
+
+_shared: ContextVar[dict[str, tuple[Any, Any, LengthReport | None]] | None] = ContextVar("shared", default=None)
+
+
+@contextmanager
+def sharing(made: dict[str, Any]) -> Iterator[None]:
+    """Within this context rows that were made of the same dataset object are taken from `made`, and others kept there.
+
+    Args:
+        made: of configurations that make the same rows. It is filled here.
+    """
+    before = _shared.set(made)
+    try:
+        yield
+    finally:
+        _shared.reset(before)
 
 
 ID_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids", "completion_ids")
@@ -72,9 +91,25 @@ class PreferenceRows:
 
     def make(self, dataset: Any, name: str, tokenize: Callable[[Any], Any], processing_class: Any) -> Any:
         """The rows of a dataset as a trainer takes them; `tokenize` is TRL's."""
-        dataset = self.prepare(dataset, name, processing_class)
-        before = self.count(dataset)
-        return self.finish(tokenize(dataset), name, before, processing_class)
+        shared = _shared.get()
+        source, rows, report = (shared or {}).get(name, (None, None, None))
+        if rows is not None and source is dataset:
+            if report is not None:
+                self._report(name, report)
+            return rows
+        prepared = self.prepare(dataset, name, processing_class)
+        before = self.count(prepared)
+        rows = self.finish(tokenize(prepared), name, before, processing_class)
+        if shared is not None:
+            shared[name] = (dataset, rows, self.reports.get(name))
+        return rows
+
+    def _report(self, name: str, report: LengthReport) -> None:
+        """Keep the report of a dataset, and log its sentence."""
+        self.reports[name] = report
+        sentence = report.sentence(name, self._args.max_length, self._cuts_the_end)
+        if sentence and PartialState().is_main_process:
+            logger.warning(sentence)
 
     def count(self, dataset: Any) -> int | None:
         """Rows that TRL will tokenize; None for a stream."""
@@ -150,10 +185,7 @@ class PreferenceRows:
                 dataset = mark_losses(dataset, sides, name, processing_class, self._selection)
         if max_length is not None:
             dataset, report = apply_overlong(dataset, sides, max_length, overlong, rows_before, end_is_cut)
-            self.reports[name] = report
-            sentence = report.sentence(name, max_length, end_is_cut)
-            if sentence and PartialState().is_main_process:
-                logger.warning(sentence)
+            self._report(name, report)
         return self._with_lengths(dataset, sides)
 
     @property

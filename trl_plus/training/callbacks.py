@@ -210,14 +210,21 @@ class Stopped(KeyboardInterrupt):
     """The run was asked to stop and has saved a checkpoint, or its model; the message says which."""
 
 
+class Paused(Stopped):
+    """The run has reached the step that it was to stop at, and has saved a checkpoint."""
+
+
 class StopOnSignal(TrainerCallback):
     """Inside the block, the first signal lets the current step finish; a second Ctrl-C stops at once.
 
     Before training and after `done`, a signal stops at once: nothing would be saved by waiting.
+
+    Args:
+        until: stop after this optimizer step as well, as a signal during it would.
     """
 
-    def __init__(self, output_dir: str, say: Callable[[Any], None]) -> None:
-        self.output_dir, self.say = output_dir, say
+    def __init__(self, output_dir: str, say: Callable[[Any], None], until: int | None = None) -> None:
+        self.output_dir, self.say, self.until = output_dir, say, until
         self._asked_at: float | None = None
         self._training = False
         self._saving = False
@@ -259,7 +266,8 @@ class StopOnSignal(TrainerCallback):
         self._training = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if _anywhere(self._asked_at is not None, args):
+        reached = self.until is not None and state.global_step == self.until < state.max_steps
+        if _anywhere(self._asked_at is not None or reached, args):
             self._saving = control.should_save = True
             args.save_only_model = False  # or nothing could resume from it
             if args.save_strategy == SaveStrategy.BEST:  # would save after a new best evaluation only
@@ -267,7 +275,8 @@ class StopOnSignal(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._saving:
-            raise Stopped(
+            kind = Paused if self._asked_at is None else Stopped
+            raise kind(
                 f"Stopped at step {state.global_step}: saved {self.output_dir}/checkpoint-{state.global_step}. "
                 "The same command with --resume continues."
             )

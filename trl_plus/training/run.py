@@ -30,6 +30,7 @@ from trl_plus.runs.weights import changed_base, fingerprint
 from trl_plus.setup.objects import RunObjects, build
 from trl_plus.setup.plan import effective_batch, size_notes
 from trl_plus.setup.trainer import build_trainer, card_of, check_data, load_processor, refuse_settings
+from trl_plus.training.sharing import Shared, rows_key
 from trl_plus.ui.environment import devices, versions
 
 Say = Callable[[Any], None]
@@ -42,6 +43,8 @@ def run(
     request: LaunchRequest | None = None,
     force: bool = False,
     preflight: bool = False,
+    shared: Shared | None = None,
+    until: int | None = None,
 ) -> Report:
     """Train a recipe. The folder `output_dir` then holds the adapter or model with its tokenizer,
     recipe.resolved.yaml, metrics.json, metrics.jsonl, journal.jsonl and, of a fresh run, preflight.json.
@@ -52,6 +55,8 @@ def run(
         request: the processes and engine that the run must have.
         force: resume also if the changed recipe makes it another run.
         preflight: look at a sample of the rows first. A resumed run does not: it began with these rows.
+        shared: takes rows from runs before it in this process, and keeps them for those after it.
+        until: stop after this optimizer step with a checkpoint, as a signal would; Stopped is raised.
 
     Raises:
         DataFound: preflight found errors in the sample.
@@ -64,7 +69,7 @@ def run(
         resumed_folder(resume, recipe["output_dir"])  # before the lock makes it
     folder = Path(recipe["output_dir"]).expanduser()
     with claimed(folder, say) if is_main_process() else nullcontext():
-        return Run(recipe, resume, say, request, force, preflight).execute()
+        return Run(recipe, resume, say, request, force, preflight, shared, until).execute()
 
 
 def _print_nothing(text: Any) -> None:
@@ -79,6 +84,7 @@ class Run:
         recipe: the same with what this machine decided; known once the run is accepted.
         checkpoint: the folder that the run resumes from; None for a fresh run.
         objects: configurations, data request and options.
+        made: tokenized rows by dataset, shared with the runs before and after.
         looked: the preflight of a sample of the rows; None if there was none.
         journal: what is printed also goes to journal.jsonl.
         report: the content of metrics.json.
@@ -89,6 +95,7 @@ class Run:
     recipe: Recipe
     data: Data
     processor: Any
+    made: dict[str, Any]
     looked: Any
     folder: Path
     journal: Journal
@@ -97,9 +104,18 @@ class Run:
     prompts: list[Prompt]
 
     def __init__(
-        self, given: Recipe, resume: str | None, say: Say, request: LaunchRequest | None, force: bool, preflight: bool
+        self,
+        given: Recipe,
+        resume: str | None,
+        say: Say,
+        request: LaunchRequest | None,
+        force: bool,
+        preflight: bool,
+        shared: Shared | None = None,
+        until: int | None = None,
     ) -> None:
         self.say, self.request, self.force, self.preflight = say, request, force, preflight
+        self.shared, self.until = shared or Shared(), until
         self.main, self.checkpoint = is_main_process(), None
         if resume is not None:
             self.checkpoint = find_checkpoint(resume, given["output_dir"], given["max_steps"], say)
@@ -118,7 +134,7 @@ class Run:
             self.announce()
             with (
                 told_to_trackers(self.objects.args, self.folder, self.journal.began()),
-                StopOnSignal(str(self.folder), self.say) as stop,
+                StopOnSignal(str(self.folder), self.say, self.until) as stop,
             ):
                 self.load_model(stop)
                 self.take_folder()
@@ -144,13 +160,16 @@ class Run:
         refuse_settings(self.objects)
         if self.checkpoint is not None:
             check_same_run(self.recipe, self.checkpoint, self.force, self.say)
-        self.data = load(self.objects.data)
+        key = rows_key(self.recipe, self.objects.data)
+        self.data = self.shared.once(key, "data", lambda: load(self.objects.data))
+        self.made = self.shared.once(key, "tokenized", dict)
         self.processor = load_processor(self.objects)
         check_data(self.objects, self.data, self.processor)
         self.looked = None
         if self.checkpoint is None:
             refuse_moved(self.recipe, self.folder)
-            self.looked = look(self.objects, self.processor, self.say) if self.preflight else None
+            if self.preflight:
+                self.looked = self.shared.once(key, "look", lambda: look(self.objects, self.processor, self.say))
         self.journal = Journal(self.folder, self.main, self.say)
         self.say = self.journal.say
         self.report = Report(self.recipe.method.name, self.recipe["model_name_or_path"], self.objects.data.label)
@@ -184,6 +203,7 @@ class Run:
 
     def load_model(self, stop: Any) -> None:
         """Load the model into its trainer, with our callbacks; `stop` is the last of them."""
+        from trl_plus.trainers.rows import sharing
         from trl_plus.trainers.watch import LearningWatch
         from trl_plus.training.callbacks import (
             AlreadyFinished,
@@ -206,7 +226,7 @@ class Run:
             LearningWatch(self.journal.warn),
             stop,
         ]
-        with unchecked() if self.looked is None else nullcontext():
+        with unchecked() if self.looked is None else nullcontext(), sharing(self.made):
             self.trainer = build_trainer(self.objects, self.data, self.processor, callbacks)
         self.trainer.card = card_of(self.objects)
         use_short_progress(self.trainer)

@@ -1,0 +1,1 @@
+"""Runs over a grid of values and seeds, and the differences between the values."""
