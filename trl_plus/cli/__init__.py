@@ -8,6 +8,7 @@ import typer
 from trl_plus._version import __version__
 from trl_plus.cli.arguments import normalise, with_dashes
 from trl_plus.cli.streams import outlive_readers
+from trl_plus.upstream import deferred
 
 # Each command is a function of its name in a file of its name, with its examples in EPILOG
 _OF_A_RECIPE = (
@@ -66,5 +67,6 @@ def _options(
 
 def main() -> None:
     """Run the command line with the process's arguments."""
+    deferred.in_command = True
     outlive_readers()
     app(args=normalise(sys.argv[1:]))

@@ -1,7 +1,8 @@
 """Imports of other libraries that a command may never use: loaded at their first use.
 
 transformers imports peft and the modules of models for `isinstance` tests, and peft imports bitsandbytes. Together they
-take half of the start of a command that makes no model.
+take half of the start of a command that makes no model. Only the command line does this, in a process of its own: a
+program that imports trl_plus gets these libraries as they are.
 """
 
 import sys
@@ -11,6 +12,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
+
+in_command = False  # `trl_plus.cli.main` sets it
 
 
 class _Deferred(ModuleType):
@@ -36,7 +39,7 @@ def _once_loaded(module: str, name: str) -> type:
 
 def import_training_arguments() -> None:
     """Import transformers' training arguments, and what making them imports, without peft and models."""
-    if "transformers.trainer_utils" in sys.modules or "peft" in sys.modules:
+    if not in_command or "transformers.trainer_utils" in sys.modules or "peft" in sys.modules:
         return
     import_module("transformers.utils")  # with torch
     transformers: Any = sys.modules["transformers"]
@@ -57,6 +60,8 @@ def import_training_arguments() -> None:
 
 def import_peft() -> None:
     """Import peft without bitsandbytes, which it only uses with quantized weights."""
+    if not in_command:
+        return
     with _deferred("bitsandbytes"):
         import_module("peft")
 
