@@ -30,6 +30,12 @@ def request(path, converter, paired=True, **keys):
         (SCORED, "sharegpt", True, "row 0 has the columns prompt, responses, scores, but `converter: sharegpt` needs"),
         (SCORED, "sharegpt", True, "use `converter: scores`"),
         (HH, "alpaca", True, "needs `instruction`: use `converter: hh`"),
+        (
+            {"q": "a", "good_answer": "b", "bad_answer": "c"},
+            "text",
+            True,
+            "needs `prompt` or `question` or another of 13 names and `chosen` or `chosen_response` or another of 18",
+        ),
         (HH, "ultrafeedback", True, "needs `prompt`: use `converter: hh`"),
         ({"instruction": "i", "output": "o"}, "alpaca", False, "needs `kto_tag` or `label`: rename the columns"),
         ({"instruction": "i", "output": ["a", "b", "c"]}, "alpaca", True, "`output` must be a list of two texts"),

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -106,7 +106,13 @@ def _missing(converter: str, columns: list[str], paired_method: bool) -> list[st
     """The fields that are missing for the nearest shape of the converter that the method can train on."""
     shapes = [shape for shape in CONVERTERS[converter] if not ((paired_method and shape.labelled) or shape.holds)]
     fields = [[names for names in shape.needs if not set(names) & set(columns)] for shape in shapes]
-    return [" or ".join(f"`{name}`" for name in names) for names in min(fields, key=len)]
+    return [_any_of(names) for names in min(fields, key=len)]
+
+
+def _any_of(names: Sequence[str]) -> str:
+    """All of a few names, or the first of many."""
+    shown = [f"`{name}`" for name in names[: 3 if len(names) == 3 else 2]]
+    return " or ".join([*shown, f"another of {len(names)} names"] if len(names) > 3 else shown)
 
 
 def _refusal(fault: str, row: Row, paired_method: bool) -> DataError:

@@ -217,7 +217,7 @@ LEFT_OUT, RARE = "D110", 0.1  # up to this share it is only INFO: ties between s
 
 
 TITLE = "the converter leaves the row out"
-CURE = "Look at the reasons: mend these rows, or choose the converter by the rows shown in docs/data.md."
+CURE = "Look at the reasons: fix these rows, or choose the converter by the rows shown in docs/data.md."
 
 
 def left_out(raw: RawData) -> list[Finding]:
