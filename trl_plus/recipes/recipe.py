@@ -45,9 +45,14 @@ class Recipe:
         """The value of a key, its default if it was not given. `bundled:` values are as they were written."""
         return self.values[name] if name in self.values else keys_of(self.method)[name].default
 
+    @property
+    def argument(self) -> str:
+        """The recipe as an argument of a command: its file, or the name of the bundled recipe."""
+        return self.label.removeprefix(package_data.BUNDLED)
+
     def command(self, name: str) -> str:
         """Another command on this recipe, with its overrides, for a shell: `trl-plus preflight my.yaml beta=2.5`."""
-        return shlex.join(["trl-plus", name, self.label.removeprefix(package_data.BUNDLED), *self.words])
+        return shlex.join(["trl-plus", name, self.argument, *self.words])
 
     def origin(self, name: str) -> str:
         """The origin of a key's value; "default" if it was not given."""
