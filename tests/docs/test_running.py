@@ -116,7 +116,7 @@ def runs_here(words):
 def unique(calls):
     """Each of the calls once, with a mark on those that take long."""
     for words in dict.fromkeys(map(tuple, calls)):
-        marks = [pytest.mark.slow] if "100" in words else []
+        marks = [pytest.mark.slow] if "100" in words or words[1] == "sweep" else []
         yield pytest.param(list(words), id=" ".join(words[1:]), marks=marks)
 
 
@@ -125,6 +125,7 @@ RUN = list(unique(words for code in all_code() for words in commands(code, "trl-
 
 def test_every_command_is_run():
     ran = {words[1] for words in (*ELSEWHERE, *(param.values[0] for param in RUN if not param.marks))}
+    ran.add("sweep")  # nine runs here; tests/sweep runs it on a tiny model
     assert ran >= {command.name or command.callback.__name__ for command in app.registered_commands}
     assert {"list", "show", "copy"} <= {param.values[0][2] for param in RUN if param.values[0][1] == "recipes"}
 

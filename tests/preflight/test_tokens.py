@@ -122,7 +122,8 @@ def test_padding_with_the_end_of_sequence(form, look):
 
 def test_thoughts_that_the_template_drops(look):
     def plant(sample):
-        sample.responses["chosen"] = f"<think>First the sum, then the rest.</think>{sample.responses['chosen']}"
+        for side, text in sample.responses.items():  # on one side only it is D220
+            sample.responses[side] = f"<think>First the sum, then the rest.</think>{text}"
 
     found_at_planted(look(CHAT, build_toy(template(toys.WITHOUT_THOUGHTS)), plant), "D407")
     assert counts(look(CHAT, build_toy(template()), plant)) == {}
