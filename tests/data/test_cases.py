@@ -157,7 +157,8 @@ def test_case(write, tmp_path, models, kind, case):
         return
     if case.get("clean", True):
         ends = {"D401", "D402"} if "template" in case else set()  # of templates with other tokens than the toy's
-        assert codes <= {"D701", "D205", *ends}, [(finding.code, finding.sentence) for finding in result.findings]
+        known = {"D701", "D205", "D220", *ends}  # D220: one side thinks
+        assert codes <= known, [(finding.code, finding.sentence) for finding in result.findings]
     texts = shown(result.previews)
     for side, words in case["tokens"].items():
         assert all(any(word in row[side] for row in texts) for word in words), texts

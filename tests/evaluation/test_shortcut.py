@@ -87,7 +87,7 @@ def test_in_words_as_json_and_in_the_report():
     assert "fitted on 240 of the other held-out rows" in " ".join(text.split())
 
     class Run:
-        folder, begins, end = None, (), None
+        folder, begins, end, summary = None, (), None, {}
 
     content["weights"] = None
     shown = shown_evaluation(content, Run())

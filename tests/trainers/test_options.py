@@ -20,7 +20,7 @@ REFUSED = [
     ("DPO", {"discopop_tau": 0.1}, "discopop_tau"),
     ("DPO", {"beta": 0.0}, "beta"),
     ("SimPO", {"beta": -1.0}, "beta"),
-    ("SimPO", {"gamma": 1.0, "gamma_beta_ratio": 0.5}, "not both"),
+    ("SimPO", {"gamma": 1.0, "gamma_beta_ratio": 0.5}, "`gamma` and `gamma_beta_ratio` exclude each other: keep one"),
     ("SimPO", {"label_smoothing": 0.1, "loss_type": "hinge"}, "label_smoothing"),
     ("SimPO", {"loss_type": "ipo"}, "loss_type"),
     ("SimPO", {"sft_weight": -1.0}, "sft_weight"),

@@ -4,7 +4,7 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class Recipe:
     origins: Mapping[str, str]
     label: str
     notes: tuple[str, ...] = ()
-    words: tuple[str, ...] = ()
+    words: tuple[str, ...] = field(default=(), compare=False)
 
     def __getitem__(self, name: str) -> Any:
         """The value of a key, its default if it was not given. `bundled:` values are as they were written."""
