@@ -50,7 +50,8 @@ def same_but_for_space(field: Field, row: int) -> None:
 def broken_off(field: Field, row: int) -> None:
     whole = "The compass shows north because its needle is a magnet that turns freely on a pin"
     short, long = field.rng.sample(["chosen", "rejected"], 2)
-    field[row].responses |= {short: whole[: field.rng.randint(40, 70)].strip(), long: f"{whole}."}
+    inside_a_word = [end for end in range(40, 71) if whole[end - 2 : end].isalnum()]
+    field[row].responses |= {short: whole[: field.rng.choice(inside_a_word)], long: f"{whole}."}
 
 
 @planter("D206", chat)
