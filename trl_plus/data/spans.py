@@ -36,6 +36,7 @@ THINKING = (
     ("<|channel|>analysis<|message|>", "<|end|>", False),
     ("to=self<|message|>", "<|eom|>", False),
 )
+_IN_EVERY_TAG = "<[◁"
 CALLS = re.compile(
     r"<(tool_call|function_call|tool_code|invoke)>.*?</\1>|<\|tool_call_start\|>.*?<\|tool_call_end\|>", re.DOTALL
 )
@@ -163,6 +164,8 @@ def think_blocks(text: str, start: int = 0, end: int | None = None) -> list[Span
     """
     end = len(text) if end is None else end
     found: list[Span] = []
+    if not any(character in text for character in _IN_EVERY_TAG):  # most texts: preflight asks for every response
+        return found
     for opener, closer, closes_alone in THINKING:
         position = start
         opening, closing = text.find(opener, start, end), text.find(closer, start, end)

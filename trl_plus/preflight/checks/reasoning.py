@@ -10,6 +10,7 @@ from trl_plus.preflight.rows import Row, excerpt
 
 _UNEQUAL = 4  # times the length of the other side's thinking
 _LONG = 400  # characters of thinking below which lengths are not compared
+_OPENERS = tuple(opener for opener, _, _ in THINKING)
 _TAG = re.compile(r"<[^<>]*>|\[/?THINK\]|◁/?think▷|to=self|analysis")
 
 
@@ -52,6 +53,8 @@ def unequal_thinking(row: Row) -> str | None:
 def never_closed(row: Row) -> str | None:
     for side in row.responses:
         text = row.said(side).lstrip()
+        if not text.startswith(_OPENERS):
+            continue
         for opener, closer, _ in THINKING:
             if text.startswith(opener) and closer not in text:
                 return f"{side}: ...{excerpt(text[-60:])}"
@@ -94,6 +97,8 @@ def _written_calls(row: Row) -> list[tuple[str, str]]:
     """(side, what stands between the tags) of tool calls in the text of a response."""
     found = []
     for side, text in row.responses.items():
+        if "<" not in text:
+            continue
         for match in CALLS.finditer(text):
             inner = re.sub(r"\A<[^<>]*>|<[^<>]*>\Z", "", match.group()).strip()
             if not inner.startswith("<"):  # an XML dialect
