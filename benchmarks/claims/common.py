@@ -19,6 +19,18 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import torch
 from torch import Tensor
 
+# A training run on a CPU that logs and saves nothing, and cuts no row
+QUIET = {
+    "bf16": False,
+    "use_cpu": True,
+    "gradient_checkpointing": False,
+    "report_to": [],
+    "save_strategy": "no",
+    "logging_strategy": "no",
+    "disable_tqdm": True,
+    "max_length": None,
+}
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -92,20 +104,13 @@ def train(method: str, rows: Sequence[dict[str, Any]], steps: int, **config: Any
     logging.disable_progress_bar()
     model, tokenizer = tiny()
     settings = {
+        **QUIET,
         "output_dir": tempfile.mkdtemp(),
         "per_device_train_batch_size": len(rows),
         "max_steps": steps,
         "optim": "adamw_torch",
         "lr_scheduler_type": "constant",
         "max_grad_norm": 0.0,
-        "bf16": False,
-        "use_cpu": True,
-        "gradient_checkpointing": False,
-        "report_to": [],
-        "save_strategy": "no",
-        "logging_strategy": "no",
-        "disable_tqdm": True,
-        "max_length": None,
     } | config
     extra = {"ref_model": tiny()[0]} if method in ("DPO", "KTO") else {}
     trainer = getattr(trl_plus, f"{method}Trainer")(

@@ -14,13 +14,14 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import common  # noqa: F401  finds the repository, and keeps the hub out
+import common  # finds the repository, and keeps the hub out
 import torch
 from torch import Tensor
 from transformers import PrinterCallback
 
+from trl_plus.sweep.statistics import quantile
+
 RATE = 2e-4
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5% quantile of Student's t by the number of seeds
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Estimate:
 
     @property
     def half(self) -> float:
-        return STUDENT[len(self.values)] * stdev(self.values) / sqrt(len(self.values))
+        return quantile(0.05, len(self.values) - 1) * stdev(self.values) / sqrt(len(self.values))
 
     def agrees(self, wanted: int, small: bool) -> bool:
         """Whether the interval lies on the side of 0 that `wanted` names, 1 or -1.
@@ -100,20 +101,13 @@ def trainer(method: str, rows: Sequence[dict[str, Any]], seed: int, start: Any =
         model.load_state_dict(start)
         reference.load_state_dict(start)
     settings = {
+        **common.QUIET,
         "output_dir": tempfile.mkdtemp(),
         "per_device_train_batch_size": 16,
         "num_train_epochs": 1,
         "learning_rate": RATE,
         "lr_scheduler_type": "constant",
         "optim": "adamw_torch",
-        "bf16": False,
-        "use_cpu": True,
-        "gradient_checkpointing": False,
-        "report_to": [],
-        "save_strategy": "no",
-        "logging_strategy": "no",
-        "disable_tqdm": True,
-        "max_length": None,
         "seed": seed,
     } | config
     made = getattr(trl_plus, f"{method}Trainer")(

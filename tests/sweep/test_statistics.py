@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from trl_plus.sweep import statistics
 from trl_plus.sweep.results import no_verdict, points
@@ -13,7 +14,6 @@ from trl_plus.sweep.statistics import compare, prompts_needed, quantile, seeds_n
 @pytest.mark.parametrize("level", [0.05, 0.05 / 3, 1e-3, 1e-6])
 @pytest.mark.parametrize("freedom", [1, 2, 3, 8, 99, 100, 159, 5000])
 def test_quantiles_are_those_of_scipy(level, freedom):
-    stats = pytest.importorskip("scipy.stats")
     assert quantile(level, freedom) == pytest.approx(stats.t.isf(level / 2, freedom), rel=1e-5)
 
 

@@ -122,7 +122,7 @@ def test_a_reward_model_is_no_reference(make_trainer, pair_rows, tiny_model_dir)
 
 
 def models_of_other_kinds(folder):
-    """name -> (model, what is said of it)"""
+    """Models by name, each with the words of its refusal."""
     config = T5Config(vocab_size=64, d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0)
     causal = AutoModelForCausalLM.from_pretrained(folder)
     mixed = get_peft_model(causal, LoraConfig(r=2, target_modules=["q_proj"]), mixed=True)

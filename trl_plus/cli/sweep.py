@@ -31,7 +31,7 @@ def sweep(
         typer.Option(metavar="STEPS", min=1, help="Successive halving with so many optimizer steps over all runs."),
     ] = None,
     jobs: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Runs at a time, each in a process, and on a GPU, of its own.")
+        int, typer.Option(metavar="N", min=1, help="Number of parallel processes, each with its own GPU.")
     ] = 1,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of the runs; OUTPUT_DIR-sweep if not given.")

@@ -26,7 +26,7 @@ class DataRequest:
         columns: new names of the columns of `name` and `eval_name`, see `data.columns`.
         converter: name of the converter of the rows of `name` and `eval_name`; an entry of `mixture` names its own.
         test_split_required: the recipe names the test split itself, so its absence is an error.
-        eval_fraction: share of the training rows to hold out where there is no test split.
+        eval_fraction: share of the training rows to hold out if there is no test split.
         max_eval_rows: at most so many held-out rows; 0 for none, None for all.
         balance: weigh the training rows by `data.balance`; `load` and `finish` do it.
         row_column: name of an int64 column that every row then carries: the 0-based index of the row it was made from,
